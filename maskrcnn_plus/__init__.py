@@ -1,0 +1,7 @@
+"""Mask R-CNN components for Detectron2; importing the package registers them."""
+
+__version__ = "0.1.0"
+
+from maskrcnn_plus import backbones, data
+
+__all__ = ["backbones", "data"]
