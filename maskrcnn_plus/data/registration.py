@@ -1,0 +1,286 @@
+"""
+Registering folders of images and label images with Detectron2's catalogs.
+
+A label image has the size of its image; 0 is background and k > 0 is the k-th object. Layouts that are understood:
+
+    root/images/ID.png   root/labels/ID.png   root/splits.json: {"train": [ID, ...], "val": [ID, ...]}
+    root/train/images/ID.png   root/train/labels/ID.png   root/val/images/...
+"""
+
+import difflib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from scipy import ndimage
+
+from maskrcnn_plus.data.check import DataError, report_problems
+from maskrcnn_plus.data.images import IMAGE_SUFFIXES, ImageReadError, read_image_size, read_label_map
+
+__all__ = ["copy_dicts", "label_map_annotations", "register_label_maps", "register_source"]
+
+_LABEL_SUFFIXES = (".png", ".tif", ".tiff")
+_DENSE_LABELS = 65535
+
+
+def register_label_maps(
+    name: str,
+    root: str,
+    split: str | None = None,
+    *,
+    thing_classes: Sequence[str] = ("object",),
+    image_dir: str = "images",
+    label_dir: str = "labels",
+    on_error: str = "raise",
+) -> str:
+    """
+    Register a folder of images and label images as a data set of one class.
+
+    Nothing is read before `DatasetCatalog.get(name)`; label images are read once a process.
+
+    Args:
+        name: name in DatasetCatalog and MetadataCatalog.
+        root: folder of the data set, see the layouts at the top of this file.
+        split: folder in root, or key in root/splits.json; None takes all images in root/images.
+        thing_classes: name of the class.
+        image_dir, label_dir: names of the folders of images and of label images.
+        on_error: what loading does with images that are missing, unreadable or have no label image of their size:
+            "raise", or "skip" them with one warning that lists them.
+
+    Returns:
+        `name`, so that the call can stand in a config where a data set name is expected.
+
+    Raises:
+        DataError: there are several classes, or the name is taken. Loading raises it for problems in the folder.
+    """
+    thing_classes = (thing_classes,) if isinstance(thing_classes, str) else tuple(thing_classes)
+    if len(thing_classes) != 1:
+        raise DataError(
+            f"Data set '{name}': label images hold one class, but thing_classes={list(thing_classes)}. "
+            "Name one class, or use COCO annotations for several."
+        )
+    report_problems([], on_error)  # refuses an unknown on_error at once
+    root = os.path.abspath(os.path.expanduser(root)) if root else ""
+    split = None if split is None else str(split)
+    source = LabelMapFolder(root, split, image_dir, label_dir, on_error)
+    return register_source(
+        name, source, thing_classes=list(thing_classes), evaluator_type="label_map", root=root, split=split
+    )
+
+
+def register_source(name: str, source: Callable[[], list[dict]], **metadata: object) -> str:
+    """
+    Register a data set function and its metadata; registering an equal one again changes nothing.
+
+    Args:
+        name: name in DatasetCatalog and MetadataCatalog.
+        source: function that returns dataset dicts and compares equal to one with the same arguments.
+        metadata: attributes for MetadataCatalog.
+
+    Returns:
+        `name`.
+
+    Raises:
+        DataError: the name is taken by something else.
+    """
+    taken = name in DatasetCatalog and DatasetCatalog[name] != source
+    known = MetadataCatalog.get(name).as_dict()
+    differing = [key for key, value in metadata.items() if key in known and known[key] != value]
+    if taken or differing:
+        what = f"with another {', '.join(differing)}" if differing else "by something else"
+        raise DataError(f"Data set name '{name}' is already registered {what}. Use another name.")
+    if name not in DatasetCatalog:
+        DatasetCatalog.register(name, source)
+    MetadataCatalog.get(name).set(**metadata)
+    return name
+
+
+def label_map_annotations(label_map: np.ndarray, categories: Mapping[int, int] | None = None) -> list[dict]:
+    """
+    List the objects of a label image.
+
+    Args:
+        label_map: [H, W] integers, 0 = background.
+        categories: category id of each label; None makes every object category 0.
+
+    Returns:
+        One Detectron2 annotation an object, in ascending label order: `bbox` (x0, y0, x1, y1 in pixels, x1 and y1
+        exclusive) with `bbox_mode` XYXY_ABS, `category_id`, `label_id`, `area` in pixels, `iscrowd` 0.
+    """
+    if not label_map.any():
+        return []
+    label_ids = None
+    if label_map.max() > _DENSE_LABELS:  # the tables below have an entry for each possible label
+        label_ids, dense = np.unique(label_map, return_inverse=True)
+        label_map = dense.reshape(label_map.shape) + (label_ids[0] != 0)  # [H, W]
+        label_ids = label_ids if label_ids[0] == 0 else np.concatenate([[0], label_ids])
+    areas = np.bincount(label_map.ravel())
+    annotations = []
+    for index, window in enumerate(ndimage.find_objects(label_map), start=1):
+        if window is None:
+            continue
+        label_id = index if label_ids is None else int(label_ids[index])
+        rows, columns = window
+        annotations.append(
+            {
+                "bbox": [float(columns.start), float(rows.start), float(columns.stop), float(rows.stop)],
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "category_id": 0 if categories is None else categories[label_id],
+                "label_id": label_id,
+                "area": int(areas[index]),
+                "iscrowd": 0,
+            }
+        )
+    return annotations
+
+
+def copy_dicts(dicts: Sequence[dict]) -> list[dict]:
+    """Copy dataset dicts of label images, so that a caller may change them (much faster than copy.deepcopy)."""
+    return [
+        {**record, "annotations": [{**entry, "bbox": list(entry["bbox"])} for entry in record["annotations"]]}
+        for record in dicts
+    ]
+
+
+@dataclass(frozen=True)
+class LabelMapFolder:
+    """The data set function of a folder: reads it on the first call, and returns fresh dicts on every call."""
+
+    root: str
+    split: str | None
+    image_dir: str
+    label_dir: str
+    on_error: str
+    _cache: list[dict] = field(default_factory=list, compare=False, repr=False)
+
+    def __call__(self) -> list[dict]:
+        """Return the dataset dicts, sorted by image id."""
+        if not self._cache:
+            self._cache.extend(self._load())
+        return copy_dicts(self._cache)
+
+    def _load(self) -> list[dict]:
+        """Read the folder."""
+        folder, ids = self._find_split()
+        problems: list[str] = []
+        images = _list_files(os.path.join(folder, self.image_dir), IMAGE_SUFFIXES, problems)
+        labels = _list_files(os.path.join(folder, self.label_dir), _LABEL_SUFFIXES, problems)
+        records = []
+        for image_id in sorted(images) if ids is None else ids:
+            if image_id not in images:
+                near = _suggest(image_id, images)
+                problems.append(
+                    f"{os.path.join(folder, 'splits.json')}: split '{self.split}' names the image {image_id!r}, but "
+                    f"{os.path.join(folder, self.image_dir)} has no file of this name (without extension).{near}"
+                )
+            elif image_id not in labels:
+                expected = os.path.join(folder, self.label_dir, f"{image_id}.png")
+                problems.append(
+                    f"{images[image_id]}: no label image {expected} (or .tif). "
+                    "Add it (all zeros if the image has no objects) or remove the image."
+                )
+            else:
+                try:
+                    records.append(_read_record(image_id, images[image_id], labels[image_id]))
+                except ImageReadError as error:
+                    problems.append(str(error))
+        report_problems(problems, self.on_error)
+        if not records:
+            raise DataError(
+                f"{os.path.join(folder, self.image_dir)}: no image with a label image was found. "
+                f"Images must end in {', '.join(IMAGE_SUFFIXES)}."
+            )
+        return records
+
+    def _find_split(self) -> tuple[str, list[str] | None]:
+        """Return the folder that holds the image folder, and the image ids if a list selects them."""
+        if not os.path.isdir(self.root):
+            raise DataError(
+                f"Data set folder {self.root!r} does not exist. Give the folder of your data, "
+                "for example with dataset.root=/path/to/data."
+            )
+        if self.split is None:
+            return self.root, None
+        lists = _read_splits(os.path.join(self.root, "splits.json"))
+        if self.split in lists:
+            return self.root, lists[self.split]
+        if os.path.isdir(os.path.join(self.root, self.split, self.image_dir)):
+            return os.path.join(self.root, self.split), None
+        entries = sorted(os.listdir(self.root))
+        folders = [entry for entry in entries if os.path.isdir(os.path.join(self.root, entry, self.image_dir))]
+        splits = [*lists, *folders]
+        raise DataError(
+            f"{self.root}: there is no split '{self.split}'. "
+            + (f"Available: {', '.join(splits)}.{_suggest(self.split, splits)}" if splits else "")
+            + ("" if splits else f"Add splits.json or folders {self.split}/{self.image_dir}, or use no split.")
+        )
+
+
+def _read_splits(path: str) -> dict[str, list[str]]:
+    """Read splits.json; a missing file has no splits."""
+    if not os.path.exists(path):
+        return {}
+    expected = 'It must look like {"train": ["image1", "image2"], "val": ["image3"]}, names without extension.'
+    try:
+        with open(path, encoding="utf-8") as file:
+            splits = json.load(file)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}). {expected}") from error
+    if not isinstance(splits, dict) or not all(isinstance(ids, list) for ids in splits.values()):
+        raise DataError(f"{path}: this is not an object with a list for each split. {expected}")
+    for split, ids in splits.items():
+        if not all(isinstance(image_id, str) for image_id in ids):
+            raise DataError(f"{path}: the split '{split}' holds something else than strings. {expected}")
+        if len(set(ids)) < len(ids):
+            twice = next(image_id for image_id in ids if ids.count(image_id) > 1)
+            raise DataError(
+                f"{path}: the split '{split}' names the image {twice!r} more than once. Remove one of them."
+            )
+    return splits
+
+
+def _list_files(folder: str, suffixes: Sequence[str], problems: list[str]) -> dict[str, str]:
+    """Map file name without extension -> path, for visible files with one of the extensions."""
+    if not os.path.isdir(folder):
+        raise DataError(
+            f"{folder}: there is no such folder. A data set needs a folder of images and one of label images."
+        )
+    files: dict[str, str] = {}
+    for entry in sorted(os.listdir(folder)):
+        stem, suffix = os.path.splitext(entry)
+        if entry.startswith(".") or suffix.lower() not in suffixes:
+            continue
+        path = os.path.join(folder, entry)
+        if stem in files:
+            problems.append(f"{path}: {files[stem]} has the same name with another extension. Remove one of them.")
+        files.setdefault(stem, path)
+    return files
+
+
+def _read_record(image_id: str, image_path: str, label_path: str) -> dict:
+    """Read one image header and one label image into a dataset dict."""
+    height, width = read_image_size(image_path)
+    label_map = read_label_map(label_path)  # [H, W]
+    if label_map.shape != (height, width):
+        raise ImageReadError(
+            f"{label_path}: the label image is {label_map.shape[0]} high x {label_map.shape[1]} wide, its image "
+            f"{image_path} is {height} high x {width} wide. Both must have the same size."
+        )
+    return {
+        "file_name": image_path,
+        "image_id": image_id,
+        "height": height,
+        "width": width,
+        "label_file_name": label_path,
+        "annotations": label_map_annotations(label_map),
+    }
+
+
+def _suggest(name: str, known: Sequence[str] | Mapping[str, str]) -> str:
+    """Return ' Did you mean ...?' for the names closest to `name`, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=2)
+    return f" Did you mean {' or '.join(repr(entry) for entry in near)}?" if near else ""
