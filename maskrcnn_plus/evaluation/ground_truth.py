@@ -1,0 +1,133 @@
+"""Ground truth of a Detectron2 data set as COCO RLEs, from label images, polygons or RLEs.
+
+Shape shorthand: N annotations of an image of H x W pixels.
+"""
+
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as coco_mask
+from detectron2.data import DatasetCatalog
+
+from ..data.images import read_label_map
+from ..masks.label_map import label_map_to_rles, normalize_rle
+
+
+def load_ground_truth(dataset_name: str) -> dict[Any, dict[str, Any]]:
+    """Read a registered data set for evaluation.
+
+    Args:
+        dataset_name: its name in Detectron2's DatasetCatalog.
+
+    Returns:
+        The data set's dicts by `image_id`, in the data set's order.
+
+    Raises:
+        KeyError: no data set of that name (from DatasetCatalog).
+        ValueError: no images, an image without id or size, or an image id that stands for two images.
+    """
+    by_image_id: dict[Any, dict[str, Any]] = {}
+    for entry in DatasetCatalog.get(dataset_name):
+        for key in ("image_id", "height", "width"):
+            if key not in entry:
+                raise ValueError(f"Data set {dataset_name!r}: {image_name(entry)} has no {key!r}.")
+        if entry["image_id"] in by_image_id:
+            raise ValueError(
+                f"Data set {dataset_name!r}: image id {entry['image_id']!r} stands for two images: "
+                f"{image_name(by_image_id[entry['image_id']])} and {image_name(entry)}. Give each an id of its own."
+            )
+        by_image_id[entry["image_id"]] = entry
+    if not by_image_id:
+        raise ValueError(f"Data set {dataset_name!r} has no images to evaluate on.")
+    return by_image_id
+
+
+def image_name(dataset_dict: dict[str, Any]) -> str:
+    """Name an image for an error message: its file, and its id where there is one."""
+    name = str(dataset_dict.get("file_name", "an image without file_name"))
+    return f"{name} (image id {dataset_dict['image_id']!r})" if "image_id" in dataset_dict else name
+
+
+def ground_truth_rles(dataset_dict: dict[str, Any]) -> list[dict[str, Any]]:
+    """Encode the ground-truth masks of one image.
+
+    Args:
+        dataset_dict: an entry of a Detectron2 data set: "height", "width" and "annotations", each of which has either
+            "label_id" (its value in the label image "label_file_name") or "segmentation" (polygons as
+            [[x0, y0, x1, y1, ...], ...] in pixels, or an RLE). Crowd annotations are encoded like all others.
+
+    Returns:
+        One RLE an annotation, in their order, all of size [H, W] with `counts` as str.
+
+    Raises:
+        ValueError: naming image and annotation, where a mask is missing or malformed.
+    """
+    annotations = dataset_dict.get("annotations", [])
+    height, width = dataset_dict["height"], dataset_dict["width"]
+    label_ids = {int(annotation["label_id"]) for annotation in annotations if "label_id" in annotation}
+    objects = sorted(label_id for label_id in label_ids if label_id > 0)
+    of_label = (
+        dict(zip(objects, label_map_to_rles(_label_map_of(dataset_dict), objects), strict=True)) if label_ids else {}
+    )
+    rles = []
+    for index, annotation in enumerate(annotations):
+        try:
+            if "label_id" in annotation:
+                rle = of_label.get(int(annotation["label_id"]))
+                if rle is None or not coco_mask.area(rle):
+                    raise ValueError(
+                        f"label_id {annotation['label_id']} is no object of {dataset_dict['label_file_name']}."
+                    )
+            else:
+                rle = _segmentation_rle(annotation.get("segmentation"), height, width)
+        except ValueError as error:
+            raise ValueError(f"{image_name(dataset_dict)}, annotation {index}: {error}") from error
+        rles.append(rle)
+    return rles
+
+
+def _label_map_of(dataset_dict: dict[str, Any]) -> np.ndarray:
+    """Read the label image [H, W] of an entry and check its size."""
+    path = dataset_dict.get("label_file_name")
+    if path is None:
+        raise ValueError(
+            f'{image_name(dataset_dict)}: annotations have "label_id" but the image has no "label_file_name".'
+        )
+    label_map = read_label_map(path)
+    height, width = dataset_dict["height"], dataset_dict["width"]
+    if label_map.shape != (height, width):
+        raise ValueError(
+            f"{path} has {label_map.shape[0]} x {label_map.shape[1]} pixels (height x width), "
+            f"but its image {image_name(dataset_dict)} has {height} x {width}."
+        )
+    return label_map
+
+
+def _segmentation_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """Encode polygons, or check and compress an RLE."""
+    if isinstance(segmentation, dict):
+        rle = normalize_rle(segmentation)
+        if rle["size"] != [height, width]:
+            raise ValueError(f"its RLE has size {rle['size']}, the image has [{height}, {width}].")
+        return rle
+    if not isinstance(segmentation, list) or not segmentation:
+        raise ValueError('it has no mask: neither a "label_id" nor a "segmentation" of polygons or RLE.')
+    polygons = [_polygon(polygon, height, width) for polygon in segmentation]
+    return normalize_rle(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
+
+
+def _polygon(polygon: Any, height: int, width: int) -> list[float]:
+    """Check one polygon [x0, y0, x1, y1, ...]: the COCO API overruns its memory on coordinates that are far outside."""
+    try:
+        coordinates = np.asarray(polygon, dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError) as error:
+        raise ValueError("a polygon is not a list of numbers [x0, y0, x1, y1, ...].") from error
+    if coordinates.size < 6 or coordinates.size % 2:
+        raise ValueError(f"a polygon has {coordinates.size} numbers; it needs an x and a y for at least 3 points.")
+    margin = 2 * max(height, width)
+    if not (np.abs(coordinates) <= margin).all():
+        raise ValueError(
+            f"a polygon reaches from {coordinates.min():g} to {coordinates.max():g}, far outside the {height} x {width}"
+            " image: its coordinates must be finite and in pixels of this image."
+        )
+    return coordinates.tolist()

@@ -1,0 +1,104 @@
+"""A model's predictions on their way to a metric: `Instances` -> checked RLEs, gathered over all processes.
+
+Shape shorthand: D detections in an image of H x W pixels.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import detectron2.utils.comm as comm
+import numpy as np
+from detectron2.structures import Instances
+
+from ..masks.label_map import masks_to_rles, normalize_rle
+from .ground_truth import image_name
+
+
+def prediction_of(output: dict[str, Any], dataset_dict: dict[str, Any]) -> tuple[Instances, list[int], list[float]]:
+    """Take and check the detections of one image.
+
+    Args:
+        output: what a Detectron2 model returns for an image: "instances" with `scores` [D] and `pred_classes` [D].
+        dataset_dict: the image's entry in the data set.
+
+    Returns:
+        The instances on the CPU, their classes and their scores.
+
+    Raises:
+        ValueError: naming the image, where these fields are missing or a score is not finite.
+    """
+    instances = output.get("instances")
+    if instances is None or not (instances.has("scores") and instances.has("pred_classes")):
+        raise ValueError(f"{image_name(dataset_dict)}: the model gave no instances with scores and pred_classes.")
+    instances = instances.to("cpu")
+    scores = instances.scores.tolist()
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            f"{image_name(dataset_dict)}: the model gave a score that is NaN or infinite; has it diverged?"
+        )
+    return instances, instances.pred_classes.tolist(), scores
+
+
+def predicted_rles(instances: Instances, dataset_dict: dict[str, Any], indices: Sequence[int]) -> list[dict[str, Any]]:
+    """Encode predicted masks of one image.
+
+    Args:
+        instances: D detections with `pred_masks_rle` (a list of D RLEs) or, where it is absent, `pred_masks`
+            ([D, H, W] bool).
+        dataset_dict: the image's entry in the data set, which says H and W.
+        indices: the detections to encode.
+
+    Returns:
+        An RLE of size [H, W] an index, `counts` as str.
+
+    Raises:
+        ValueError: naming the image, where there are no masks, or one is malformed or of another size than the image.
+    """
+    if len(indices) == 0:
+        return []
+    if instances.has("pred_masks_rle"):
+        rles = []
+        for index in indices:
+            try:
+                rles.append(normalize_rle(instances.pred_masks_rle[index]))
+            except ValueError as error:
+                raise ValueError(f"{image_name(dataset_dict)}: pred_masks_rle[{index}]: {error}") from error
+    elif instances.has("pred_masks"):
+        rles = masks_to_rles(instances.pred_masks[list(indices)])
+    else:
+        raise ValueError(f"{image_name(dataset_dict)}: the model predicted no masks (pred_masks or pred_masks_rle).")
+    size = [dataset_dict["height"], dataset_dict["width"]]
+    for rle in rles:
+        if rle["size"] != size:
+            raise ValueError(
+                f"{image_name(dataset_dict)}: predicted masks are of {rle['size']} pixels (height, width), "
+                f"the data set says {size}: the model must scale its masks to the original image."
+            )
+    return rles
+
+
+def gather_images(of_image: dict[Any, Any], ground_truth: dict[Any, dict[str, Any]]) -> dict[Any, Any] | None:
+    """Bring what all processes hold of their images to the main process.
+
+    Args:
+        of_image: this process's results by image id. An image that several processes saw counts once.
+        ground_truth: the data set's entries by image id.
+
+    Returns:
+        Results by image id in the data set's order on the main process, None on the others.
+
+    Raises:
+        ValueError: on the main process, where images of the data set never got predictions.
+    """
+    comm.synchronize()
+    parts = comm.gather(of_image, dst=0)
+    if not comm.is_main_process():
+        return None
+    gathered = {image_id: result for part in parts for image_id, result in part.items()}
+    missing = [image_id for image_id in ground_truth if image_id not in gathered]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(ground_truth)} images never got predictions, the first ids: {missing[:5]}. "
+            "The data loader must run over the very data set that is evaluated, and all of it."
+        )
+    return {image_id: gathered[image_id] for image_id in ground_truth}
