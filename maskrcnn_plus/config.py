@@ -1,0 +1,89 @@
+"""The configs of this package by name, and its keys for Detectron2's yacs configs."""
+
+import difflib
+import importlib.util
+from pathlib import Path
+
+from detectron2.config import CfgNode, LazyConfig
+from omegaconf import DictConfig
+
+__all__ = ["add_config", "find_config", "get_config", "list_configs"]
+
+
+def find_config(name: str) -> str:
+    """Path of a config file: one of the user's, or a shipped one by its name.
+
+    Args:
+        name: path of a LazyConfig file, or a name as `list_configs` gives it, with or without ".py".
+
+    Raises:
+        ValueError: neither exists.
+    """
+    if Path(name).is_file():
+        return str(name)
+    known = list_configs()
+    wanted = str(name).removesuffix(".py")
+    if wanted not in known:
+        close = difflib.get_close_matches(wanted.removeprefix("configs/"), known, n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        raise ValueError(f"There is no config file and no shipped config {name!r}.{hint} Shipped: {', '.join(known)}.")
+    return str(_config_folder() / f"{wanted}.py")
+
+
+def get_config(name: str) -> DictConfig:
+    """Load a LazyConfig.
+
+    Args:
+        name: as for `find_config`, e.g. "nuclei/mask_rcnn_lite0_fpn".
+
+    Returns:
+        The config, a fresh copy at every call.
+
+    Raises:
+        ValueError: there is no config of that name.
+        FileNotFoundError: the configs are not installed.
+    """
+    return LazyConfig.load(find_config(name))
+
+
+def list_configs() -> list[str]:
+    """Names of the shipped configs, sorted: "domain/experiment" without ".py".
+
+    Folders named "common" hold the parts from which configs are made, and are left out like names that begin with "_".
+
+    Raises:
+        FileNotFoundError: the configs are not installed.
+    """
+    folder = _config_folder()
+    paths = [path.relative_to(folder).with_suffix("") for path in folder.rglob("*.py")]
+    return sorted(p.as_posix() for p in paths if not any(part == "common" or part.startswith("_") for part in p.parts))
+
+
+def add_config(cfg: CfgNode) -> None:
+    """Adds this package's keys to a yacs config, in place; call it before merging a file that sets them.
+
+    `MODEL.TIMM` configures `TimmBackbone` (MODEL.BACKBONE.NAME), together with Detectron2's MODEL.BACKBONE.FREEZE_AT.
+    """
+    cfg.MODEL.TIMM = CfgNode()
+    cfg.MODEL.TIMM.NAME = "resnet50"
+    # "" random, "timm" download, "package" installed package, or a file
+    cfg.MODEL.TIMM.WEIGHTS = ""
+    cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    # "BN" or "FrozenBN"
+    cfg.MODEL.TIMM.NORM = "BN"
+    # further arguments of timm.create_model by their own names
+    cfg.MODEL.TIMM.OPTIONS = CfgNode(new_allowed=True)
+
+
+def _config_folder() -> Path:
+    """`maskrcnn_plus.configs` where installed, else `configs/` of the source checkout that this file is in."""
+    spec = importlib.util.find_spec("maskrcnn_plus.configs")
+    folders = [Path(location) for location in (spec.submodule_search_locations or ())] if spec else []
+    checkout = Path(__file__).resolve().parents[1]
+    # In an installed tree the parent folder is site-packages, where a folder named configs is somebody else's.
+    if (checkout / "pyproject.toml").is_file():
+        folders.append(checkout / "configs")
+    for folder in folders:
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError("the configs of maskrcnn_plus are not installed: reinstall the package")

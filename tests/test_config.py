@@ -1,0 +1,95 @@
+"""Shipped configs by name, and the yacs keys."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from detectron2.config import get_cfg
+from omegaconf import DictConfig
+
+import maskrcnn_plus.config
+from maskrcnn_plus.config import add_config, find_config, get_config, list_configs
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """An installed package whose namespace folder `configs` holds two experiments over common parts."""
+    files = {
+        "common/model.py": "model = dict(depth=18)\n",
+        "nuclei/small.py": "from ..common.model import model\nmodel.depth = 10\n",
+        "nuclei/large.py": "from .small import model\nmodel.depth = 101\n",
+        "nuclei/common/optim.py": "optim = dict(lr=1)\n",
+        "nuclei/_draft.py": "raise RuntimeError('a draft is not to be run')\n",
+        "_old/thing.py": "x = dict()\n",
+        "nuclei/readme.txt": "not a config\n",
+    }
+    for name, text in files.items():
+        path = tmp_path / "configs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setattr(maskrcnn_plus, "__path__", [str(tmp_path)])
+    return tmp_path / "configs"
+
+
+def test_lists_experiments_and_neither_parts_nor_drafts(installed):
+    assert list_configs() == ["nuclei/large", "nuclei/small"]
+
+
+@pytest.mark.parametrize("name", ["nuclei/large", "nuclei/large.py"])
+def test_loads_by_name_with_relative_imports(installed, name):
+    config = get_config(name)
+    assert isinstance(config, DictConfig)
+    assert config.model.depth == 101
+
+
+def test_a_file_of_the_user_goes_by_its_path(installed, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("model = dict(depth=3)\n")
+    assert find_config(str(path)) == str(path)
+    assert get_config(str(path)).model.depth == 3
+
+
+def test_a_config_is_a_fresh_copy(installed):
+    get_config("nuclei/small").model.depth = -1
+    assert get_config("nuclei/small").model.depth == 10
+
+
+@pytest.mark.parametrize("name", ["nuclei/smal", "small", "", "common/model", "../configs/nuclei/small", "nuclei"])
+def test_an_unknown_name_lists_the_known_ones(installed, name):
+    with pytest.raises(ValueError, match=r"no shipped config .* Shipped: nuclei/large, nuclei/small"):
+        get_config(name)
+
+
+def test_an_unknown_name_suggests_the_closest(installed):
+    with pytest.raises(ValueError, match="Did you mean nuclei/small"):
+        get_config("nuclei/smal")
+
+
+def test_configs_of_the_repository_all_load():
+    paths = (path.relative_to(REPOSITORY / "configs") for path in (REPOSITORY / "configs").glob("**/[!_]*.py"))
+    names = list_configs()
+    assert names == sorted(path.as_posix()[: -len(".py")] for path in paths if "common" not in path.parts)
+    for name in names:
+        assert len(get_config(name)) > 0
+
+
+def test_a_source_checkout_uses_its_own_folder_and_an_installation_without_configs_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "maskrcnn_plus.configs", None)  # nothing of that name is installed
+    monkeypatch.setattr(maskrcnn_plus.config, "__file__", str(tmp_path / "maskrcnn_plus" / "config.py"))
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "theirs.py").write_text("x = dict()\n")
+    with pytest.raises(FileNotFoundError, match="not installed"):
+        list_configs()
+    (tmp_path / "pyproject.toml").touch()
+    assert list_configs() == ["theirs"]
+
+
+def test_add_config_gives_keys_that_can_be_merged():
+    cfg = get_cfg()
+    add_config(cfg)
+    cfg.merge_from_list(["MODEL.TIMM.NAME", "resnet18", "MODEL.TIMM.NORM", "FrozenBN"])
+    assert (cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.NORM, cfg.MODEL.TIMM.WEIGHTS) == ("resnet18", "FrozenBN", "")
+    with pytest.raises(AssertionError, match="NO_SUCH_KEY"):
+        cfg.merge_from_list(["MODEL.TIMM.NO_SUCH_KEY", 1])
