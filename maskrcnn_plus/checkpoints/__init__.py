@@ -1,0 +1,6 @@
+"""Weights in and out: reading files without running code from them, loading a model, writing checkpoints."""
+
+from maskrcnn_plus.checkpoints.checkpointer import Checkpointer
+from maskrcnn_plus.checkpoints.load import load_weights
+
+__all__ = ["Checkpointer", "load_weights"]

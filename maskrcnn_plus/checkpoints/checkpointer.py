@@ -1,0 +1,67 @@
+"""Checkpoints on disk: written atomically, read as data only."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+
+from maskrcnn_plus.checkpoints.load import read_file
+
+
+def write_atomically(path: str, write) -> None:
+    """Call `write(file)` on a temporary file beside `path`, then put it in its place: readers see all or nothing."""
+    temporary = f"{path}.tmp{os.getpid()}"
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+    folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself survives a power cut
+    finally:
+        os.close(folder)
+
+
+class Checkpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer with atomic writes, a choice of what to mark as the last one, and safe reading."""
+
+    def save(self, name: str, *, tag: bool = True, only_model: bool = False, **kwargs: Any) -> None:
+        """Write `<save_dir>/<name>.pth`.
+
+        Args:
+            name: file name without its ending.
+            tag: a later `--resume` continues from this file.
+            only_model: leave out optimizer, schedule and the other states.
+            kwargs: further entries; "model" replaces the model's own weights.
+
+        Raises:
+            OSError: naming the folder, when it cannot be written (no space, no permission).
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        states = {} if only_model else {key: value.state_dict() for key, value in self.checkpointables.items()}
+        data = {"model": self.model.state_dict(), **states, **kwargs}
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info(f"Saving checkpoint to {path}")
+        try:
+            write_atomically(path, lambda file: torch.save(data, file))
+        except (OSError, RuntimeError) as error:
+            raise OSError(f"The checkpoint {path} could not be written ({error}); earlier ones are intact.") from error
+        if tag:
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Mark a file of `save_dir` as the one to resume from."""
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        return read_file(filename)
