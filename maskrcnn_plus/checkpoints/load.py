@@ -14,6 +14,10 @@ from torch import nn
 from maskrcnn_plus.checkpoints.safe_pickle import load_pickle
 
 
+class WeightsError(ValueError):
+    """A weights file is missing, unreadable, unsafe, or does not fit the model."""
+
+
 class LoadReport(NamedTuple):
     """What a load did: names of tensors."""
 
@@ -45,7 +49,7 @@ def read_file(path: str) -> dict[str, Any]:
         A dict with at least "model": name -> tensor or array; further entries of the file as they are.
 
     Raises:
-        FileNotFoundError, ValueError: naming the file and the reason.
+        WeightsError: naming the file and the reason.
     """
     try:
         if path.endswith(".pkl"):
@@ -54,9 +58,12 @@ def read_file(path: str) -> dict[str, Any]:
         else:
             data = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise FileNotFoundError(f"Weights file {path} does not exist.") from None
+        raise WeightsError(f"Weights file {path} does not exist.") from None
+    except ValueError as error:
+        text = str(error)
+        raise WeightsError(text if path in text else f"{path} cannot be read as weights: {text}") from error
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is refused: it is no plain weights file ({str(error).splitlines()[0]}).") from error
+        raise WeightsError(f"{path} is refused: it is no plain weights file ({str(error).splitlines()[0]}).") from error
     except (
         RuntimeError,
         EOFError,
@@ -67,9 +74,9 @@ def read_file(path: str) -> dict[str, Any]:
         struct.error,
         zipfile.BadZipFile,
     ) as error:
-        raise ValueError(f"{path} cannot be read as weights (truncated or of another format): {error}") from error
+        raise WeightsError(f"{path} cannot be read as weights (truncated or of another format): {error}") from error
     if not isinstance(data, dict):
-        raise ValueError(f"{path} holds a {type(data).__name__}, not a dict of tensors.")
+        raise WeightsError(f"{path} holds a {type(data).__name__}, not a dict of tensors.")
     if path.endswith(".pkl") and not ("model" in data and "__author__" in data):
         blobs = data.get("blobs", data)  # Caffe2 / Detectron1
         blobs = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
@@ -86,7 +93,7 @@ def load_weights(model: nn.Module, source: str, *, strict: bool = True) -> LoadR
         strict: every tensor of the model must be in the file, in its shape. Otherwise at least one must.
 
     Raises:
-        FileNotFoundError, ValueError: naming the file, what does not fit, and the likely cause.
+        WeightsError: naming the file, what does not fit, and the likely cause.
     """
     from maskrcnn_plus.checkpoints.checkpointer import Checkpointer
 
@@ -106,7 +113,7 @@ def load_weights(model: nn.Module, source: str, *, strict: bool = True) -> LoadR
         other_shape=other_shape,
     )
     if not report.loaded or (strict and absent):
-        raise ValueError(
+        raise WeightsError(
             f"{source} does not fit the model: {report}. Is it the checkpoint of this config "
             "(same backbone, channels, number of classes)?"
         )

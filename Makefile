@@ -1,0 +1,60 @@
+# make setup   install everything into .venv (pinned versions, Detectron2, the C++ operators, this package)
+# make demo    train on synthetic cells, predict, write output/demo/report.html (QUICK=1: a shortened run)
+# make test    ruff and pytest
+# make clean   remove what was made
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check --quiet
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py
+
+DEMO := output/demo
+DEMO_OPTIONS :=
+ifdef QUICK
+DEMO := output/demo_quick
+DEMO_OPTIONS := train.max_iter=24 train.checkpointer.period=12 dataset.num_train=40 dataset.num_val=6
+endif
+
+.PHONY: setup demo test clean
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/ready $(VENV)/extension
+
+# Packages. Without the stamp an earlier set-up was interrupted, and what it left cannot be trusted.
+$(VENV)/ready: constraints.txt pyproject.toml tools/install_detectron2.py tools/detectron2_fixes.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, found $$($(PYTHON) --version). Set PYTHON=python3.11."; exit 1; }
+	@command -v g++ > /dev/null || [ -n "$$MASKRCNN_PLUS_NO_EXT" ] || \
+		{ echo "g++ is missing: install it (Debian: apt install g++), or set MASKRCNN_PLUS_NO_EXT=1."; exit 1; }
+	@[ -e $@ ] || rm -rf $(VENV)
+	@rm -f $@
+	@echo "Setting up $(VENV): PyTorch ..."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch torchvision setuptools wheel ninja
+	@echo "Setting up $(VENV): this package and what it needs ..."
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(RUN) tools/install_detectron2.py --constraint constraints.txt
+	@touch $(VENV)/extension $@
+
+$(VENV)/extension: $(VENV)/ready $(SOURCES)
+	$(PIP) install --no-build-isolation --no-deps -e .
+	@touch $@
+
+demo: setup
+	$(RUN) tools/train_net.py --config-file configs/demo/mask_rcnn_lite0_fpn.py --resume \
+		train.output_dir=$(DEMO) $(DEMO_OPTIONS)
+	$(RUN) -m maskrcnn_plus.data.synthetic --output $(DEMO)/input --images 8 --seed 2
+	$(RUN) tools/predict.py --config-file configs/demo/mask_rcnn_lite0_fpn.py --weights $(DEMO)/model_final.pth \
+		--input $(DEMO)/input/images --output $(DEMO) --report
+	@echo "Open $(DEMO)/report.html"
+
+test: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(RUN) -m pytest
+
+clean:
+	rm -rf $(VENV) build dist output *.egg-info .pytest_cache .ruff_cache maskrcnn_plus/_C*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

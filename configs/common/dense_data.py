@@ -1,0 +1,48 @@
+# Loaders and evaluators for dense scenes. A config sets `dataloader.train.dataset.dataset.names` and
+# `dataloader.test.dataset.names`, and has a top-level `dataset` with `percentiles`, `scale` and `on_error`.
+import detectron2.data.transforms as T
+from detectron2.config import LazyCall as L
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
+
+from maskrcnn_plus.data.augmentation import RandomIntensity, RandomRotate90, RandomScaleCrop, ScaleImage
+from maskrcnn_plus.data.check import checked_dataset
+from maskrcnn_plus.data.mapper import InstanceMapper
+from maskrcnn_plus.data.stream import TrainingStream
+from maskrcnn_plus.evaluation import COCOMaskEvaluator, MatchingEvaluator
+
+dataloader = dict(
+    train=L(build_detection_train_loader)(
+        dataset=L(TrainingStream)(
+            dataset=L(checked_dataset)(names=None, on_error="${dataset.on_error}"),
+            batch_size="${dataloader.train.total_batch_size}",
+            seed="${train.seed}",
+            start_iter=0,  # set when a run resumes
+        ),
+        mapper=L(InstanceMapper)(
+            is_train=True,
+            augmentations=[
+                L(RandomScaleCrop)(size=256, scale=(1.0, 1.5)),
+                L(T.RandomFlip)(horizontal=True, vertical=False),
+                L(RandomRotate90)(),
+                L(RandomIntensity)(brightness=(0.8, 1.25), contrast=(0.7, 1.3), gamma=(0.7, 1.4), noise=(0.0, 8.0)),
+            ],
+            percentiles="${dataset.percentiles}",
+        ),
+        total_batch_size=4,
+        aspect_ratio_grouping=False,
+        num_workers=1,
+    ),
+    test=L(build_detection_test_loader)(
+        dataset=L(checked_dataset)(names=None, on_error="${dataset.on_error}", filter_empty=False),
+        mapper=L(InstanceMapper)(
+            is_train=False,
+            augmentations=[L(ScaleImage)(scale="${dataset.scale}")],
+            percentiles="${dataset.percentiles}",
+        ),
+        num_workers=0,
+    ),
+    evaluator=[
+        L(MatchingEvaluator)(dataset_name="${dataloader.test.dataset.names}"),
+        L(COCOMaskEvaluator)(dataset_name="${dataloader.test.dataset.names}"),
+    ],
+)

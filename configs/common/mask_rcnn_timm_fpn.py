@@ -1,0 +1,40 @@
+# Mask R-CNN for small, dense objects: Detectron2's parts on a timm backbone. Needs a top-level `dataset` with
+# `num_classes` and `max_objects`, the two numbers that everything else follows.
+from detectron2.config import LazyCall as L
+from detectron2.layers import ShapeSpec
+from detectron2.model_zoo import get_config
+
+from maskrcnn_plus.backbones import TimmBackbone
+
+model = get_config("common/models/mask_rcnn_fpn.py").model
+
+model.backbone.bottom_up = L(TimmBackbone)(
+    name="tf_efficientnet_lite0",
+    out_features=["res2", "res3", "res4", "res5"],
+    weights="package",
+    norm="BN",
+)
+model.backbone.out_channels = 96
+
+# Anchors from 12 to 272 px, two scales an octave; boxes of 112 px pool from p4 (Detectron2: 224 px).
+model.proposal_generator.anchor_generator.sizes = [[12, 17], [24, 34], [48, 68], [96, 136], [192, 272]]
+model.proposal_generator.head.in_channels = "${model.backbone.out_channels}"
+model.proposal_generator.head.num_anchors = 6
+model.proposal_generator.pre_nms_topk = (1000, 2000)
+model.proposal_generator.post_nms_topk = (500, 1000)
+
+model.roi_heads.num_classes = "${dataset.num_classes}"
+model.roi_heads.batch_size_per_image = 256
+model.roi_heads.box_pooler.canonical_box_size = 112
+model.roi_heads.mask_pooler.canonical_box_size = 112
+model.roi_heads.box_head.input_shape = L(ShapeSpec)(channels="${model.backbone.out_channels}", height=7, width=7)
+model.roi_heads.box_head.fc_dims = [512, 512]
+model.roi_heads.box_predictor.input_shape = L(ShapeSpec)(channels=512)
+model.roi_heads.box_predictor.test_topk_per_image = "${dataset.max_objects}"
+model.roi_heads.mask_head.input_shape = L(ShapeSpec)(channels="${model.backbone.out_channels}", height=14, width=14)
+model.roi_heads.mask_head.conv_dims = [96, 96, 96, 96, 96]
+
+# What the EfficientNet-Lite weights were trained with, for RGB in 0..255.
+model.pixel_mean = [127.5, 127.5, 127.5]
+model.pixel_std = [127.5, 127.5, 127.5]
+model.input_format = "RGB"

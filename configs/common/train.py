@@ -1,0 +1,19 @@
+# How to train: all keys that maskrcnn_plus.training reads. Lengths are in iterations (optimizer steps).
+train = dict(
+    output_dir="output",
+    init_checkpoint="",  # weights to start from: a file, detectron2://..., https://...
+    max_iter=1000,
+    device="auto",  # "auto" is the GPU where there is one; or "cpu", "cuda", "cuda:1"
+    seed=0,
+    channels_last=True,
+    amp=dict(enabled=False, dtype="bfloat16"),  # "bfloat16" on CPU or CUDA, "float16" on CUDA
+    accumulate=1,  # batches whose gradients are averaged for one step
+    clip_grad_norm=0.0,  # 0 does not clip
+    ema=dict(enabled=False, decay=0.999),  # evaluate and keep an exponential moving average of the weights
+    ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
+    checkpointer=dict(period=200, max_to_keep=2),
+    best=dict(metric="", mode="max"),  # the metric that chooses model_best.pth; "" keeps none
+    eval_period=0,  # 0 evaluates after the last iteration only
+    log_period=20,
+    cudnn_benchmark=False,
+)

@@ -1,0 +1,331 @@
+"""Augmentations for dense small objects: fixed-size crops with scale jitter, right-angle rotation, intensity.
+
+Image, label image and coordinates follow one convention: pixel i covers [i, i + 1) and its centre lies at i + 0.5.
+Label images are gathered by index and keep their dtype and every value. Random numbers come from numpy's global
+generator, as in all of Detectron2's augmentations. Detectron2's `T.RandomFlip` serves for flips.
+
+Shape shorthand: [H, W] source image, C channels, [h, w] output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from detectron2.data.transforms import Augmentation
+from fvcore.transforms.transform import Transform
+
+
+class CropResizeTransform(Transform):
+    """Cut a rectangle of whole pixels, resize it, and pad it right and below to the output size."""
+
+    def __init__(
+        self,
+        crop: tuple[int, int, int, int],
+        resized: tuple[int, int],
+        output: tuple[int, int],
+        pad_value: float = 0,
+    ) -> None:
+        """Set up the transform of images that contain `crop`.
+
+        Args:
+            crop: (x, y, width, height) of the rectangle in the source image, pixels.
+            resized: (height, width) of the resized rectangle, at most `output`.
+            output: (h, w) of the result.
+            pad_value: value of padded image pixels; padded label pixels are 0.
+        """
+        super().__init__()
+        self.crop = crop
+        self.resized = resized
+        self.output = output
+        self.pad_value = pad_value
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Transform an image [H, W] or [H, W, C]: area average when shrinking, else linear interpolation."""
+        x, y, width, height = self.crop
+        cut = np.ascontiguousarray(img[y : y + height, x : x + width])
+        rows, columns = self.resized
+        if (rows, columns) != (height, width):
+            shrinks = rows <= height and columns <= width
+            cut = cv2.resize(cut, (columns, rows), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        return self._pad(cut.reshape(rows, columns, *img.shape[2:]), self.pad_value)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Transform a label image [H, W] of any dtype: each output pixel takes the label below its centre."""
+        x, y, width, height = self.crop
+        rows, columns = self.resized
+        source_rows = y + (2 * np.arange(rows) + 1) * height // (2 * rows)
+        source_columns = x + (2 * np.arange(columns) + 1) * width // (2 * columns)
+        return self._pad(segmentation[source_rows[:, None], source_columns], 0)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Transform points [N, 2] (x, y)."""
+        x, y, width, height = self.crop
+        rows, columns = self.resized
+        return (np.asarray(coords) - (x, y)) * (columns / width, rows / height)
+
+    def apply_polygons(self, polygons: list[np.ndarray]) -> list[np.ndarray]:
+        """Transform polygons [N, 2] and cut off what lies outside; polygons with nothing inside are left out."""
+        height, width = self.resized
+        clipped = [clip_polygon(self.apply_coords(polygon), width, height) for polygon in polygons]
+        return [polygon for polygon in clipped if len(polygon)]
+
+    def _pad(self, pixels: np.ndarray, value: float) -> np.ndarray:
+        if pixels.shape[:2] == self.output:
+            return pixels
+        padded = np.full((*self.output, *pixels.shape[2:]), value, dtype=pixels.dtype)
+        padded[: pixels.shape[0], : pixels.shape[1]] = pixels
+        return padded
+
+
+class RandomScaleCrop(Augmentation):
+    """A window at a random place and scale, resized to a fixed size; costs the window, whatever the image's size."""
+
+    def __init__(
+        self,
+        size: int | tuple[int, int],
+        scale: tuple[float, float] = (1.0, 1.0),
+        pad_value: float = 0,
+    ) -> None:
+        """Check the arguments.
+
+        Args:
+            size: side of the output, or its (height, width), pixels.
+            scale: (min, max) magnification of the image, drawn log-uniformly. The window has size / scale pixels.
+            pad_value: grey level of what lies right of and below an image smaller than the window.
+
+        Raises:
+            ValueError: an argument is out of range.
+        """
+        super().__init__()
+        self.size = tuple(size) if isinstance(size, Sequence) else (size, size)
+        if len(self.size) != 2 or any(not isinstance(side, int) or side < 1 for side in self.size):
+            raise ValueError(f"size must be a positive whole number of pixels or a pair (height, width), got {size!r}.")
+        self.scale = _check_range("scale", scale, minimum=0.0, inclusive=False)
+        self.pad_value = pad_value
+        if not 0 <= pad_value <= 255:
+            raise ValueError(f"pad_value must lie in 0..255, got {pad_value!r}.")
+
+    def get_transform(self, image: np.ndarray) -> CropResizeTransform:
+        """Draw the scale and the place of the window."""
+        scale = float(np.exp(self._rand_range(*np.log(self.scale))))
+        crop, resized = [], []
+        for output, available in zip(self.size, image.shape[:2], strict=True):
+            window = max(round(output / scale), 1)
+            length = min(window, available)
+            start = min(int(self._rand_range(0, available - length + 1)), available - length)
+            crop.append((start, length))
+            resized.append(output if length == window else min(max(round(length * output / window), 1), output))
+        (y, height), (x, width) = crop
+        return CropResizeTransform((x, y, width, height), tuple(resized), self.size, self.pad_value)
+
+
+class ScaleImage(Augmentation):
+    """Magnify the image by a fixed factor, less where its longer side would exceed a limit. For inference."""
+
+    def __init__(self, scale: float, max_size: int = 4096) -> None:
+        """Check the arguments.
+
+        Args:
+            scale: factor above 0.
+            max_size: upper limit of the longer side of the result, pixels; it also shrinks larger images.
+
+        Raises:
+            ValueError: an argument is out of range.
+        """
+        super().__init__()
+        if not 0 < scale < float("inf"):
+            raise ValueError(f"scale must be a finite number above 0, got {scale!r}.")
+        if max_size < 1:
+            raise ValueError(f"max_size must be at least 1 pixel, got {max_size!r}.")
+        self.scale = scale
+        self.max_size = max_size
+
+    def get_transform(self, image: np.ndarray) -> CropResizeTransform:
+        """Compute the output size from the image's."""
+        height, width = image.shape[:2]
+        scale = min(self.scale, self.max_size / max(height, width))
+        output = (max(round(height * scale), 1), max(round(width * scale), 1))
+        return CropResizeTransform((0, 0, width, height), output, output)
+
+
+class Rotate90Transform(Transform):
+    """Rotate by k quarter turns counter-clockwise, as np.rot90 does."""
+
+    def __init__(self, height: int, width: int, k: int) -> None:
+        """Set up the rotation of images [height, width] by k in 0..3 quarter turns."""
+        super().__init__()
+        self.height = height
+        self.width = width
+        self.k = k
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Rotate an image [H, W] or [H, W, C], or a label image."""
+        return np.rot90(img, self.k)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Rotate points [N, 2] (x, y)."""
+        x, y = np.asarray(coords).T
+        turned = ((x, y), (y, self.width - x), (self.width - x, self.height - y), (self.height - y, x))[self.k]
+        return np.stack(turned, axis=1)
+
+    def inverse(self) -> Rotate90Transform:
+        """Return the rotation back."""
+        height, width = (self.width, self.height) if self.k % 2 else (self.height, self.width)
+        return Rotate90Transform(height, width, -self.k % 4)
+
+
+class RandomRotate90(Augmentation):
+    """Rotate by 0, 1, 2 or 3 quarter turns, each equally likely."""
+
+    def get_transform(self, image: np.ndarray) -> Rotate90Transform:
+        """Draw the number of quarter turns."""
+        return Rotate90Transform(*image.shape[:2], k=min(int(self._rand_range(0, 4)), 3))
+
+
+class IntensityTransform(Transform):
+    """Change grey levels in 0..255 by gamma, contrast, brightness, inversion and noise, in this order."""
+
+    def __init__(
+        self, brightness: float, contrast: float, gamma: float, invert: bool, noise: float, noise_seed: int
+    ) -> None:
+        """Set up the change; the parameters are those of `RandomIntensity`, `noise_seed` fixes the noise."""
+        super().__init__()
+        self.brightness = brightness
+        self.contrast = contrast
+        self.gamma = gamma
+        self.invert = invert
+        self.noise = noise
+        self.noise_seed = noise_seed
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Change an image [H, W] or [H, W, C] of uint8 or float32; same dtype, clipped to 0..255.
+
+        Raises:
+            ValueError: another dtype.
+        """
+        if img.dtype not in (np.uint8, np.float32):
+            raise ValueError(f"IntensityTransform takes uint8 or float32 images in 0..255, got {img.dtype}.")
+        if img.dtype == np.uint8:
+            counts = np.bincount(img.ravel(), minlength=256)
+            table = self._change_levels(np.arange(256, dtype=np.float32), weights=counts)
+            if self.noise == 0:
+                return np.rint(table.clip(0, 255)).astype(np.uint8)[img]
+            changed = table[img]
+        else:
+            changed = self._change_levels(img, weights=None)
+        if self.noise > 0:
+            # One value a pixel: the noise of a grey image repeated into three channels stays grey.
+            noise = np.random.default_rng(self.noise_seed).standard_normal(img.shape[:2], dtype=np.float32)
+            changed = changed + np.float32(self.noise) * noise.reshape(*img.shape[:2], *[1] * (img.ndim - 2))
+        changed = changed.clip(0, 255)
+        return np.rint(changed).astype(np.uint8) if img.dtype == np.uint8 else changed
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Return the points unchanged."""
+        return coords
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Return the label image unchanged."""
+        return segmentation
+
+    def inverse(self) -> Transform:
+        """Return a transform without effect on coordinates."""
+        return IntensityTransform(1.0, 1.0, 1.0, False, 0.0, 0)
+
+    def _change_levels(self, levels: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+        """Map grey levels; `weights` are the numbers of pixels of each level, None where each is one pixel."""
+        if self.gamma != 1:
+            levels = 255 * (levels.clip(0, 255) / 255) ** np.float32(self.gamma)
+        if self.contrast != 1:
+            mean = np.float32(np.average(levels, weights=weights))
+            levels = mean + np.float32(self.contrast) * (levels - mean)
+        levels = np.float32(self.brightness) * levels
+        return 255 - levels if self.invert else levels
+
+
+class RandomIntensity(Augmentation):
+    """Random gamma, contrast, brightness, inversion and noise; the geometry stays."""
+
+    def __init__(
+        self,
+        brightness: tuple[float, float] = (1.0, 1.0),
+        contrast: tuple[float, float] = (1.0, 1.0),
+        gamma: tuple[float, float] = (1.0, 1.0),
+        invert: float = 0.0,
+        noise: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
+        """Check the arguments; the defaults change nothing. Each (low, high) is drawn from uniformly.
+
+        Args:
+            brightness: factor of all grey levels.
+            contrast: factor of the distance from the image's mean.
+            gamma: exponent on levels scaled to 0..1; below 1 brightens.
+            invert: probability of 255 - level.
+            noise: standard deviation of Gaussian noise in grey levels, the same in all channels of a pixel.
+
+        Raises:
+            ValueError: an argument is out of range.
+        """
+        super().__init__()
+        self.brightness = _check_range("brightness", brightness, minimum=0.0)
+        self.contrast = _check_range("contrast", contrast, minimum=0.0)
+        self.gamma = _check_range("gamma", gamma, minimum=0.0, inclusive=False)
+        self.noise = _check_range("noise", noise, minimum=0.0)
+        if not 0 <= invert <= 1:
+            raise ValueError(f"invert must be a probability in 0..1, got {invert!r}.")
+        self.invert = invert
+
+    def get_transform(self, image: np.ndarray) -> IntensityTransform:
+        """Draw the parameters."""
+        return IntensityTransform(
+            brightness=float(self._rand_range(*self.brightness)),
+            contrast=float(self._rand_range(*self.contrast)),
+            gamma=float(self._rand_range(*self.gamma)),
+            invert=bool(self._rand_range() < self.invert),
+            noise=float(self._rand_range(*self.noise)),
+            noise_seed=int(self._rand_range(0, 2**32)),
+        )
+
+
+def clip_polygon(polygon: np.ndarray, width: float, height: float) -> np.ndarray:
+    """Cut a polygon to [0, width] x [0, height] (Sutherland and Hodgman 1974).
+
+    A concave polygon that falls apart stays one polygon whose parts are joined along the border, which leaves its area
+    unchanged.
+
+    Args:
+        polygon: [N, 2] points (x, y) in pixels.
+        width, height: size of the image in pixels.
+
+    Returns:
+        float64 [K, 2]; K is 0 when nothing is left.
+    """
+    points = np.asarray(polygon, dtype=np.float64)
+    for axis, limit, sign in ((0, 0.0, 1), (0, float(width), -1), (1, 0.0, 1), (1, float(height), -1)):
+        depth = sign * (points[:, axis] - limit)  # >= 0 inside
+        if (depth >= 0).all():
+            continue
+        kept = []
+        for i in range(len(points)):
+            before, after = depth[i - 1], depth[i]
+            if (before >= 0) != (after >= 0):
+                crossing = points[i - 1] + (points[i] - points[i - 1]) * (before / (before - after))
+                crossing[axis] = limit
+                kept.append(crossing)
+            if after >= 0:
+                kept.append(points[i])
+        points = np.array(kept).reshape(-1, 2)
+    return points if len(points) >= 3 else np.zeros((0, 2))
+
+
+def _check_range(name: str, bounds: Sequence[float], minimum: float, inclusive: bool = True) -> tuple[float, float]:
+    """Return (low, high) as floats, or raise a ValueError that names the argument."""
+    wanted = f"{name} must be a pair (low, high), low <= high, of finite numbers {'>=' if inclusive else '>'} {minimum}"
+    if isinstance(bounds, str) or not isinstance(bounds, Sequence) or len(bounds) != 2:
+        raise ValueError(f"{wanted}, got {bounds!r}.")
+    low, high = (float(bound) for bound in bounds)
+    if not (low <= high < float("inf")) or low < minimum or (low == minimum and not inclusive):
+        raise ValueError(f"{wanted}, got {bounds!r}.")
+    return low, high

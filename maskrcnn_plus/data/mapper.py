@@ -1,0 +1,249 @@
+"""Dataset dict -> training or inference example of Detectron2's models, with masks from label images or COCO.
+
+A label image is transformed once for all its objects and stays one image (`LabelMapMasks`). COCO polygons and RLEs take
+Detectron2's own path. Boxes are drawn tight around what is visible after the augmentations.
+
+Shape shorthand: [H, W] image as read, [h, w] image after the augmentations, C channels, N instances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
+from fvcore.transforms.transform import (
+    CropTransform,
+    HFlipTransform,
+    NoOpTransform,
+    Transform,
+    TransformList,
+    VFlipTransform,
+)
+
+from ..masks.label_masks import LabelMapMasks
+from .augmentation import CropResizeTransform, IntensityTransform, Rotate90Transform, clip_polygon
+from .images import read_image, read_label_map
+
+# These move whole pixels or leave them alone, in any dtype. Others may know uint8 and floats only.
+_TAKE_INTEGERS = (
+    CropResizeTransform,
+    Rotate90Transform,
+    IntensityTransform,
+    HFlipTransform,
+    VFlipTransform,
+    CropTransform,
+    NoOpTransform,
+)
+
+
+class InstanceMapper:
+    """Callable that reads, augments and packs one image, for `build_detection_train_loader` and the test loader."""
+
+    def __init__(
+        self,
+        is_train: bool,
+        augmentations: Sequence[T.Augmentation | Transform],
+        *,
+        channels: int = 3,
+        percentiles: tuple[float, float] | None = None,
+        min_area: float = 4,
+        use_masks: bool = True,
+    ) -> None:
+        """Set up the mapper.
+
+        Args:
+            is_train: whether annotations are read and packed.
+            augmentations: applied in this order.
+            channels: C, see `read_image`.
+            percentiles: see `read_image`.
+            min_area: instances with fewer visible pixels after the augmentations are dropped, empty ones always.
+            use_masks: whether to pack `gt_masks`.
+
+        Raises:
+            ValueError: `min_area` is negative.
+        """
+        if min_area < 0:
+            raise ValueError(f"min_area must be at least 0 pixels, got {min_area!r}.")
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.channels = channels
+        self.percentiles = percentiles
+        self.min_area = min_area
+        self.use_masks = use_masks
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Map a dataset dict, which stays as it is, to an example.
+
+        Args:
+            dataset_dict: Detectron2's format, with `label_file_name` and a `label_id` an annotation where masks come
+                from a label image. For inference {"file_name": path} is enough.
+
+        Returns:
+            The dict without its annotations, plus `image` (uint8 or float32 [C, h, w]), `height` and `width` of the
+            image as read, and in training `instances` with `gt_boxes` (xyxy pixels, far corner one beyond the last
+            pixel), `gt_classes` (int64 [N]) and `gt_masks`.
+
+        Raises:
+            ImageReadError: a file cannot be read.
+            ValueError: sizes disagree or an annotation is malformed; the message names file and annotation.
+        """
+        name = dataset_dict["file_name"]
+        image = read_image(name, self.channels, self.percentiles)
+        size = image.shape[:2]
+        recorded = (dataset_dict.get("height", size[0]), dataset_dict.get("width", size[1]))
+        if recorded != size:
+            raise ValueError(
+                f"{name} is {size[1]}x{size[0]} pixels but its entry {dataset_dict.get('image_id', '')!r} says "
+                f"{recorded[1]}x{recorded[0]}: correct the annotation file."
+            )
+        aug_input = T.AugInput(image)
+        transforms = self.augmentations(aug_input)
+        example = {key: value for key, value in dataset_dict.items() if key != "annotations"}
+        example.update(image=_to_tensor(aug_input.image), height=size[0], width=size[1])
+        if self.is_train:
+            example["instances"] = self._instances(dataset_dict, size, transforms, aug_input.image.shape[:2])
+        return example
+
+    def _instances(
+        self, dataset_dict: dict[str, Any], size: tuple[int, int], transforms: TransformList, out_size: tuple[int, int]
+    ) -> Instances:
+        """Return the instances visible in the augmented image of size `out_size`."""
+        name = dataset_dict["file_name"]
+        if "annotations" not in dataset_dict:
+            raise ValueError(f"{name} has no annotations: a training entry needs the key 'annotations', if only [].")
+        annotations = [
+            (f"{name}: annotation {i}", annotation)
+            for i, annotation in enumerate(dataset_dict["annotations"])
+            if not annotation.get("iscrowd", 0)
+        ]
+        for where, annotation in annotations:
+            if "category_id" not in annotation:
+                raise ValueError(f"{where} has no 'category_id': give it the number of its class.")
+        classes = torch.tensor([annotation["category_id"] for _, annotation in annotations], dtype=torch.int64)
+        if "label_file_name" in dataset_dict:
+            masks = _label_map_masks(dataset_dict["label_file_name"], name, annotations, size, transforms, out_size)
+            areas = masks.area()
+        elif self.use_masks or all(annotation.get("segmentation") for _, annotation in annotations):
+            masks = _coco_masks(annotations, size, transforms, out_size)
+            areas = masks.tensor.flatten(1).sum(1) if isinstance(masks, BitMasks) else masks.area()
+        else:
+            masks = None
+            boxes = [_transform_box(*each, transforms, out_size) for each in annotations]
+            boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
+            areas = boxes.area()
+
+        visible = (areas >= self.min_area) & (areas > 0)
+        instances = Instances(out_size)
+        instances.gt_boxes = boxes[visible] if masks is None else masks[visible].get_bounding_boxes()
+        instances.gt_classes = classes[visible]
+        if self.use_masks:
+            instances.gt_masks = masks[visible]
+        return instances
+
+
+def _to_tensor(image: np.ndarray) -> torch.Tensor:
+    """Return an image [h, w] or [h, w, C] as a contiguous uint8 or float32 tensor [C, h, w]."""
+    if image.ndim == 2:
+        image = image[:, :, None]
+    dtype = np.uint8 if image.dtype == np.uint8 else np.float32
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=dtype))  # [C, h, w]
+
+
+def _label_map_masks(
+    label_name: str,
+    name: str,
+    annotations: list[tuple[str, dict[str, Any]]],
+    size: tuple[int, int],
+    transforms: TransformList,
+    out_size: tuple[int, int],
+) -> LabelMapMasks:
+    """Read and transform the label image once for all annotations."""
+    for where, annotation in annotations:
+        if not annotation.get("label_id"):
+            raise ValueError(
+                f"{where} needs the key 'label_id', its value in {label_name} and not 0 (the background), "
+                f"got {annotation.get('label_id')!r}."
+            )
+    label_map = read_label_map(label_name)
+    if label_map.shape != size:
+        raise ValueError(
+            f"{name} is {size[1]}x{size[0]} pixels but its label image {label_name} is "
+            f"{label_map.shape[1]}x{label_map.shape[0]}: give both the same size."
+        )
+    for transform in transforms.transforms:
+        label_map = _transform_labels(label_map, transform, label_name)
+    if label_map.shape != out_size:
+        raise ValueError(f"The augmentations give {name} the size {out_size} but {label_name} {label_map.shape}.")
+    label_ids = torch.tensor([annotation["label_id"] for _, annotation in annotations], dtype=torch.int64)
+    return LabelMapMasks(torch.from_numpy(np.ascontiguousarray(label_map)), label_ids)
+
+
+def _transform_labels(label_map: np.ndarray, transform: Transform, label_name: str) -> np.ndarray:
+    """Apply one transform to an int32 label image [H, W] without losing labels."""
+    if isinstance(transform, _TAKE_INTEGERS):
+        return transform.apply_segmentation(label_map)
+    if label_map.max(initial=0) >= 2**24:
+        raise ValueError(
+            f"{label_name} holds labels of 2**24 and more, which {transform} cannot carry: renumber its labels."
+        )
+    transformed = transform.apply_segmentation(label_map.astype(np.float32))
+    labels = np.rint(transformed).astype(np.int32)
+    if not np.array_equal(labels, transformed):
+        raise ValueError(f"{transform} mixes the labels of {label_name}: its apply_segmentation must not interpolate.")
+    return labels
+
+
+def _transform_box(
+    where: str, annotation: dict[str, Any], transforms: TransformList, out_size: tuple[int, int]
+) -> list[float]:
+    """Return the box of an annotation in the augmented image, xyxy and clipped to it."""
+    if "bbox" not in annotation or "bbox_mode" not in annotation:
+        raise ValueError(f"{where} needs the keys 'bbox' and 'bbox_mode'.")
+    box = {key: annotation[key] for key in ("bbox", "bbox_mode")}
+    return detection_utils.transform_instance_annotations(box, transforms, out_size)["bbox"].tolist()
+
+
+def _coco_masks(
+    annotations: list[tuple[str, dict[str, Any]]],
+    size: tuple[int, int],
+    transforms: TransformList,
+    out_size: tuple[int, int],
+) -> PolygonMasks | BitMasks:
+    """Return the masks of COCO annotations, cut to the augmented image: polygons unless an annotation has an RLE."""
+    transformed = []
+    for where, annotation in annotations:
+        segmentation = _checked_segmentation(where, annotation.get("segmentation"), size)
+        moved = {"bbox": [0, 0, 0, 0], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "segmentation": segmentation}
+        moved = detection_utils.transform_instance_annotations(moved, transforms, out_size)
+        if isinstance(segmentation, list):
+            polygons = [clip_polygon(p.reshape(-1, 2), out_size[1], out_size[0]) for p in moved["segmentation"]]
+            moved["segmentation"] = [polygon.reshape(-1) for polygon in polygons if len(polygon)]
+        transformed.append(moved)
+    if not transformed:
+        return PolygonMasks([])
+    only_polygons = all(isinstance(moved["segmentation"], list) for moved in transformed)
+    mask_format = "polygon" if only_polygons else "bitmask"
+    return detection_utils.annotations_to_instances(transformed, out_size, mask_format=mask_format).gt_masks
+
+
+def _checked_segmentation(where: str, segmentation: Any, size: tuple[int, int]) -> list[np.ndarray] | dict[str, Any]:
+    """Return polygons as copies, which transforms may change in place, or a compressed RLE of the image's size."""
+    if isinstance(segmentation, list) and segmentation:
+        if any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
+            raise ValueError(f"{where} has a polygon without at least 3 points [x0, y0, x1, y1, x2, y2, ...].")
+        return [np.array(polygon, dtype=np.float64) for polygon in segmentation]
+    if not isinstance(segmentation, dict) or "counts" not in segmentation:
+        raise ValueError(f"{where} needs a 'segmentation' (polygons or RLE); train with use_masks=False without masks.")
+    if tuple(segmentation.get("size", ())) != size:
+        raise ValueError(f"{where} has an RLE of size {segmentation.get('size')}, the image has {list(size)}.")
+    if isinstance(segmentation["counts"], list):
+        if sum(segmentation["counts"]) != size[0] * size[1] or min(segmentation["counts"]) < 0:
+            raise ValueError(f"{where} has an RLE whose counts do not add up to the {size[0]}x{size[1]} pixels.")
+        return mask_util.frPyObjects(segmentation, *size)
+    return segmentation

@@ -1,0 +1,165 @@
+"""Instances drawn over their image: translucent masks with crisp outlines, in colours that tell neighbours apart.
+
+Drawing is by supervision on crops of each object, so that no N x H x W array is made here.
+Shape shorthand: N objects of one image of H x W pixels, K colours.
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import supervision as sv
+from detectron2.structures import Instances
+from pycocotools import mask as coco_mask
+
+from maskrcnn_plus.data.images import ImageReadError, read_image
+from maskrcnn_plus.masks.label_map import masks_to_rles
+
+MAX_LABELS = 15
+"""With more objects than this, score labels would hide the image and are left out."""
+
+BASE_COLOURS = (
+    *("#ff5964", "#18c5f4", "#ffd23f", "#5be37d", "#b98cff", "#ff9233"),
+    *("#2fe0c2", "#f56cc3", "#c3f04a", "#6f8cff", "#ffb3a7", "#9be7ff"),
+)
+SHADES = (0.0, 0.35, -0.25)
+"""Of each class colour with several classes: as it is, mixed with white, mixed with black."""
+
+
+def draw_overlay(image: np.ndarray, instances: Instances, class_names: Sequence[str] | None = None) -> np.ndarray:
+    """Draw the masks of an image's instances over it.
+
+    With one class, neighbouring objects differ in colour; with several, the colour is the class's and neighbours of
+    the same class differ in shade. Of up to 15 objects, those large enough for it carry a label
+    with their score (and class, if several).
+
+    Args:
+        image: [H, W, 3] uint8 RGB.
+        instances: with `scores`, `pred_classes` and `pred_masks` [N, H, W] bool or `pred_masks_rle` (list of COCO RLE).
+        class_names: name of each class.
+
+    Returns:
+        [H, W, 3] uint8 RGB, a new array.
+
+    Raises:
+        ValueError: image and instances differ in size, there are no masks, or the image is not [H, W, 3] uint8.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"an overlay needs an RGB image [H, W, 3] of uint8, not {image.shape} of {image.dtype}")
+    if image.shape[:2] != tuple(instances.image_size):
+        raise ValueError(f"the image has size {image.shape[:2]} (H, W) but its instances {instances.image_size}")
+    canvas = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    rles = encode_masks(instances).pred_masks_rle
+    # one at a time: with NumPy 2, pycocotools' area() fails on a list of more than 255
+    visible = np.flatnonzero([coco_mask.area(rle) for rle in rles])
+    if len(visible) == 0:
+        return image.copy()
+    rles = [rles[k] for k in visible]
+    classes = instances.pred_classes.numpy()[visible]
+    scores = instances.scores.numpy()[visible]
+    boxes = coco_mask.toBbox(rles)
+    boxes[:, 2:] += boxes[:, :2] - 1  # XYWH -> xyxy with the last pixel included, as supervision has it
+    several = len(class_names) > 1 if class_names else bool(classes.any())
+
+    detections = sv.Detections(
+        xyxy=boxes,
+        mask=sv.CompactMask.from_coco_rle(rles, boxes, image.shape[:2]),
+        confidence=scores,
+        class_id=classes,
+    )
+    palette = sv.ColorPalette.from_hex([colour for k in range(len(BASE_COLOURS)) for colour in class_shades(k)])
+    if several:
+        first = classes % len(BASE_COLOURS) * len(SHADES)
+        colours = first + _spread_colours(boxes, classes, len(SHADES))
+    else:
+        colours = _spread_colours(boxes, np.zeros_like(classes), len(BASE_COLOURS)) * len(SHADES)
+    drawing = {"color": palette, "color_lookup": sv.ColorLookup.INDEX}
+    canvas = sv.MaskAnnotator(opacity=0.38, **drawing).annotate(canvas, detections, custom_color_lookup=colours)
+    canvas = sv.PolygonAnnotator(thickness=1, **drawing).annotate(canvas, detections, custom_color_lookup=colours)
+    font_size = int(np.clip(max(image.shape[:2]) / 60, 9, 28))
+    large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) > 1.5 * font_size  # a label would hide a smaller object
+    if large.any() and len(visible) <= MAX_LABELS:
+        names = [f"{class_label(class_names, k)} " if several else "" for k in classes[large]]
+        labels = [f"{name}{score:.2f}" for name, score in zip(names, scores[large], strict=True)]
+        annotator = sv.RichLabelAnnotator(
+            font_size=font_size, text_padding=2, text_color=sv.Color.BLACK, smart_position=True, **drawing
+        )
+        canvas = annotator.annotate(canvas, detections[large], labels=labels, custom_color_lookup=colours[large])
+    return cv2.cvtColor(canvas, cv2.COLOR_BGR2RGB)
+
+
+def encode_masks(instances: Instances) -> Instances:
+    """The same instances with `pred_masks_rle` (list of COCO RLE, ready for JSON) in place of `pred_masks`.
+
+    Raises:
+        ValueError: there are neither `pred_masks` ([N, H, W] bool) nor `pred_masks_rle`, or their size is not that of
+            the image.
+    """
+    fields = dict(instances.get_fields())
+    dense, rles = fields.pop("pred_masks", None), fields.pop("pred_masks_rle", None)
+    if dense is None and rles is None:
+        raise ValueError("the model predicts no masks; is its mask head switched off (config key model.roi_heads)?")
+    rles = [_with_text_counts(rle) for rle in (masks_to_rles(dense) if rles is None else rles)]
+    for rle in rles:
+        if tuple(rle["size"]) != tuple(instances.image_size):
+            raise ValueError(f"predicted masks have size {rle['size']} (H, W), their image {instances.image_size}")
+    return Instances(instances.image_size, **fields, pred_masks_rle=rles)
+
+
+def read_display_image(path: str, channels: int = 3) -> np.ndarray:
+    """Read an image to look at it: 8 bits as they are, other depths stretched from the 0.5 to the 99.5 percentile.
+
+    Args:
+        path: image file.
+        channels: number of channels of the file where it is neither grey nor colour; the first three are shown.
+
+    Returns:
+        [H, W, 3] uint8 RGB.
+
+    Raises:
+        ImageReadError: the file cannot be read; the message names it.
+    """
+    channels = 3 if channels == 1 else channels
+    try:
+        image = read_image(path, channels)
+    except ImageReadError:
+        image = None  # perhaps only float pixels beyond 0..1, which the stretch takes
+    if image is None or image.dtype != np.uint8:
+        image = np.rint(read_image(path, channels, percentiles=(0.5, 99.5))).astype(np.uint8)
+    missing = max(3 - image.shape[2], 0)
+    return np.ascontiguousarray(np.pad(image, ((0, 0), (0, 0), (0, missing)))[:, :, :3])
+
+
+def class_label(class_names: Sequence[str] | None, index: int) -> str:
+    """Name of class `index`, "class 7" where the names do not reach it."""
+    return class_names[index] if class_names and index < len(class_names) else f"class {index}"
+
+
+def class_shades(index: int) -> list[str]:
+    """The hex colours that objects of class `index` are drawn in, the plain one first."""
+    base = np.array(sv.Color.from_hex(BASE_COLOURS[index % len(BASE_COLOURS)]).as_rgb(), dtype=float)
+    mixed = [base + abs(shade) * ((255 if shade > 0 else 0) - base) for shade in SHADES]
+    return ["#{:02x}{:02x}{:02x}".format(*np.rint(rgb).astype(int)) for rgb in mixed]
+
+
+def _with_text_counts(rle: dict) -> dict:
+    """RLE with compressed counts as str, which JSON can hold and pycocotools reads."""
+    if isinstance(rle["counts"], list):
+        rle = coco_mask.frPyObjects(rle, *rle["size"])
+    counts = rle["counts"]
+    return {"size": list(rle["size"]), "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+
+
+def _spread_colours(boxes: np.ndarray, groups: np.ndarray, num_colours: int, margin: float = 3) -> np.ndarray:
+    """Greedy colouring: each object takes the colour that is rarest among its neighbours of the same group.
+
+    boxes [N, 4] xyxy, groups [N] int -> [N] int in 0..num_colours - 1. Boxes nearer than `margin` px are neighbours.
+    """
+    colours = np.zeros(len(boxes), dtype=np.int64)
+    low, high = boxes[:, :2] - margin, boxes[:, 2:]
+    for k in range(1, len(boxes)):
+        near = ((low[:k] <= high[k]) & (high[:k] >= low[k])).all(axis=1) & (groups[:k] == groups[k])
+        used = np.bincount(colours[:k][near], minlength=num_colours)
+        order = (np.arange(num_colours) + k) % num_colours  # ties: go round the palette
+        colours[k] = order[used[order].argmin()]
+    return colours
