@@ -45,7 +45,7 @@ $(VENV)/extension: $(VENV)/ready $(SOURCES)
 demo: setup
 	$(RUN) tools/train_net.py --config-file configs/demo/mask_rcnn_lite0_fpn.py --resume \
 		train.output_dir=$(DEMO) $(DEMO_OPTIONS)
-	$(RUN) -m maskrcnn_plus.data.synthetic --output $(DEMO)/input --images 8 --seed 2
+	$(RUN) tools/synthetic_cells.py --output $(DEMO)/input --images 8 --seed 2
 	$(RUN) tools/predict.py --config-file configs/demo/mask_rcnn_lite0_fpn.py --weights $(DEMO)/model_final.pth \
 		--input $(DEMO)/input/images --output $(DEMO) --report
 	@echo "Open $(DEMO)/report.html"

@@ -5,9 +5,9 @@ import importlib.util
 from pathlib import Path
 
 from detectron2.config import CfgNode, LazyConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-__all__ = ["add_config", "find_config", "get_config", "list_configs"]
+__all__ = ["add_config", "find_config", "get_config", "list_configs", "skip_pretrained"]
 
 
 def find_config(name: str) -> str:
@@ -57,6 +57,17 @@ def list_configs() -> list[str]:
     folder = _config_folder()
     paths = [path.relative_to(folder).with_suffix("") for path in folder.rglob("*.py")]
     return sorted(p.as_posix() for p in paths if not any(part == "common" or part.startswith("_") for part in p.parts))
+
+
+def skip_pretrained(cfg: DictConfig) -> None:
+    """Let the backbone start from random numbers, in place: for a model that is loaded as a whole afterwards.
+
+    Spares reading the backbone's own weights, which a machine that only predicts may not have.
+    """
+    for key in ("model.backbone", "model.backbone.bottom_up"):
+        node = OmegaConf.select(cfg, key)
+        if isinstance(node, DictConfig) and "weights" in node:
+            node.weights = ""
 
 
 def add_config(cfg: CfgNode) -> None:

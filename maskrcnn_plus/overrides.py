@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from detectron2.config import LazyConfig
 from detectron2.config.instantiate import locate
+from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 
@@ -20,14 +21,17 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
             describes (`model.roi_heads.mask_on=...`).
 
     Raises:
-        ValueError: for an entry without "=" or with an unknown key, with the nearest valid keys.
+        ValueError: for an entry without "=" or with an unknown key, with the nearest valid keys, or a malformed value.
     """
     for entry in overrides:
         key, equals, _ = entry.partition("=")
         if not equals:
             raise ValueError(f"Override {entry!r} has no '=': write key=value, e.g. train.max_iter=1000.")
         _check_key(cfg, key.strip())
-    return LazyConfig.apply_overrides(cfg, list(overrides))
+    try:
+        return LazyConfig.apply_overrides(cfg, list(overrides))
+    except HydraException as error:
+        raise ValueError(f"An override cannot be read: {error}") from error
 
 
 def _check_key(cfg: DictConfig, key: str) -> None:

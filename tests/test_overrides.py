@@ -62,6 +62,11 @@ def test_unknown_keys_are_refused_with_the_nearest(override, hint):
     assert cfg.train.max_iter == 10
 
 
+def test_a_malformed_value_is_refused():
+    with pytest.raises(ValueError, match="cannot be read"):
+        apply_overrides(_config(), ["steps=[1,"])
+
+
 def test_an_entry_without_a_value_is_refused():
     with pytest.raises(ValueError, match="key=value"):
         apply_overrides(_config(), ["train.max_iter"])

@@ -18,6 +18,7 @@ import argparse
 import glob
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -146,4 +147,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job scheduler's stop keeps results as Ctrl-C does
     sys.exit(main())

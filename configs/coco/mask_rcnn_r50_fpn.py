@@ -34,7 +34,7 @@ dataloader = dict(
                 ),
                 on_error="${dataset.on_error}",
             ),
-            batch_size="${dataloader.train.total_batch_size}",
+            total_batch_size="${dataloader.train.total_batch_size}",
             seed="${train.seed}",
             start_iter=0,  # set when a run resumes
         ),

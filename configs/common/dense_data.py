@@ -14,14 +14,14 @@ dataloader = dict(
     train=L(build_detection_train_loader)(
         dataset=L(TrainingStream)(
             dataset=L(checked_dataset)(names=None, on_error="${dataset.on_error}"),
-            batch_size="${dataloader.train.total_batch_size}",
+            total_batch_size="${dataloader.train.total_batch_size}",
             seed="${train.seed}",
             start_iter=0,  # set when a run resumes
         ),
         mapper=L(InstanceMapper)(
             is_train=True,
             augmentations=[
-                L(RandomScaleCrop)(size=256, scale=(1.0, 1.5)),
+                L(RandomScaleCrop)(size=256, scale=(1.0, 2.0)),
                 L(T.RandomFlip)(horizontal=True, vertical=False),
                 L(RandomRotate90)(),
                 L(RandomIntensity)(brightness=(0.8, 1.25), contrast=(0.7, 1.3), gamma=(0.7, 1.4), noise=(0.0, 8.0)),

@@ -26,14 +26,13 @@ class TrainingStream(IterableDataset):
     with `start_iter=k` therefore sees what an uninterrupted run sees from iteration k on. With 0 workers a mapper that
     draws from torch's generator is not covered: that one belongs to the model.
 
-    Use it with `aspect_ratio_grouping=False`, and with `total_batch_size` equal to `batch_size` times the number of
-    processes. The mapper must not return None.
+    Use it with `aspect_ratio_grouping=False` and the loader's own `total_batch_size`. The mapper must not return None.
     """
 
     def __init__(
         self,
         dataset: list[dict[str, Any]],
-        batch_size: int,
+        total_batch_size: int,
         seed: int = 0,
         start_iter: int = 0,
         shuffle: bool = True,
@@ -42,7 +41,7 @@ class TrainingStream(IterableDataset):
 
         Args:
             dataset: dataset dicts; shallow copies are yielded.
-            batch_size: images a process and iteration.
+            total_batch_size: images an iteration, of all processes together.
             seed: start of the random numbers, the same on every rank.
             start_iter: first iteration, counted from 0.
             shuffle: shuffle each epoch anew; False keeps the order of the list.
@@ -53,17 +52,26 @@ class TrainingStream(IterableDataset):
         super().__init__()
         if len(dataset) == 0:
             raise ValueError("The training data set is empty: check its name, its split and its filters.")
-        for name, value, minimum in (("batch_size", batch_size, 1), ("seed", seed, 0), ("start_iter", start_iter, 0)):
+        for name, value, minimum in (
+            ("total_batch_size", total_batch_size, 1),
+            ("seed", seed, 0),
+            ("start_iter", start_iter, 0),
+        ):
             if int(value) != value or value < minimum:
                 raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}.")
         self.dataset = dataset
-        self.batch_size = batch_size
         self.seed = seed
         self.start_iter = start_iter
         self.shuffle = shuffle
         # Workers have no process group to ask.
         self.rank = comm.get_rank()
         self.world_size = comm.get_world_size()
+        self.batch_size, rest = divmod(total_batch_size, self.world_size)
+        if rest:
+            raise ValueError(
+                f"total_batch_size={total_batch_size} cannot be shared equally by {self.world_size} processes: make it "
+                "a multiple of their number."
+            )
         self._order: tuple[int, np.ndarray] | None = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

@@ -3,12 +3,16 @@
 Shape shorthand: N objects of one image of H x W pixels.
 """
 
+import copy
+from typing import Any
+
 import torch
 from detectron2.config import instantiate
 from detectron2.structures import Instances
 from omegaconf import DictConfig, OmegaConf
 
 from maskrcnn_plus.checkpoints import load_weights
+from maskrcnn_plus.config import skip_pretrained
 
 
 class Predictor:
@@ -24,9 +28,8 @@ class Predictor:
             (`test_score_thresh` of its box predictor) are never seen here.
 
     Raises:
-        ValueError: a config key is missing, the device is not there, the threshold is not in 0..1 or the weights
-            do not fit.
-        FileNotFoundError: the weights file is missing.
+        ValueError: a config key is missing or cannot be built, the device is not there, the threshold is not in 0..1
+            or the weights are missing, unreadable or of another model.
     """
 
     def __init__(
@@ -36,15 +39,15 @@ class Predictor:
         device: str | None = None,
         score_threshold: float | None = None,
     ):
-        for key, role in (("model", "the model"), ("dataloader.test.mapper", "the pre-processing of test images")):
-            if OmegaConf.select(cfg, key) is None:
-                raise ValueError(f"the config has no `{key}` ({role}); prediction needs it, please add it")
         if score_threshold is not None and not 0 <= score_threshold <= 1:
             raise ValueError(f"score_threshold is {score_threshold}, it must be between 0 and 1")
         self.device = _usable_device(device or OmegaConf.select(cfg, "train.device") or "auto")
         self.score_threshold = score_threshold
-        self.mapper = instantiate(cfg.dataloader.test.mapper)
-        model = instantiate(cfg.model)
+        if weights:
+            cfg = copy.deepcopy(cfg)
+            skip_pretrained(cfg)
+        self.mapper = _build(cfg, "dataloader.test.mapper")
+        model = _build(cfg, "model")
         if weights:
             load_weights(model, weights)
         channels_last = OmegaConf.select(cfg, "train.channels_last", default=True)
@@ -79,6 +82,17 @@ class Predictor:
         if self.score_threshold is not None:
             order = order[instances.scores[order] >= self.score_threshold]
         return _select(instances, order)
+
+
+def _build(cfg: DictConfig, key: str) -> Any:
+    """Instantiate the part of the config at `key`."""
+    part = OmegaConf.select(cfg, key)
+    if part is None:
+        raise ValueError(f"the config has no `{key}`; prediction needs it, please add it")
+    try:
+        return instantiate(part)
+    except Exception as error:  # whatever the constructors make of the config's values
+        raise ValueError(f"config key `{key}` cannot be built: {type(error).__name__}: {error}") from error
 
 
 def _select(instances: Instances, indices: torch.Tensor) -> Instances:

@@ -23,6 +23,7 @@ from torch import nn
 
 from maskrcnn_plus.checkpoints import Checkpointer, load_weights
 from maskrcnn_plus.checkpoints.checkpointer import write_atomically
+from maskrcnn_plus.config import skip_pretrained
 from maskrcnn_plus.training.hooks import (
     BestWeights,
     PeriodicCheckpoint,
@@ -48,6 +49,8 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> dict[str, Any]:
     cfg.train.device = resolve_device(cfg.train.device)
     default_setup(cfg, args)
     logging.getLogger("maskrcnn_plus").parent = logging.getLogger("detectron2")
+    if args.eval_only:
+        skip_pretrained(cfg)
     model = build_model(cfg)
     if args.eval_only:
         report = load_weights(model, _required_checkpoint(cfg))

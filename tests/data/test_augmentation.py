@@ -26,16 +26,21 @@ def _seed():
 
 
 def disc_scene(height, width, num_discs, radius, seed):
-    """Label image of well separated discs and their centres (x, y) in continuous coordinates."""
+    """Label image of well separated discs and the centroids (x, y) of their pixels."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width] + 0.5
     labels, centres = np.zeros((height, width), np.int32), []
-    while len(centres) < num_discs:
+    for attempt in range(10_000):
+        if len(centres) == num_discs:
+            break
+        if attempt % 50 == 49:  # the discs so far may leave no room
+            centres, labels = [], np.zeros_like(labels)
         centre = rng.uniform(radius, [width - radius, height - radius])
         if all(np.hypot(*(centre - other)) > 2 * radius + 2 for other in centres):
             centres.append(centre)
             labels[(x - centre[0]) ** 2 + (y - centre[1]) ** 2 <= radius**2] = len(centres) + 70_000
-    return labels, np.array(centres)
+    assert len(centres) == num_discs
+    return labels, np.array([centroid(labels == label) for label in range(70_001, 70_001 + num_discs)])
 
 
 def centroid(mask):
@@ -44,11 +49,12 @@ def centroid(mask):
 
 
 @pytest.mark.parametrize("scale", [(0.4, 0.5), (0.9, 1.1), (1.0, 1.0), (1.7, 3.0)], ids=str)
-@pytest.mark.parametrize("shape", [(150, 200), (50, 300), (40, 30)], ids=str)
+@pytest.mark.parametrize("shape", [(150, 200), (50, 300), (70, 60)], ids=str)
 def test_scale_crop_keeps_image_labels_and_coordinates_in_register(scale, shape):
     labels, centres = disc_scene(*shape, num_discs=3, radius=7, seed=1)
     augmentation = RandomScaleCrop((96, 80), scale)
-    for _ in range(8):
+    errors = []
+    for _ in range(30):
         image = ((labels > 0) * 255).astype(np.float32)[:, :, None].repeat(3, 2)
         aug_input = T.AugInput(image)
         transform = augmentation(aug_input)
@@ -64,9 +70,13 @@ def test_scale_crop_keeps_image_labels_and_coordinates_in_register(scale, shape)
         assert np.array_equal((aug_input.image[..., 0] > 127.5)[edge == 0], (moved > 0)[edge == 0])
         for label, centre in enumerate(transform.apply_coords(centres), start=70_001):
             mask = moved == label
-            inside = 10 * scale[1] < centre[0] < 80 - 10 * scale[1] and 10 * scale[1] < centre[1] < 96 - 10 * scale[1]
+            margin = 8 * transform.resized[0] / transform.crop[3]
+            inside = (margin < centre).all() and (centre < np.array([80, 96]) - margin).all()
             if inside:
-                assert np.allclose(centroid(mask), centre, atol=0.4)
+                errors.append(centroid(mask) - centre)
+    # A single disc moves by less than a repeated or dropped row; a shift of half a pixel would show in the mean.
+    assert np.abs(errors).max() < 0.6
+    assert np.abs(np.mean(errors, axis=0)).max() < 0.1
 
 
 def test_scale_crop_of_a_ramp_shows_the_coordinates_it_reports():
@@ -198,7 +208,7 @@ def test_chain_with_flips_keeps_labels_and_coordinates_together():
             T.RandomFlip(0.5, horizontal=True, vertical=False),
             T.RandomFlip(0.5, horizontal=False, vertical=True),
             RandomIntensity(noise=(1, 5)),
-            ScaleImage(1.5),
+            ScaleImage(2.0),
         ]
     )
     for _ in range(10):
@@ -207,7 +217,7 @@ def test_chain_with_flips_keeps_labels_and_coordinates_together():
         moved = transforms.apply_segmentation(labels)
         points = transforms.apply_coords(centres.copy())
         for label, centre in enumerate(points, start=70_001):
-            assert np.allclose(centroid(moved == label), centre, atol=0.3)
+            assert np.allclose(centroid(moved == label), centre)
         assert np.mean((aug_input.image > 100) == (moved > 0)) > 0.99
 
 

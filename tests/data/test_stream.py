@@ -22,7 +22,7 @@ def draw(entry):
 
 def batches(num_batches, num_workers=0, mapper=draw, batch_size=3, **kwargs):
     """The first batches of Detectron2's loader over the stream."""
-    stream = TrainingStream(DATASET, batch_size=batch_size, **kwargs)
+    stream = TrainingStream(DATASET, total_batch_size=batch_size, **kwargs)
     loader = build_detection_train_loader(
         dataset=stream,
         mapper=mapper,
@@ -48,14 +48,14 @@ def test_resumed_stream_is_the_tail_of_an_uninterrupted_one(num_workers, start_i
 
 
 def test_every_epoch_shows_each_image_once_in_a_new_order():
-    stream = iter(TrainingStream(DATASET, batch_size=3, seed=1))
+    stream = iter(TrainingStream(DATASET, total_batch_size=3, seed=1))
     epochs = [[next(stream)["image_id"] for _ in DATASET] for _ in range(5)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
 def test_without_shuffling_the_order_is_that_of_the_list():
-    stream = iter(TrainingStream(DATASET, batch_size=2, shuffle=False))
+    stream = iter(TrainingStream(DATASET, total_batch_size=2, shuffle=False))
     assert [next(stream)["image_id"] for _ in range(9)] == [0, 1, 2, 3, 4, 5, 6, 0, 1]
 
 
@@ -72,11 +72,13 @@ def test_ranks_share_the_positions_of_one_process(monkeypatch):
     for rank in range(2):
         monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
         monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-        stream = TrainingStream(DATASET, batch_size=3, seed=3)
+        stream = TrainingStream(DATASET, total_batch_size=6, seed=3)
         monkeypatch.undo()  # a worker has no process group
-        shares.append([[draw(entry) for entry in itertools.islice(stream, 3)]])
         iterator = iter(stream)
-        shares[-1] = [[draw(next(iterator)) for _ in range(3)] for _ in range(4)]
+        shares.append([[draw(next(iterator)) for _ in range(3)] for _ in range(4)])
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match="total_batch_size=5 cannot be shared equally by 2"):
+        TrainingStream(DATASET, total_batch_size=5)
     assert [left + right for left, right in zip(*shares, strict=True)] == alone
 
 
@@ -87,7 +89,7 @@ def torch_draw(entry):
 def test_workers_seed_torch_too_and_the_main_process_keeps_its_own():
     assert batches(4, num_workers=1, mapper=torch_draw) == batches(4, num_workers=2, mapper=torch_draw)
     state = torch.get_rng_state()
-    next(iter(TrainingStream(DATASET, batch_size=1)))
+    next(iter(TrainingStream(DATASET, total_batch_size=1)))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -104,7 +106,7 @@ def test_only_workers_ignore_ctrl_c():
 
 def test_changing_a_yielded_dict_leaves_the_data_set_alone():
     dataset = [{"image_id": 0}]
-    stream = iter(TrainingStream(dataset, batch_size=1))
+    stream = iter(TrainingStream(dataset, total_batch_size=1))
     next(stream).pop("image_id")
     assert next(stream) == {"image_id": 0}
 
@@ -112,11 +114,11 @@ def test_changing_a_yielded_dict_leaves_the_data_set_alone():
 @pytest.mark.parametrize(
     ("dataset", "kwargs", "message"),
     [
-        ([], {"batch_size": 1}, "empty"),
-        (DATASET, {"batch_size": 0}, "batch_size"),
-        (DATASET, {"batch_size": 1.5}, "batch_size"),
-        (DATASET, {"batch_size": 1, "seed": -1}, "seed"),
-        (DATASET, {"batch_size": 1, "start_iter": -2}, "start_iter"),
+        ([], {"total_batch_size": 1}, "empty"),
+        (DATASET, {"total_batch_size": 0}, "total_batch_size"),
+        (DATASET, {"total_batch_size": 1.5}, "total_batch_size"),
+        (DATASET, {"total_batch_size": 1, "seed": -1}, "seed"),
+        (DATASET, {"total_batch_size": 1, "start_iter": -2}, "start_iter"),
     ],
 )
 def test_bad_arguments_are_named(dataset, kwargs, message):

@@ -142,6 +142,13 @@ def test_incomplete_config_is_named(missing):
         Predictor(cfg)
 
 
+def test_part_that_cannot_be_built_is_named():
+    cfg = planted_config([0.5])
+    cfg.model.scores = 7
+    with pytest.raises(ValueError, match="`model` cannot be built: TypeError"):
+        Predictor(cfg)
+
+
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"score_threshold is 1\.5"):
         Predictor(planted_config([0.5]), score_threshold=1.5)
@@ -157,7 +164,7 @@ def test_absent_gpu_is_an_error_and_auto_does_without():
 
 
 def test_missing_and_foreign_weights_name_the_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
+    with pytest.raises(ValueError, match=r"nowhere\.pth"):
         Predictor(planted_config([0.5]), str(tmp_path / "nowhere.pth"))
     torch.save({"model": {"other": torch.zeros(2)}}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other\.pth"):

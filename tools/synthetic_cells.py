@@ -1,0 +1,42 @@
+#!/usr/bin/env python3
+"""Write synthetic cells as a label-map data set: images/, labels/ and splits.json, an example of your own data.
+
+Usage: python tools/synthetic_cells.py --output datasets/cells --images 40 --val 8
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from maskrcnn_plus.data.synthetic import render_cells
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", required=True, type=Path, help="folder of the data set")
+    parser.add_argument("--images", type=int, default=40, help="number of images (default 40)")
+    parser.add_argument("--val", type=int, default=8, help="how many of them are for validation (default 8)")
+    parser.add_argument("--size", type=int, default=256, help="side of an image in pixels (default 256)")
+    parser.add_argument("--seed", type=int, default=2, help="start of the random numbers (default 2)")
+    args = parser.parse_args()
+    if not 0 <= args.val <= args.images:
+        parser.error(f"--val {args.val} of --images {args.images}: at most all of them can be for validation")
+    for folder in ("images", "labels"):
+        (args.output / folder).mkdir(parents=True, exist_ok=True)
+    names = [f"cells_{index:04d}" for index in range(args.images)]
+    for index, name in enumerate(names):
+        image, label_map, _ = render_cells(args.seed, index, args.size, args.size)
+        Image.fromarray(image).save(args.output / "images" / f"{name}.png")
+        Image.fromarray(label_map).save(args.output / "labels" / f"{name}.png")
+    first_val = args.images - args.val
+    splits = {"train": names[:first_val], "val": names[first_val:]}
+    (args.output / "splits.json").write_text(json.dumps(splits, indent=1))
+    print(f"{args.images} images in {args.output}, {args.val} of them for validation")
+
+
+if __name__ == "__main__":
+    main()
