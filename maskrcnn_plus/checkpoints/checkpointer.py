@@ -8,26 +8,8 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
+from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.checkpoints.load import read_file
-
-
-def write_atomically(path: str, write) -> None:
-    """Call `write(file)` on a temporary file beside `path`, then put it in its place: readers see all or nothing."""
-    temporary = f"{path}.tmp{os.getpid()}"
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-    folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself survives a power cut
-    finally:
-        os.close(folder)
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -52,7 +34,7 @@ class Checkpointer(DetectionCheckpointer):
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {path}")
         try:
-            write_atomically(path, lambda file: torch.save(data, file))
+            write_atomically(path, lambda file: torch.save(data, file), durable=True)
         except (OSError, RuntimeError) as error:
             raise OSError(f"The checkpoint {path} could not be written ({error}); earlier ones are intact.") from error
         if tag:
@@ -61,7 +43,7 @@ class Checkpointer(DetectionCheckpointer):
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Mark a file of `save_dir` as the one to resume from."""
         path = os.path.join(self.save_dir, "last_checkpoint")
-        write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
+        write_atomically(path, last_filename_basename.encode(), durable=True)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         return read_file(filename)

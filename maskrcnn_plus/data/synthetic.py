@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 from detectron2.utils.file_io import PathHandler, PathManager
 
+from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.registration import copy_dicts, label_map_annotations, register_source
 
@@ -182,14 +183,7 @@ def _cache_folder() -> str:
 def _write_png(path: str, pixels: np.ndarray) -> None:
     """Write a PNG (channels in BGR order) such that other processes see all of it or nothing."""
     _, encoded = cv2.imencode(".png", pixels)
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(encoded.tobytes())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_atomically(path, encoded.tobytes())
 
 
 @dataclass

@@ -12,7 +12,9 @@ import contextlib
 import importlib.util
 import io
 import itertools
+import json
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -24,9 +26,9 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
 from detectron2.utils.logger import create_small_table
 
+from ..atomic import write_atomically
 from .ground_truth import ground_truth_rles, image_name, load_ground_truth
 from .predictions import gather_images, predicted_rles, prediction_of
-from .report import write_json
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 COCO_MAX_DETECTIONS = 100
@@ -116,7 +118,9 @@ class COCOMaskEvaluator(DatasetEvaluator):
         detections = list(itertools.chain.from_iterable(predictions.values()))
         class_names = self._class_names(detections)
         if self._output_dir:
-            write_json(self._with_dataset_ids(detections), self._output_dir, "coco_instances_results.json")
+            os.makedirs(self._output_dir, exist_ok=True)
+            content = json.dumps(self._with_dataset_ids(detections)).encode()
+            write_atomically(os.path.join(self._output_dir, "coco_instances_results.json"), content)
         limit = self._max_detections
         if limit is None:
             limit = max(COCO_MAX_DETECTIONS, max(len(of_image) for of_image in predictions.values()))

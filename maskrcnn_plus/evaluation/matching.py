@@ -7,7 +7,9 @@ objects that a user would get at a score threshold.
 Shape shorthand: I images, D detections and G ground-truth objects of an image, T IoU thresholds.
 """
 
+import json
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -18,10 +20,10 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.logger import create_small_table
 from scipy.optimize import linear_sum_assignment
 
+from ..atomic import write_atomically
 from ..masks.label_map import label_map_to_rles, rles_to_label_map
 from .ground_truth import ground_truth_rles, image_name, load_ground_truth
 from .predictions import gather_images, predicted_rles, prediction_of
-from .report import write_json
 
 DEFAULT_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 
@@ -127,7 +129,8 @@ class MatchingEvaluator(DatasetEvaluator):
                 for image_id, table in counts.items()
             ]
             report = {"thresholds": self._thresholds, "figures": figures, "images": images}
-            write_json(report, self._output_dir, "matching_results.json")
+            os.makedirs(self._output_dir, exist_ok=True)
+            write_atomically(os.path.join(self._output_dir, "matching_results.json"), json.dumps(report).encode())
         return OrderedDict(matching=figures)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from detectron2.structures import Instances
 from pycocotools import mask as coco_mask
 
+from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.inference.overlay import class_label, class_shades, encode_masks
-from maskrcnn_plus.inference.writers import write_atomically
 
 MAX_PICTURES = 200
 """Images shown in a report; the figures cover all."""

@@ -15,6 +15,7 @@ import numpy as np
 import tifffile
 from detectron2.structures import Instances
 
+from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.inference.overlay import draw_overlay, encode_masks
 from maskrcnn_plus.masks.label_map import rles_to_label_map
 
@@ -109,20 +110,6 @@ class PredictionWriter:
         name = next(name for name in itertools.chain([pure.stem], longer, numbered) if name.lower() not in taken)
         taken[name.lower()] = folder
         return name
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name in the same folder and move it into place in one step.
-
-    Raises:
-        OSError: it cannot be written; no temporary file is left.
-    """
-    temporary = path.with_name(f".{os.getpid()}_{path.name[-50:]}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def encode_png(image: np.ndarray) -> bytes:

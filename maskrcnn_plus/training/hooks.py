@@ -17,7 +17,8 @@ from detectron2.utils import comm
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from maskrcnn_plus.checkpoints.checkpointer import Checkpointer, write_atomically
+from maskrcnn_plus.atomic import write_atomically
+from maskrcnn_plus.checkpoints.checkpointer import Checkpointer
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class BestWeights:
         self.best = value
         self.checkpointer.save("model_best", tag=False, only_model=True, model=model.state_dict())
         record = {"metric": self.metric, "value": value, "iteration": iteration}
-        write_atomically(self.record, lambda file: file.write(json.dumps(record).encode()))
+        write_atomically(self.record, json.dumps(record).encode())
         logger.info(f"Best {self.metric} so far: {value:.4f} at iteration {iteration}.")
 
 

@@ -21,8 +21,8 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 from omegaconf import DictConfig
 from torch import nn
 
+from maskrcnn_plus.atomic import TEMPORARY, write_atomically
 from maskrcnn_plus.checkpoints import Checkpointer, load_weights
-from maskrcnn_plus.checkpoints.checkpointer import write_atomically
 from maskrcnn_plus.config import skip_pretrained
 from maskrcnn_plus.training.hooks import (
     BestWeights,
@@ -183,7 +183,7 @@ def _unwrap(model: nn.Module) -> nn.Module:
 
 def _resume_or_load(checkpointer: Checkpointer, trainer: Trainer, settings: DictConfig, resume: bool) -> int:
     """Load the last checkpoint or the initial weights; returns the first iteration to run."""
-    for leftover in glob.glob(os.path.join(settings.output_dir, "*.tmp*")) if comm.is_main_process() else []:
+    for leftover in glob.glob(os.path.join(settings.output_dir, TEMPORARY)) if comm.is_main_process() else []:
         os.remove(leftover)  # of a run that was killed while it wrote
     found = checkpointer.has_checkpoint()
     if resume and found:
@@ -219,7 +219,7 @@ def build_writers(output_dir: str, max_iter: int, start_iter: int) -> list[Event
     path = os.path.join(output_dir, "metrics.json")
     if os.path.exists(path):
         kept = list(_lines_before(path, start_iter))
-        write_atomically(path, lambda file: file.write("".join(kept).encode()))
+        write_atomically(path, "".join(kept).encode())
     return [
         CommonMetricPrinter(max_iter),
         JSONWriter(path),

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from maskrcnn_plus.checkpoints import Checkpointer, WeightsError, load_weights
-from maskrcnn_plus.checkpoints.checkpointer import write_atomically
 from maskrcnn_plus.checkpoints.safe_pickle import UnsafePickleError, load_pickle
 
 
@@ -20,22 +19,6 @@ class _Runs:
 
     def __reduce__(self):
         return (os.system, ("touch code_ran",))
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path):
-    path = tmp_path / "a.pth"
-    path.write_bytes(b"old")
-
-    def fail(file):
-        file.write(b"half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(str(path), fail)
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["a.pth"]
-    write_atomically(str(path), lambda file: file.write(b"new"))
-    assert path.read_bytes() == b"new"
 
 
 def test_save_names_the_file_when_it_cannot_be_written(tmp_path, monkeypatch):

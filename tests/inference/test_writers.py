@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 
 import cv2
 import numpy as np
@@ -14,7 +13,7 @@ from detectron2.structures import Boxes, Instances
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from maskrcnn_plus.inference.writers import PredictionWriter, encode_png, write_atomically
+from maskrcnn_plus.inference.writers import PredictionWriter, encode_png
 
 HEIGHT, WIDTH = 40, 50
 
@@ -165,20 +164,6 @@ def test_input_is_never_replaced(tmp_path):
     with PredictionWriter(tmp_path) as writer, pytest.raises(ValueError, match="another output folder"):
         writer.write(str(source), image_of(), random_instances(0, 3))
     assert source.read_bytes() == content
-
-
-def test_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch):
-    target = tmp_path / "predictions.json"
-    target.write_text("old")
-
-    def no_space(source, destination):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", no_space)
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(target, b"new")
-    assert files_below(tmp_path) == ["predictions.json"]
-    assert target.read_text() == "old"
 
 
 def test_output_path_that_is_a_file_is_an_os_error(tmp_path):

@@ -1,0 +1,48 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+TEMPORARY = ".*.maskrcnn_plus.tmp"
+"""Glob pattern of what a process that was killed while it wrote may have left."""
+
+
+def write_atomically(
+    path: str | Path, content: bytes | Callable[[IO[bytes]], object], *, durable: bool = False
+) -> None:
+    """Write a file under a temporary name in the same folder and move it into place in one step.
+
+    Args:
+        path: the file; an earlier one is replaced.
+        content: its bytes, or a function that writes them to the file object it is given.
+        durable: flush to the disk before and after the move, so that it survives a power cut too.
+
+    Raises:
+        OSError: it cannot be written. Whatever is raised, an earlier file is intact and no temporary one is left.
+    """
+    path = Path(path)
+    # Short, because the name itself may be as long as a file system allows.
+    temporary = path.with_name(TEMPORARY.replace("*", f"{secrets.token_hex(4)}_{path.name[-50:]}"))
+    try:
+        with open(temporary, "wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if durable:
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
