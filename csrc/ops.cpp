@@ -4,7 +4,24 @@
 #include <torch/library.h>
 
 #include "cpu/capability.h"
+#include "cpu/roi_align.h"
 
 TORCH_LIBRARY(maskrcnn_plus, m) {
   m.def("cpu_capability() -> str", maskrcnn_plus::cpu_capability);
+
+  // features: L maps [N, C, H_l, W_l]; rois: [K, 5] (batch index, x0, y0, x1, y1); levels: [K] map of each box, None for
+  // the only one; spatial_scales: of the maps; sampling_ratio: samples a bin and axis, 0 = one a pixel; channels_last:
+  // memory format of the result. Returns [K, C, pooled_height, pooled_width].
+  m.def(
+      "roi_align(Tensor[] features, Tensor rois, Tensor? levels, float[] spatial_scales, int pooled_height, "
+      "int pooled_width, int sampling_ratio, bool aligned, bool channels_last) -> Tensor");
+  // sizes: N, C, H, W of each map, one after the other. Returns the gradient of each map.
+  m.def(
+      "roi_align_backward(Tensor grad, Tensor rois, Tensor? levels, float[] spatial_scales, SymInt[] sizes, "
+      "int sampling_ratio, bool aligned, bool channels_last) -> Tensor[]");
+}
+
+TORCH_LIBRARY_IMPL(maskrcnn_plus, CPU, m) {
+  m.impl("roi_align", maskrcnn_plus::roi_align);
+  m.impl("roi_align_backward", maskrcnn_plus::roi_align_backward);
 }

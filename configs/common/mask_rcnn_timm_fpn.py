@@ -1,10 +1,11 @@
-# Mask R-CNN for small, dense objects: Detectron2's parts on a timm backbone. Needs a top-level `dataset` with
-# `num_classes` and `max_objects`, the two numbers that everything else follows.
+# Mask R-CNN for small, dense objects: Detectron2's heads on a timm backbone, with RoIAlign of the whole pyramid. Needs a
+# top-level `dataset` with `num_classes` and `max_objects`, the two numbers that everything else follows.
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
 from detectron2.model_zoo import get_config
 
 from maskrcnn_plus.backbones import TimmBackbone
+from maskrcnn_plus.roi import PyramidROIAlign
 
 model = get_config("common/models/mask_rcnn_fpn.py").model
 
@@ -25,7 +26,9 @@ model.proposal_generator.post_nms_topk = (500, 1000)
 
 model.roi_heads.num_classes = "${dataset.num_classes}"
 model.roi_heads.batch_size_per_image = 256
+model.roi_heads.box_pooler._target_ = PyramidROIAlign
 model.roi_heads.box_pooler.canonical_box_size = 112
+model.roi_heads.mask_pooler._target_ = PyramidROIAlign
 model.roi_heads.mask_pooler.canonical_box_size = 112
 model.roi_heads.box_head.input_shape = L(ShapeSpec)(channels="${model.backbone.out_channels}", height=7, width=7)
 model.roi_heads.box_head.fc_dims = [512, 512]

@@ -35,9 +35,9 @@ dataloader.test.dataset.names = L(register_label_maps)(
 )
 
 train.output_dir = "output/nuclei"
-train.max_iter = 1800
+train.max_iter = 2600
 train.clip_grad_norm = 5.0
 train.ema.enabled = True
 train.ema.decay = 0.998
 train.best.metric = "matching/mAP"
-train.eval_period = 600
+train.eval_period = 1300

@@ -4,7 +4,8 @@
 
 namespace maskrcnn_plus {
 
-// The widest instruction set that this processor and this build share: "AVX512", "AVX2" or "DEFAULT".
+// The widest instruction set that this processor and this build share: "AVX512", "AVX2" or "DEFAULT". The environment
+// variable ATEN_CPU_CAPABILITY (avx512, avx2, default) lowers it, as it does for PyTorch's own kernels.
 std::string cpu_capability();
 
 } // namespace maskrcnn_plus

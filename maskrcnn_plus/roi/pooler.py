@@ -1,0 +1,105 @@
+"""RoI features from a feature pyramid: Detectron2's `ROIPooler` in one operator call.
+
+Lin et al., Feature Pyramid Networks (2017), Eq. 1: a box of the canonical size is pooled from the canonical level, one
+of half that size from the level below.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from detectron2.modeling.poolers import assign_boxes_to_levels, convert_boxes_to_pooler_format
+from detectron2.structures import Boxes
+from torch import Tensor, nn
+
+from maskrcnn_plus.roi.roi_align import roi_align_pyramid
+
+
+class PyramidROIAlign(nn.Module):
+    """Drop-in for `detectron2.modeling.poolers.ROIPooler` with RoIAlign; same arguments, same results."""
+
+    def __init__(
+        self,
+        output_size: int | tuple[int, int],
+        scales: tuple[float, ...],
+        sampling_ratio: int,
+        pooler_type: str = "ROIAlignV2",
+        canonical_box_size: int = 224,
+        canonical_level: int = 4,
+    ) -> None:
+        """Check and keep the arguments.
+
+        Args:
+            output_size: bins (height, width), or one number for both.
+            scales: pixels of each map for one of the image, falling by halves, e.g. (1/4, 1/8, 1/16, 1/32).
+            sampling_ratio: samples a bin and axis; 0 takes one a pixel of the map, rounded up.
+            pooler_type: "ROIAlignV2" (pixel i covers [i, i + 1)) or "ROIAlign" (no shift by half a pixel).
+            canonical_box_size: side in pixels of the boxes that are pooled from the canonical level.
+            canonical_level: its number, log2 of its stride.
+
+        Raises:
+            ValueError: an argument is out of range.
+        """
+        super().__init__()
+        size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+        if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+            raise ValueError(f"output_size must be a positive number or a pair of them, got {output_size!r}.")
+        if pooler_type not in ("ROIAlign", "ROIAlignV2"):
+            raise ValueError(
+                f"pooler_type {pooler_type!r}: PyramidROIAlign knows ROIAlign and ROIAlignV2; for others take "
+                "detectron2.modeling.poolers.ROIPooler."
+            )
+        levels = [-math.log2(scale) for scale in scales]
+        if not levels or any(abs(level - round(level)) > 1e-6 for level in levels):
+            raise ValueError(f"scales must be powers of 1/2, got {tuple(scales)}.")
+        self.min_level, self.max_level = round(levels[0]), round(levels[-1])
+        if self.max_level - self.min_level + 1 != len(levels) or self.min_level < 0:
+            raise ValueError(f"scales must fall by halves, got {tuple(scales)}.")
+        if canonical_box_size <= 0:
+            raise ValueError(f"canonical_box_size must be positive, got {canonical_box_size}.")
+        self.output_size = size
+        self.scales = tuple(float(scale) for scale in scales)
+        self.sampling_ratio = sampling_ratio
+        self.aligned = pooler_type == "ROIAlignV2"
+        self.canonical_box_size = canonical_box_size
+        self.canonical_level = canonical_level
+
+    def extra_repr(self) -> str:
+        """Arguments for printing."""
+        return f"output_size={self.output_size}, scales={self.scales}, sampling_ratio={self.sampling_ratio}"
+
+    def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
+        """Pool the features of all boxes.
+
+        Args:
+            x: L maps [N, C, H_l, W_l], one a scale.
+            box_lists: boxes of each of the N images, xyxy in pixels of the image.
+
+        Returns:
+            [K, C, height, width], the boxes of the first image first.
+
+        Raises:
+            ValueError: the numbers of maps or images do not fit, or a box is not finite.
+        """
+        if len(x) != len(self.scales):
+            raise ValueError(f"PyramidROIAlign: {len(x)} maps for {len(self.scales)} scales.")
+        if len(box_lists) != x[0].shape[0]:
+            raise ValueError(f"PyramidROIAlign: boxes of {len(box_lists)} images, maps of {x[0].shape[0]}.")
+        if len(box_lists) == 0:
+            return x[0].new_zeros(0, x[0].shape[1], *self.output_size)
+        rois = convert_boxes_to_pooler_format(box_lists)  # [K, 5]
+        levels = None
+        if len(x) > 1:
+            levels = assign_boxes_to_levels(
+                box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
+            )
+        return roi_align_pyramid(
+            x,
+            rois.to(torch.promote_types(x[0].dtype, torch.float32)),
+            levels,
+            self.output_size,
+            self.scales,
+            self.sampling_ratio,
+            self.aligned,
+        )
