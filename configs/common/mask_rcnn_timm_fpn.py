@@ -1,5 +1,5 @@
-# Mask R-CNN for small, dense objects: Detectron2's heads on a timm backbone, with RoIAlign of the whole pyramid. Needs a
-# top-level `dataset` with `num_classes` and `max_objects`, the two numbers that everything else follows.
+# Mask R-CNN for small, dense objects: Detectron2's heads on a timm backbone, one RoIAlign for the whole pyramid. Needs
+# a top-level `dataset` with `num_classes` and `max_objects`, the two numbers that everything else follows.
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
 from detectron2.model_zoo import get_config

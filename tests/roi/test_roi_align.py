@@ -1,0 +1,377 @@
+"""The RoIAlign operator: exact, differentiable, deterministic, and safe on bad input."""
+
+import os
+import random
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torchvision.ops import roi_align as torchvision_roi_align
+
+from maskrcnn_plus import extension
+from maskrcnn_plus.roi import roi_align, roi_align_pyramid
+from maskrcnn_plus.roi.reference import roi_align_reference
+
+needs_extension = pytest.mark.skipif(not extension.is_available(), reason=extension.why_missing())
+CASES = 520
+
+
+def random_case(seed):
+    """A map, boxes of all kinds (inside, across every border, outside, tiny, huge, inverted), and options."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    images, channels = rng.choice([1, 2, 3]), rng.choice([1, 2, 7, 16, 40, 96, 131])
+    height, width, count = rng.randint(1, 40), rng.randint(1, 50), rng.randint(0, 10)
+    stride = rng.choice([1, 4, 8, 32])
+    input = torch.randn(images, channels, height, width, dtype=rng.choice([torch.float32, torch.float64]))
+    if rng.random() < 0.5:
+        input = input.to(memory_format=torch.channels_last)
+    centre = (torch.rand(count, 2) * 1.4 - 0.2) * torch.tensor([width, height]) * stride
+    side = torch.rand(count, 2) * stride * rng.choice([0.5, 4, 20, 100]) - stride * rng.choice([0, 0, 2])
+    index = torch.randint(0, images, (count, 1)).float()
+    rois = torch.cat([index, centre - side / 2, centre + side / 2], dim=1).to(input.dtype)
+    options = {
+        "output_size": rng.choice([(7, 7), (14, 14), (3, 5), (1, 1)]),
+        "spatial_scale": 1 / stride,
+        "sampling_ratio": rng.randint(0, 4),
+        "aligned": rng.random() < 0.5,
+    }
+    return input, rois, options
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_equals_torchvision_and_the_reference_on_random_cases(part):
+    for seed in range(part * CASES // 4, (part + 1) * CASES // 4):
+        input, rois, options = random_case(seed)
+        input.requires_grad_()
+        output = roi_align(input, rois, **options)
+        # Of inverted boxes torchvision allocates a negative number of samples, and fails.
+        inverted = bool((rois[:, 3:] < rois[:, 1:3]).any()) and options["aligned"] and options["sampling_ratio"] == 0
+        expected = (roi_align_reference if inverted else torchvision_roi_align)(input, rois, **options)
+        atol = 1e-4 if input.dtype == torch.float32 else 1e-11
+        torch.testing.assert_close(output, expected, atol=atol, rtol=0, msg=lambda m, s=seed: f"case {s}: {m}")
+        cotangent = torch.randn_like(expected)
+        gradient, expected_gradient = (torch.autograd.grad(o, input, cotangent)[0] for o in (output, expected))
+        scale = max(1.0, expected_gradient.abs().max().item())
+        torch.testing.assert_close(gradient, expected_gradient, atol=atol * scale, rtol=0)
+        if seed % 8 == 0 and len(rois):
+            truth = roi_align_reference(input.double(), rois.double(), **options)
+            torch.testing.assert_close(output.double(), truth, atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_half_precision_accumulates_in_float32(dtype, channels_last):
+    torch.manual_seed(0)
+    input = torch.randn(2, 70, 20, 30).to(dtype)
+    if channels_last:
+        input = input.to(memory_format=torch.channels_last)
+    rois = torch.tensor([[0, 3.0, 5, 90, 70], [1, -20, -3, 33, 200], [1, 40, 40, 47, 49]])
+    wide = input.float().requires_grad_()
+    input.requires_grad_()
+    output, expected = roi_align(input, rois, 7, 0.25), roi_align(wide, rois, 7, 0.25)
+    assert output.dtype == dtype
+    torch.testing.assert_close(output, expected.to(dtype), atol=0, rtol=0)
+    (gradient,) = torch.autograd.grad(output.float().sum(), input)
+    (expected_gradient,) = torch.autograd.grad(expected.sum(), wide)
+    torch.testing.assert_close(gradient, expected_gradient.to(dtype), atol=0, rtol=0)
+
+
+def test_memory_format_is_kept_and_any_strides_are_read():
+    torch.manual_seed(0)
+    base = torch.randn(2, 12, 10, 14)
+    rois = torch.tensor([[0, 1.0, 2, 30, 35], [1, 3, -4, 20, 50]])
+    expected = roi_align(base, rois, 5, 0.25)
+    assert expected.is_contiguous()
+    last = roi_align(base.to(memory_format=torch.channels_last), rois, 5, 0.25)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(last, expected)
+    strided = torch.randn(2, 24, 10, 28)
+    strided[:, ::2, :, ::2] = base
+    assert torch.equal(roi_align(strided[:, ::2, :, ::2], rois, 5, 0.25), expected)
+    assert torch.equal(roi_align(base.flip(3).flip(3), rois.flip(1).flip(1), 5, 0.25), expected)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_gradients_in_float64(channels_last):
+    torch.manual_seed(0)
+    input = torch.randn(2, 5, 6, 7, dtype=torch.float64)
+    if channels_last:
+        input = input.to(memory_format=torch.channels_last)
+    input.requires_grad_()
+    rois = torch.tensor([[0, 1.0, 2, 30, 20], [1, -3, -4, 60, 10], [0, 5, 5, 5, 5]], dtype=torch.float64)
+
+    def align(x):
+        return roi_align(x, rois, (3, 2), 0.25)
+
+    assert torch.autograd.gradcheck(align, input)
+    assert torch.autograd.gradgradcheck(align, input)
+
+
+def test_backward_is_bit_identical_for_any_number_of_threads():
+    torch.manual_seed(0)
+    rois = torch.cat([torch.zeros(300, 1), torch.rand(300, 2) * 100, 100 + torch.rand(300, 2) * 100], dim=1)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for number in (1, 2, 2, 1):
+            torch.set_num_threads(number)
+            input = torch.ones(1, 80, 50, 50).to(memory_format=torch.channels_last).requires_grad_()
+            output = roi_align(input, rois, 7, 0.25)
+            cotangent = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
+            results.append((output.detach(), torch.autograd.grad(output, input, cotangent)[0]))
+    finally:
+        torch.set_num_threads(threads)
+    for output, gradient in results[1:]:
+        assert torch.equal(output, results[0][0])
+        assert torch.equal(gradient, results[0][1])
+
+
+@needs_extension
+@pytest.mark.parametrize("capability", ["avx2", "default"])
+def test_every_instruction_set_gives_the_same(capability, tmp_path):
+    code = (
+        "import sys, torch; from maskrcnn_plus.roi import roi_align; torch.manual_seed(0)\n"
+        "x = torch.randn(1, 147, 20, 30).to(memory_format=torch.channels_last).requires_grad_()\n"
+        "rois = torch.cat([torch.zeros(20, 1), torch.rand(20, 2) * 60, 60 + torch.rand(20, 2) * 60], dim=1)\n"
+        "y = roi_align(x, rois, 7, 0.25); y.square().sum().backward()\n"
+        "z = roi_align(x.double(), rois.double(), 7, 0.25)\n"
+        "torch.save([y.detach(), x.grad, z.detach()], sys.argv[1])\n"
+        "print(torch.ops.maskrcnn_plus.cpu_capability())"
+    )
+    outputs = []
+    for limit in (capability, ""):
+        path = tmp_path / f"limit_{limit}.pt"
+        environment = {**os.environ, "ATEN_CPU_CAPABILITY": limit}
+        if not limit:
+            environment.pop("ATEN_CPU_CAPABILITY")
+        result = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code, str(path)], env=environment, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+        if limit:
+            assert result.stdout.strip() in (capability.upper(), "DEFAULT")
+        outputs.append(torch.load(path, weights_only=True))
+    for limited, widest in zip(*outputs, strict=True):
+        torch.testing.assert_close(limited, widest, atol=1e-5, rtol=1e-5)
+
+
+def test_hand_computed_case_of_detectron2():
+    """Detectron2's tests/layers/test_roi_align.py: a ramp is reproduced at the bins' centres."""
+    input = torch.arange(25.0).reshape(1, 1, 5, 5)
+    rois = torch.tensor([[0, 1.0, 1, 3, 3]])
+    shifted = torch.tensor(
+        [[4.5, 5.0, 5.5, 6.0], [7.0, 7.5, 8.0, 8.5], [9.5, 10.0, 10.5, 11.0], [12.0, 12.5, 13.0, 13.5]]
+    )
+    torch.testing.assert_close(roi_align(input, rois, (4, 4), 1.0, 0, True)[0, 0], shifted)
+    torch.testing.assert_close(roi_align(input, rois, (4, 4), 1.0, 0, False)[0, 0], shifted + 3)
+
+
+def test_resized_map_gives_the_same_for_resized_boxes():
+    torch.manual_seed(0)
+    ramp = (torch.arange(40.0)[:, None] * 0.3 + torch.arange(30.0) * 0.7)[None, None]
+    doubled = F.interpolate(ramp, scale_factor=2, mode="bilinear", align_corners=False)
+    rois = torch.tensor([[0, 6.0, 8, 20, 30]])
+    small, large = roi_align(ramp, rois, 7, 1.0), roi_align(doubled, rois * 2, 7, 1.0)
+    torch.testing.assert_close(small, large, atol=1e-4, rtol=0)
+
+
+def test_one_sample_a_bin_equals_grid_sample():
+    torch.manual_seed(0)
+    input = torch.randn(1, 3, 20, 24)
+    x0, y0, x1, y1 = 3.2, 4.7, 17.9, 15.1
+    output = roi_align(input, torch.tensor([[0, x0, y0, x1, y1]]), (6, 5), 1.0, 1, True)
+    ys = y0 + (torch.arange(6) + 0.5) / 6 * (y1 - y0)
+    xs = x0 + (torch.arange(5) + 0.5) / 5 * (x1 - x0)
+    grid = torch.stack(torch.meshgrid(xs / 24 * 2 - 1, ys / 20 * 2 - 1, indexing="xy"), dim=-1)[None]  # [1, 6, 5, 2]
+    torch.testing.assert_close(output, F.grid_sample(input, grid, align_corners=False), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 6), (0, 3, 5, 6), (2, 0, 5, 6)])
+def test_no_boxes_and_empty_maps(shape):
+    input = torch.randn(shape, requires_grad=True)
+    output = roi_align(input, torch.zeros(0, 5), (4, 7))
+    assert output.shape == (0, shape[1], 4, 7)
+    output.sum().backward()
+    assert torch.equal(input.grad, torch.zeros_like(input))
+
+
+def test_boxes_of_extreme_size_and_place_equal_torchvision():
+    torch.manual_seed(0)
+    input = torch.randn(1, 2, 12, 9)
+    rois = torch.tensor(
+        [
+            [0, -2e3, -2e3, 2e3, 2e3],
+            [0, 0, 0, 1e6, 30],
+            [0, 1e6, 1e6, 1.001e6, 1.001e6],
+            [0, 7, 7, 7, 7],
+            [0, -50, -50, -10, -10],
+        ]
+    )
+    for aligned in (True, False):
+        expected = torchvision_roi_align(input, rois, 3, 0.25, 0, aligned)
+        torch.testing.assert_close(roi_align(input, rois, 3, 0.25, 0, aligned), expected, atol=1e-4, rtol=0)
+    # Where torchvision runs out of memory, the reference knows.
+    huge = torch.tensor([[0, -1e6, -1e6, 1e6, 1e6], [0, -3e5, 0, 7e5, 40]])
+    expected = roi_align_reference(input, huge, (3, 3), 0.25)
+    torch.testing.assert_close(roi_align(input, huge, 3, 0.25), expected, atol=1e-4, rtol=0)
+    inverted = torch.tensor([[0, 5, 5, -1e6, -1e6], [0, 5, 5, -1e6, 30]])
+    assert torch.equal(roi_align(input, inverted, 3, 0.25), torch.zeros(2, 2, 3, 3))
+    astronomical = torch.tensor([[0, -1e30, -1e30, 1e30, 1e30]])
+    assert torch.isfinite(roi_align(input, astronomical, 3, 0.25)).all()
+
+
+def test_list_of_boxes_equals_the_tensor():
+    torch.manual_seed(0)
+    input = torch.randn(3, 4, 8, 8)
+    boxes = [torch.tensor([[1.0, 2, 9, 12]]), torch.zeros(0, 4), torch.tensor([[0.0, 0, 5, 5], [3, 3, 20, 9]])]
+    rois = torch.tensor([[0, 1.0, 2, 9, 12], [2, 0, 0, 5, 5], [2, 3, 3, 20, 9]])
+    assert torch.equal(roi_align(input, boxes, 3, 0.5), roi_align(input, rois, 3, 0.5))
+
+
+X = torch.zeros(2, 3, 8, 8)
+R = torch.tensor([[0, 1.0, 1, 4, 4], [1, 0, 0, 3, 3]])
+
+
+@pytest.mark.parametrize(
+    ("input", "rois", "message"),
+    [
+        (X, R.clone().index_fill_(0, torch.tensor([1]), torch.nan), "RoI 1 is not finite"),
+        (X, torch.tensor([[0, 1.0, 1, torch.inf, 4]]), "RoI 0 is not finite"),
+        (X, torch.cat([R, torch.tensor([[2, 0.0, 0, 1, 1]])]), r"batch index 2 of RoI 2 is outside \[0, 2\)"),
+        (X, torch.cat([R, torch.tensor([[-1, 0.0, 0, 1, 1]])]), "batch index -1 of RoI 2"),
+        (X, R[:, :4], r"\[K, 5\]"),
+        (X[0], R, r"\[N, C, H, W\]"),
+        (X.long(), R, "floating point"),
+        (X, R.long(), "floating point"),
+        (X, R.double(), "one type"),
+        (X, R.half(), "one type"),
+        (X, [R[:, 1:]], "1 lists of boxes for 2 images"),
+        (X, [R[:, 1:], R], "boxes of image 1"),
+        (X, R.to("meta"), "meta"),
+    ],
+)
+def test_bad_input_is_refused_with_the_first_offending_box(input, rois, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        roi_align(input, rois, 7, 0.25)
+
+
+@pytest.mark.parametrize("options", [{"output_size": 0}, {"output_size": (3, -1)}, {"spatial_scale": 0.0}])
+def test_bad_options_are_refused(options):
+    with pytest.raises(ValueError, match="must be positive"):
+        roi_align(X, R, **{"output_size": 7, **options})
+
+
+def test_pyramid_equals_one_map_at_a_time():
+    torch.manual_seed(0)
+    features = [torch.randn(2, 6, 32 // 2**i, 40 // 2**i, requires_grad=True) for i in range(4)]
+    rois = torch.cat([torch.randint(0, 2, (50, 1)).float(), torch.rand(50, 2) * 60, 70 + torch.rand(50, 2) * 60], dim=1)
+    levels = torch.randint(0, 4, (50,))
+    scales = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+    output = roi_align_pyramid(features, rois, levels, 5, scales)
+    expected = torch.zeros_like(output)
+    for level in range(4):
+        chosen = levels == level
+        expected[chosen] = torchvision_roi_align(features[level], rois[chosen], 5, scales[level], 0, True)
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
+    cotangent = torch.randn_like(output)
+    gradients = [torch.autograd.grad(o, features, cotangent) for o in (output, expected)]
+    for gradient, expected_gradient in zip(*gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, atol=1e-4, rtol=0)
+
+
+@needs_extension
+def test_pyramid_refuses_levels_that_do_not_fit():
+    features = [torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 4, 4)]
+    rois = torch.tensor([[0, 1.0, 1, 4, 4]])
+    for levels, message in [
+        (torch.tensor([2]), r"level 2 of RoI 0 is outside \[0, 2\)"),
+        (torch.tensor([0, 1]), "one entry a RoI"),
+        (None, "levels are needed"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            roi_align_pyramid(features, rois, levels, 2, [0.25, 0.125])
+    with pytest.raises(ValueError, match="feature map 1 differs"):
+        roi_align_pyramid([features[0], features[1][:, :1]], rois, torch.tensor([0]), 2, [0.25, 0.125])
+    with pytest.raises(ValueError, match="no feature map"):
+        roi_align_pyramid([], rois, None, 2, [])
+
+
+@needs_extension
+def test_operators_pass_opcheck():
+    torch.manual_seed(0)
+    rois = torch.tensor([[0, 1.0, 2, 30, 20], [1, -3, -4, 60, 10]])
+    levels = torch.tensor([1, 0])
+    for channels_last in (False, True):
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        features = [torch.randn(2, 3, s, s).to(memory_format=memory_format).requires_grad_() for s in (9, 5)]
+        arguments = (features, rois, levels, [0.25, 0.125], 3, 2, 0, True, channels_last)
+        results = torch.library.opcheck(torch.ops.maskrcnn_plus.roi_align, arguments)
+        assert set(results.values()) == {"SUCCESS"}
+        grad = torch.randn(2, 3, 3, 2, requires_grad=True)
+        arguments = (grad, rois, levels, [0.25, 0.125], [2, 3, 9, 9, 2, 3, 5, 5], 0, True, channels_last)
+        results = torch.library.opcheck(torch.ops.maskrcnn_plus.roi_align_backward, arguments)
+        assert set(results.values()) == {"SUCCESS"}
+
+
+@needs_extension
+def test_compiles_to_one_graph_for_any_number_of_boxes():
+    torch.manual_seed(0)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(
+        lambda x, r: roi_align(x * 2, r, 3, 0.5).relu(), fullgraph=True, dynamic=True, backend=backend
+    )
+    input = torch.randn(1, 4, 12, 12)
+    for count in (3, 5, 8):
+        rois = torch.cat([torch.zeros(count, 1), torch.rand(count, 2) * 8, 10 + torch.rand(count, 2) * 8], dim=1)
+        torch.testing.assert_close(compiled(input, rois), roi_align(input * 2, rois, 3, 0.5).relu())
+    assert len(graphs) == 1
+
+
+@needs_extension
+def test_exports_with_a_dynamic_number_of_boxes():
+    class Align(torch.nn.Module):
+        def forward(self, x, rois):
+            return roi_align(x, rois, 3, 0.5)
+
+    input, rois = torch.randn(1, 4, 12, 12), torch.tensor([[0, 1.0, 2, 9, 12], [0, 3, 3, 20, 9], [0, 0, 0, 4, 4]])
+    shapes = {"x": None, "rois": {0: torch.export.Dim("boxes")}}
+    exported = torch.export.export(Align(), (input, rois), dynamic_shapes=shapes).module()
+    for count in (1, 2, 3):
+        assert torch.equal(exported(input, rois[:count]), roi_align(input, rois[:count], 3, 0.5))
+
+
+def test_autocast_keeps_the_type_of_the_maps():
+    torch.manual_seed(0)
+    input = torch.randn(1, 4, 12, 12)
+    rois = torch.tensor([[0, 1.0, 2, 9, 12]])
+    expected = roi_align(input.bfloat16(), rois, 3, 0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(roi_align(input.bfloat16(), rois, 3, 0.5), expected)
+        assert roi_align(input, rois, 3, 0.5).dtype == torch.float32
+
+
+def test_without_the_extension_torchvision_stands_in_with_one_warning(monkeypatch):
+    torch.manual_seed(0)
+    features = [torch.randn(1, 4, 12, 12, requires_grad=True), torch.randn(1, 4, 6, 6)]
+    rois = torch.tensor([[0, 1.0, 2, 9, 12], [0, 0, 0, 20, 20]])
+    levels = torch.tensor([1, 0])
+    expected = roi_align_pyramid(features, rois, levels, 3, [0.5, 0.25])
+    single = roi_align(features[0], rois, 3, 0.5)
+    monkeypatch.setattr(extension, "_why_missing", "it was left out")
+    monkeypatch.setattr(extension, "_warned", False)
+    with pytest.warns(UserWarning, match="it was left out"):
+        fallback = roi_align_pyramid(features, rois, levels, 3, [0.5, 0.25])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(roi_align(features[0], rois, 3, 0.5), single, atol=1e-5, rtol=0)
+    torch.testing.assert_close(fallback, expected, atol=1e-5, rtol=0)
+    assert torch.autograd.grad(fallback.sum(), features[0])[0].abs().sum() > 0
