@@ -56,12 +56,10 @@ def _one(
     xs = _samples(x0, width, output_size[1], sampling_ratio, input)  # [Q, g]
     if ys.numel() == 0 or xs.numel() == 0:
         return image.sum(dim=(1, 2))[:, None, None].expand(-1, *output_size) * 0
-    rows = _interpolate(ys.flatten(), input.shape[2])  # [P * g, H]
-    columns = _interpolate(xs.flatten(), input.shape[3])  # [Q * g, W]
-    rows, columns = rows.to(image), columns.to(image)
-    sampled = torch.einsum("ah,chw,bw->cab", rows, image, columns)  # [C, P * g, Q * g]
-    sampled = sampled.unflatten(2, xs.shape).mean(3)  # [C, P * g, Q]
-    return sampled.unflatten(1, ys.shape).mean(2)  # [C, P, Q]
+    # The mean over a grid of samples is the mean over its rows of the means over its columns.
+    rows = _interpolate(ys, input.shape[2]).to(image)  # [P, H]
+    columns = _interpolate(xs, input.shape[3]).to(image)  # [Q, W]
+    return torch.einsum("ph,chw,qw->cpq", rows, image, columns)  # [C, P, Q]
 
 
 def _samples(start: float, length: float, bins: int, sampling_ratio: int, like: Tensor) -> Tensor:
@@ -73,9 +71,9 @@ def _samples(start: float, length: float, bins: int, sampling_ratio: int, like: 
 
 
 def _interpolate(at: Tensor, size: int) -> Tensor:
-    """Bilinear weights of each pixel at coordinates `at` [S], [S, size]."""
+    """Mean bilinear weights of each pixel over the samples at coordinates `at` [bins, g], as [bins, size]."""
     counts = (at >= -1) & (at <= size)
     at = at.clamp(0, size - 1)
     pixels = torch.arange(size, device=at.device, dtype=at.dtype)
-    weights = (1 - (at[:, None] - pixels).abs()).clamp(min=0)  # [S, size]
-    return weights * counts[:, None]
+    weights = (1 - (at[..., None] - pixels).abs()).clamp(min=0)  # [bins, g, size]
+    return (weights * counts[..., None]).mean(dim=1)  # [bins, size]
