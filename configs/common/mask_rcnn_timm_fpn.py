@@ -25,7 +25,7 @@ model.proposal_generator.pre_nms_topk = (1000, 2000)
 model.proposal_generator.post_nms_topk = (500, 1000)
 
 model.roi_heads.num_classes = "${dataset.num_classes}"
-model.roi_heads.batch_size_per_image = 256
+model.roi_heads.batch_size_per_image = 128
 model.roi_heads.box_pooler._target_ = PyramidROIAlign
 model.roi_heads.box_pooler.canonical_box_size = 112
 model.roi_heads.mask_pooler._target_ = PyramidROIAlign

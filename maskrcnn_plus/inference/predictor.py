@@ -11,6 +11,7 @@ from detectron2.config import instantiate
 from detectron2.structures import Instances
 from omegaconf import DictConfig, OmegaConf
 
+from maskrcnn_plus.allocator import keep_freed_memory
 from maskrcnn_plus.checkpoints import load_weights
 from maskrcnn_plus.config import skip_pretrained
 
@@ -43,6 +44,8 @@ class Predictor:
             raise ValueError(f"score_threshold is {score_threshold}, it must be between 0 and 1")
         self.device = _usable_device(device or OmegaConf.select(cfg, "train.device") or "auto")
         self.score_threshold = score_threshold
+        if self.device.type == "cpu":
+            keep_freed_memory()
         if weights:
             cfg = copy.deepcopy(cfg)
             skip_pretrained(cfg)

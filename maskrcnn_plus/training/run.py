@@ -21,6 +21,7 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 from omegaconf import DictConfig
 from torch import nn
 
+from maskrcnn_plus.allocator import keep_freed_memory
 from maskrcnn_plus.atomic import TEMPORARY, write_atomically
 from maskrcnn_plus.checkpoints import Checkpointer, load_weights
 from maskrcnn_plus.config import skip_pretrained
@@ -48,6 +49,8 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> dict[str, Any]:
     """
     cfg.train.device = resolve_device(cfg.train.device)
     default_setup(cfg, args)
+    if cfg.train.device == "cpu":
+        keep_freed_memory()
     logging.getLogger("maskrcnn_plus").parent = logging.getLogger("detectron2")
     if args.eval_only:
         skip_pretrained(cfg)
