@@ -22,20 +22,23 @@ endif
 
 setup: $(VENV)/ready $(VENV)/extension
 
-# Packages. Without the stamp an earlier set-up was interrupted, and what it left cannot be trusted.
+# Packages. `setting-up` stays where a set-up was interrupted: what it left cannot be trusted and is made anew. A folder
+# .venv that was not made here has no such file and is never removed.
 $(VENV)/ready: constraints.txt pyproject.toml tools/install_detectron2.py tools/detectron2_fixes.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed, found $$($(PYTHON) --version). Set PYTHON=python3.11."; exit 1; }
 	@command -v g++ > /dev/null || [ -n "$$MASKRCNN_PLUS_NO_EXT" ] || \
 		{ echo "g++ is missing: install it (Debian: apt install g++), or set MASKRCNN_PLUS_NO_EXT=1."; exit 1; }
-	@[ -e $@ ] || rm -rf $(VENV)
-	@rm -f $@
+	@if [ -e $(VENV)/setting-up ]; then echo "Repairing an interrupted set-up."; rm -rf $(VENV); fi
+	@if [ -s $@ ]; then mv $@ $(VENV)/setting-up; fi
+	@if [ ! -d $(VENV) ]; then mkdir $(VENV); echo "made by make" > $(VENV)/setting-up; fi
 	@echo "Setting up $(VENV): PyTorch ..."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch torchvision setuptools wheel ninja
 	@echo "Setting up $(VENV): this package and what it needs ..."
 	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
 	$(RUN) tools/install_detectron2.py --constraint constraints.txt
+	@if [ -e $(VENV)/setting-up ]; then mv $(VENV)/setting-up $@; fi
 	@touch $(VENV)/extension $@
 
 $(VENV)/extension: $(VENV)/ready $(SOURCES)
@@ -56,5 +59,6 @@ test: setup
 	$(RUN) -m pytest
 
 clean:
-	rm -rf $(VENV) build dist output *.egg-info .pytest_cache .ruff_cache maskrcnn_plus/_C*.so
+	@if [ -s $(VENV)/ready ] || [ -e $(VENV)/setting-up ]; then rm -rf $(VENV); fi
+	rm -rf build dist output *.egg-info .pytest_cache .ruff_cache maskrcnn_plus/_C*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

