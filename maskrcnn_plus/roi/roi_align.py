@@ -8,7 +8,7 @@ Shorthand: K boxes, L maps, N images, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torchvision
@@ -80,7 +80,9 @@ def roi_align_pyramid(
     if first.device.type != "cpu" or not extension.is_available():
         if first.device.type == "cpu":
             extension.warn_once("roi_align")
-        return _elsewhere(features, rois, levels, (height, width), scales, sampling_ratio, aligned)
+        deterministic = first.device.type != "cpu" and torch.are_deterministic_algorithms_enabled()
+        align = roi_align_reference if deterministic else torchvision.ops.roi_align
+        return _map_by_map(align, features, rois, levels, (height, width), scales, sampling_ratio, aligned)
     channels_last = first.is_contiguous(memory_format=torch.channels_last) and not first.is_contiguous()
     return torch.ops.maskrcnn_plus.roi_align(
         features, rois, levels, scales, height, width, sampling_ratio, aligned, channels_last
@@ -117,7 +119,8 @@ def _check(features: list[Tensor], rois: Tensor, levels: Tensor | None) -> None:
             raise ValueError(f"roi_align: {what} on {other.device}, the first map on {first.device}.")
 
 
-def _elsewhere(
+def _map_by_map(
+    align: Callable[..., Tensor],
     features: list[Tensor],
     rois: Tensor,
     levels: Tensor | None,
@@ -126,9 +129,7 @@ def _elsewhere(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """torchvision's operator, or the reference, map by map."""
-    reference = torch.are_deterministic_algorithms_enabled() and features[0].device.type != "cpu"
-    align = roi_align_reference if reference else torchvision.ops.roi_align
+    """The pyramid by an operator for one map: torchvision's, or the reference."""
     rois = rois.to(features[0].dtype)
     if levels is None:
         return align(features[0], rois, output_size, scales[0], sampling_ratio, aligned)

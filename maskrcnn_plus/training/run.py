@@ -143,9 +143,11 @@ def train(cfg: DictConfig, model: nn.Module, resume: bool) -> dict[str, Any]:
     states = {"trainer": trainer, **({"ema": averaging.average} if averaging else {})}
     checkpointer = Checkpointer(distributed, settings.output_dir, **states)
     start_iter = _resume_or_load(checkpointer, trainer, settings, resume)
-    trainer.data_loader = build_train_loader(cfg, start_iter)
-
     evaluated = distributed if averaging is None else averaging.average.module
+    if start_iter >= settings.max_iter:
+        logger.info(f"The run in {settings.output_dir} is finished (train.max_iter={settings.max_iter}).")
+        return evaluate(cfg, evaluated)
+    trainer.data_loader = build_train_loader(cfg, start_iter)
     results: dict[str, Any] = {}
     periodic = PeriodicCheckpoint(checkpointer, **settings.checkpointer)
     stop = StopOnSignal(periodic.save)
@@ -191,8 +193,6 @@ def _resume_or_load(checkpointer: Checkpointer, trainer: Trainer, settings: Dict
     found = checkpointer.has_checkpoint()
     if resume and found:
         checkpointer.load(checkpointer.get_checkpoint_file())
-        if trainer.iter + 1 >= settings.max_iter:
-            logger.info(f"The run in {settings.output_dir} is finished (train.max_iter={settings.max_iter}).")
         return trainer.iter + 1
     if resume:
         logger.warning(f"--resume: {settings.output_dir} holds no checkpoint; the training starts at iteration 0.")

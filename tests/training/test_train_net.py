@@ -105,6 +105,9 @@ def test_killed_runs_end_with_the_losses_of_an_uninterrupted_one(uninterrupted, 
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     _finish(_start(tmp_path, "--resume"))
+    metrics = (tmp_path / "metrics.json").read_bytes()
+    assert "is finished" in _finish(_start(tmp_path, "--resume"))
+    assert (tmp_path / "metrics.json").read_bytes() == metrics
     whole, _ = uninterrupted
     assert _losses(tmp_path) == _losses(whole), f"killed at {moments}, seed {seed}"
     final = [torch.load(folder / "model_final.pth", weights_only=True) for folder in (whole, tmp_path)]
