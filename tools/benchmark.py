@@ -3,6 +3,7 @@
 
 Examples:
     python tools/benchmark.py roi_align
+    python tools/benchmark.py cost --output cost.png
     python tools/benchmark.py training_step --config-file nuclei/mask_rcnn_lite0_fpn dataset.root=datasets/nuclei
     python tools/benchmark.py inference --config-file demo/mask_rcnn_lite0_fpn
 """
@@ -42,15 +43,22 @@ IMAGE = (800, 1344)  # pixels
 SCALES = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
 
 
-def compare(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> str:
-    """Run both in turn; their medians with the spread (quartiles), and the ratio."""
+def time_in_turn(
+    ours: Callable[[], object], theirs: Callable[[], object], rounds: int
+) -> tuple[list[float], list[float]]:
+    """Milliseconds of the runs of both, one after the other, the first of each left out."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds + 1):
         for function, record in zip((ours, theirs), times, strict=True):
             start = time.perf_counter()
             function()
             record.append((time.perf_counter() - start) * 1e3)
-    ours_ms, theirs_ms = (record[1:] for record in times)  # without the warm-up
+    return times[0][1:], times[1][1:]
+
+
+def compare(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> str:
+    """Run both in turn; their medians with the spread (quartiles), and the ratio."""
+    ours_ms, theirs_ms = time_in_turn(ours, theirs, rounds)
     ratio = statistics.median(theirs_ms) / statistics.median(ours_ms)
     return f"{_median(ours_ms)} vs {_median(theirs_ms)} ms  {ratio:5.1f} x"
 
@@ -128,6 +136,39 @@ def _benchmark_pooler(rounds: int, generator: torch.Generator) -> None:
     print(f"  channels_last backward {backward}")
 
 
+def benchmark_cost(rounds: int, output: str) -> None:
+    """Milliseconds a box against the side of the boxes, drawn: 200 boxes on a stride-4 map of 256 channels, 7x7."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    generator = torch.Generator().manual_seed(0)
+    plain = torch.randn(1, 256, IMAGE[0] // 4, IMAGE[1] // 4, generator=generator)
+    last = plain.to(memory_format=torch.channels_last)
+    sides = (8, 16, 32, 64, 128, 256, 512)
+    times: dict[str, list[float]] = {"torchvision": [], "maskrcnn_plus": []}
+    for side in sides:
+        rois = torch.cat([torch.zeros(200, 1), random_boxes(200, (side, side), generator)], dim=1)
+        ours, theirs = time_in_turn(
+            lambda r=rois: roi_align(last, r, 7, 0.25),
+            lambda r=rois: torchvision_roi_align(plain, r, 7, 0.25, 0, True),
+            rounds,
+        )
+        for name, record in zip(times, (theirs, ours), strict=True):
+            times[name].append(statistics.median(record) / len(rois))
+        print(f"{side:4d} px  {times['maskrcnn_plus'][-1]:.4f} vs {times['torchvision'][-1]:.4f} ms a box")
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    for name, values in times.items():
+        axes.loglog(sides, values, marker="o", label=name)
+    axes.set(xlabel="side of the box, pixels", ylabel="ms a box (forward, 256 channels)", xticks=sides)
+    axes.set_xticklabels([str(side) for side in sides])
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(output, dpi=110)
+    print(output)
+
+
 def stock(cfg: DictConfig) -> DictConfig:
     """The same model of Detectron2's own RoI poolers."""
     cfg = copy.deepcopy(cfg)
@@ -195,7 +236,8 @@ def benchmark_inference(cfg: DictConfig, rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("roi_align", "training_step", "inference"))
+    parser.add_argument("what", choices=("roi_align", "cost", "training_step", "inference"))
+    parser.add_argument("--output", default="roi_align_cost.png", help="picture that cost draws")
     parser.add_argument("--config-file", default="demo/mask_rcnn_lite0_fpn", help="for training_step and inference")
     parser.add_argument("--rounds", type=int, default=7, help="runs of each of a pair (default 7)")
     parser.add_argument("--threads", type=int, help="of PyTorch (default: its own choice)")
@@ -206,6 +248,9 @@ def main() -> None:
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
     if args.what == "roi_align":
         benchmark_roi_align(args.rounds)
+        return
+    if args.what == "cost":
+        benchmark_cost(args.rounds, args.output)
         return
     cfg = apply_overrides(get_config(args.config_file), args.opts)
     (benchmark_training_step if args.what == "training_step" else benchmark_inference)(cfg, args.rounds)

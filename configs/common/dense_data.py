@@ -1,5 +1,6 @@
 # Loaders and evaluators for dense scenes. A config sets `dataloader.train.dataset.dataset.names` and
-# `dataloader.test.dataset.names`, and has a top-level `dataset` with `percentiles`, `scale` and `on_error`.
+# `dataloader.test.dataset.names`, and has a top-level `dataset` with `max_objects`, `percentiles`,
+# `scale` and `on_error`.
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
@@ -43,6 +44,6 @@ dataloader = dict(
     ),
     evaluator=[
         L(MatchingEvaluator)(dataset_name="${dataloader.test.dataset.names}"),
-        L(COCOMaskEvaluator)(dataset_name="${dataloader.test.dataset.names}"),
+        L(COCOMaskEvaluator)(dataset_name="${dataloader.test.dataset.names}", max_detections="${dataset.max_objects}"),
     ],
 )

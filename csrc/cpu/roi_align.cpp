@@ -147,9 +147,9 @@ double crop_area(const at::Tensor& rois, const std::vector<int64_t>& levels, con
   double area = 0;
   for (int64_t k = 0; k < rois.size(0); ++k) {
     const Map& map = maps[levels[k]];
-    const double width = std::clamp<double>((data[k * 5 + 3] - data[k * 5 + 1]) * map.scale, 1, map.width);
-    const double height = std::clamp<double>((data[k * 5 + 4] - data[k * 5 + 2]) * map.scale, 1, map.height);
-    area += width * height;
+    const double width = (data[k * 5 + 3] - data[k * 5 + 1]) * map.scale;
+    const double height = (data[k * 5 + 4] - data[k * 5 + 2]) * map.scale;
+    area += std::min<double>(std::max(width, 1.0), map.width) * std::min<double>(std::max(height, 1.0), map.height);
   }
   return area;
 }
