@@ -7,16 +7,14 @@
 #include "roi_align.h"
 
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
-#include <atomic>
-#include <numeric>
-#include <tuple>
 #include <type_traits>
 
+#include "roi_align_check.h"
 #include "roi_align_kernels.h"
+#include "tasks.h"
 
 namespace maskrcnn_plus {
 namespace {
@@ -25,160 +23,6 @@ constexpr int64_t kBlock = 64; // channels of a task: the bins of a block stay i
 
 template <typename T>
 using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-struct Map {
-  int64_t images;
-  int64_t height;
-  int64_t width;
-  double scale;
-};
-
-struct Options {
-  int64_t bins_y;
-  int64_t bins_x;
-  int64_t sampling_ratio;
-  bool aligned;
-};
-
-// The weights of one box on one map.
-template <typename S>
-struct Box {
-  Axis<S> x;
-  Axis<S> y;
-  std::vector<int64_t> first_y; // of each row of the crop, the bins [first_y, last_y) that contain it
-  std::vector<int64_t> last_y;
-  std::vector<S> row_weights; // [rows, bins_y]
-
-  void build(const S* roi, const Map& map, const Options& options) {
-    build_axis(x, roi[1], roi[3], map.width, options.bins_x, map.scale, options);
-    build_axis(y, roi[2], roi[4], map.height, options.bins_y, map.scale, options);
-    const int64_t rows = y.upper - y.lower;
-    first_y.assign(rows, options.bins_y);
-    last_y.assign(rows, 0);
-    row_weights.assign(rows * options.bins_y, S(0));
-    for (int64_t p = 0; p < options.bins_y; ++p) {
-      const Span& span = y.bins[p];
-      for (int64_t i = 0; i < span.length; ++i) {
-        const int64_t row = span.start + i - y.lower;
-        row_weights[row * options.bins_y + p] = y.weights[span.offset + i];
-        first_y[row] = std::min(first_y[row], p);
-        last_y[row] = std::max(last_y[row], p + 1);
-      }
-    }
-  }
-
-  bool empty() const {
-    return x.upper == x.lower || y.upper == y.lower;
-  }
-
-  RowOf<S> row(int64_t r, const Options& options, int64_t pixel_stride, int64_t bin_stride) const {
-    const S* weights = row_weights.data() + r * options.bins_y + first_y[r];
-    return {x.bins.data(), x.weights.data(), weights, options.bins_x, first_y[r], last_y[r], pixel_stride, bin_stride};
-  }
-
- private:
-  static void build_axis(
-      Axis<S>& axis, S from, S to, int64_t size, int64_t bins, double spatial_scale, const Options& options) {
-    const S scale = static_cast<S>(spatial_scale);
-    const S offset = options.aligned ? S(0.5) : S(0);
-    const S start = from * scale - offset;
-    S extent = to * scale - offset - start;
-    if (!options.aligned) {
-      extent = std::max(extent, S(1));
-    }
-    const S bin_size = extent / static_cast<S>(bins);
-    int64_t grid = options.sampling_ratio;
-    if (grid <= 0) {
-      grid = static_cast<int64_t>(std::clamp(std::ceil(static_cast<double>(bin_size)), 0.0, 1e15));
-    }
-    axis.build(start, bin_size, size > 0 ? grid : 0, bins, size, static_cast<S>(std::max<int64_t>(grid, 1)));
-  }
-};
-
-// Threads take the tasks one by one, so that a large box does not hold up the others.
-template <typename MakeWorker>
-void run_tasks(int64_t tasks, const MakeWorker& make_worker) {
-  std::atomic<int64_t> next{0};
-  const int64_t threads = std::min<int64_t>(tasks, at::get_num_threads());
-  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    auto work = make_worker();
-    for (int64_t i = begin; i < end; ++i) {
-      for (int64_t task = next++; task < tasks; task = next++) {
-        work(task);
-      }
-    }
-  });
-}
-
-std::vector<int64_t> levels_of(const std::optional<at::Tensor>& levels, int64_t boxes, int64_t maps) {
-  std::vector<int64_t> result(boxes, 0);
-  if (levels.has_value()) {
-    const at::Tensor contiguous = levels->contiguous();
-    const int64_t* data = contiguous.const_data_ptr<int64_t>();
-    for (int64_t k = 0; k < boxes; ++k) {
-      TORCH_CHECK_VALUE(
-          data[k] >= 0 && data[k] < maps, "roi_align: level ", data[k], " of RoI ", k, " is outside [0, ", maps, ").");
-      result[k] = data[k];
-    }
-  }
-  return result;
-}
-
-template <typename S>
-void check_rois(const at::Tensor& rois, const std::vector<int64_t>& levels, const std::vector<Map>& maps) {
-  const S* data = rois.const_data_ptr<S>();
-  for (int64_t k = 0; k < rois.size(0); ++k) {
-    const S* roi = data + k * 5;
-    for (int64_t i = 0; i < 5; ++i) {
-      TORCH_CHECK_VALUE(
-          std::isfinite(roi[i]), "roi_align: RoI ", k, " is not finite: (", roi[0], ", ", roi[1], ", ", roi[2], ", ",
-          roi[3], ", ", roi[4], ").");
-    }
-    TORCH_CHECK_VALUE(
-        roi[0] >= 0 && roi[0] < maps[levels[k]].images, "roi_align: batch index ", roi[0], " of RoI ", k,
-        " is outside [0, ", maps[levels[k]].images, ").");
-  }
-}
-
-// Pixels of all crops together, about.
-template <typename S>
-double crop_area(const at::Tensor& rois, const std::vector<int64_t>& levels, const std::vector<Map>& maps) {
-  const S* data = rois.const_data_ptr<S>();
-  double area = 0;
-  for (int64_t k = 0; k < rois.size(0); ++k) {
-    const Map& map = maps[levels[k]];
-    const double width = (data[k * 5 + 3] - data[k * 5 + 1]) * map.scale;
-    const double height = (data[k * 5 + 4] - data[k * 5 + 2]) * map.scale;
-    area += std::min<double>(std::max(width, 1.0), map.width) * std::min<double>(std::max(height, 1.0), map.height);
-  }
-  return area;
-}
-
-// The boxes map by map, image by image, and in strips of the map: those that follow each other share pixels in the cache.
-template <typename S>
-std::vector<int64_t> walk(const at::Tensor& rois, const std::vector<int64_t>& levels, const std::vector<Map>& maps) {
-  constexpr double strip = 16; // rows of the map
-  struct Key {
-    int64_t level;
-    S image;
-    double row;
-    double column;
-  };
-  const S* data = rois.const_data_ptr<S>();
-  std::vector<Key> keys;
-  for (int64_t k = 0; k < rois.size(0); ++k) {
-    const S* roi = data + k * 5;
-    const double scale = maps[levels[k]].scale / 2;
-    keys.push_back({levels[k], roi[0], std::floor((roi[2] + roi[4]) * scale / strip), (roi[1] + roi[3]) * scale});
-  }
-  std::vector<int64_t> order(keys.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-    return std::tie(keys[a].level, keys[a].image, keys[a].row, keys[a].column) <
-        std::tie(keys[b].level, keys[b].image, keys[b].row, keys[b].column);
-  });
-  return order;
-}
 
 template <typename T>
 void forward(
@@ -200,7 +44,7 @@ void forward(
   const bool split = boxes < 4 * at::get_num_threads();
   const RowKernels<S>& kernels = row_kernels<S>();
   const S* roi_data = rois.const_data_ptr<S>();
-  const std::vector<int64_t> order = walk<S>(rois, levels, maps);
+  const std::vector<int64_t> order = walk<S>(roi_data, levels, maps);
   T* out = output.mutable_data_ptr<T>();
   std::vector<const T*> data;
   for (const at::Tensor& feature : features) {
@@ -298,7 +142,7 @@ void backward(
   for (size_t l = 0; l < maps.size(); ++l) {
     by_image[l].resize(maps[l].images);
   }
-  for (const int64_t k : walk<S>(rois, levels, maps)) {
+  for (const int64_t k : walk<S>(roi_data, levels, maps)) {
     by_image[levels[k]][static_cast<int64_t>(roi_data[k * 5])].push_back(k);
   }
   std::vector<Group> groups;
@@ -361,31 +205,6 @@ void backward(
   });
 }
 
-void check_arguments(
-    const at::Tensor& rois,
-    const std::optional<at::Tensor>& levels,
-    at::ArrayRef<double> scales,
-    size_t maps,
-    int64_t bins_y,
-    int64_t bins_x) {
-  TORCH_CHECK_VALUE(maps > 0, "roi_align: there is no feature map.");
-  TORCH_CHECK_VALUE(scales.size() == maps, "roi_align: ", maps, " feature maps but ", scales.size(), " spatial scales.");
-  TORCH_CHECK_VALUE(
-      rois.dim() == 2 && rois.size(1) == 5, "roi_align: rois must be [K, 5] (batch index, x0, y0, x1, y1), got ",
-      rois.sizes(), ".");
-  TORCH_CHECK_VALUE(bins_y > 0 && bins_x > 0, "roi_align: output size ", bins_y, " x ", bins_x, " must be positive.");
-  for (const double scale : scales) {
-    TORCH_CHECK_VALUE(std::isfinite(scale) && scale > 0, "roi_align: spatial scale ", scale, " must be positive.");
-  }
-  if (levels.has_value()) {
-    TORCH_CHECK_VALUE(
-        levels->dim() == 1 && levels->size(0) == rois.size(0) && levels->scalar_type() == at::kLong,
-        "roi_align: levels must be int64 of one entry a RoI.");
-  } else {
-    TORCH_CHECK_VALUE(maps == 1, "roi_align: levels are needed where there are several feature maps.");
-  }
-}
-
 } // namespace
 
 at::Tensor roi_align(
@@ -427,7 +246,7 @@ at::Tensor roi_align(
     for (const Map& map : maps) {
       pixels += static_cast<double>(map.images) * map.height * map.width;
     }
-    const bool pixels_first = channels_last || crop_area<S>(boxes_of_type, level_of, maps) > pixels;
+    const bool pixels_first = channels_last || crop_area<S>(boxes_of_type.const_data_ptr<S>(), level_of, maps) > pixels;
     std::vector<at::Tensor> inputs;
     for (const at::Tensor& feature : features) {
       inputs.push_back(
