@@ -8,10 +8,11 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <type_traits>
 
+#include "layout.h"
 #include "roi_align_check.h"
 #include "roi_align_kernels.h"
 #include "tasks.h"
@@ -31,17 +32,17 @@ void forward(
     const at::Tensor& rois,
     const std::vector<int64_t>& levels,
     const Options& options,
-    bool pixels_first, // channels_last maps
-    bool bins_first, // channels_last output
+    bool maps_channels_last,
+    bool output_channels_last,
     at::Tensor& output) {
   using S = Accumulator<T>;
-  constexpr bool direct = std::is_same_v<T, S>;
   const int64_t channels = features[0].size(1);
   const int64_t boxes = rois.size(0);
   const int64_t bins = options.bins_y * options.bins_x;
   const int64_t blocks = (channels + kBlock - 1) / kBlock;
   // Few boxes are shared out by channels too.
   const bool split = boxes < 4 * at::get_num_threads();
+  const Layout out_layout = Layout::of(bins, channels, output_channels_last);
   const RowKernels<S>& kernels = row_kernels<S>();
   const S* roi_data = rois.const_data_ptr<S>();
   const std::vector<int64_t> order = walk<S>(roi_data, levels, maps);
@@ -55,65 +56,61 @@ void forward(
     return [&, box = Box<S>(), sums = std::vector<S>(bins * kBlock), scratch = std::vector<S>()](int64_t task) mutable {
       const int64_t k = order[split ? task / blocks : task];
       const Map& map = maps[levels[k]];
-      const T* pixels = data[levels[k]];
-      const int64_t image = static_cast<int64_t>(roi_data[k * 5]);
+      const int64_t pixels = map.height * map.width;
+      const Layout layout = Layout::of(pixels, channels, maps_channels_last);
+      const T* image = data[levels[k]] + static_cast<int64_t>(roi_data[k * 5]) * channels * pixels;
       box.build(roi_data + k * 5, map, options);
-      const int64_t crop_width = box.x.upper - box.x.lower;
+      const int64_t left = box.x.lower;
+      const int64_t crop_width = box.x.upper - left;
       for (int64_t b = split ? task % blocks : 0; b < (split ? task % blocks + 1 : blocks); ++b) {
         const int64_t c0 = b * kBlock;
         const int64_t block = std::min(kBlock, channels - c0);
         std::fill_n(sums.begin(), bins * block, S(0));
-        for (int64_t r = 0; r < static_cast<int64_t>(box.first_y.size()) && !box.empty(); ++r) {
-          if (box.last_y[r] == 0) {
+        for (int64_t r = 0; r < box.rows(); ++r) {
+          if (!box.has_bins(r)) {
             continue;
           }
-          const int64_t y = box.y.lower + r;
-          const int64_t row_start = (image * map.height + y) * map.width; // in pixels
-          if constexpr (direct) {
-            if (pixels_first) {
-              const T* row = pixels + row_start * channels + c0;
-              kernels.reduce(box.row(r, options, channels, block), row, sums.data(), block);
+          const T* row = image + (box.y.lower + r) * map.width * layout.place + c0 * layout.channel;
+          if constexpr (std::is_same_v<T, S>) {
+            if (layout.channel == 1) {
+              kernels.reduce(box.row(r, options, layout.place, block), row, sums.data(), block);
               continue;
             }
           }
           scratch.resize(crop_width * block);
-          if (pixels_first) {
-            for (int64_t x = 0; x < crop_width; ++x) {
-              const T* pixel = pixels + (row_start + box.x.lower + x) * channels + c0;
-              for (int64_t c = 0; c < block; ++c) {
-                scratch[x * block + c] = static_cast<S>(pixel[c]);
-              }
-            }
-          } else {
-            for (int64_t c = 0; c < block; ++c) {
-              const T* row =
-                  pixels + ((image * channels + c0 + c) * map.height + y) * map.width + box.x.lower;
-              for (int64_t x = 0; x < crop_width; ++x) {
-                scratch[x * block + c] = static_cast<S>(row[x]);
-              }
-            }
-          }
-          const S* row = scratch.data() - box.x.lower * block;
-          kernels.reduce(box.row(r, options, block, block), row, sums.data(), block);
+          const T* crop = row + left * layout.place;
+          for_block(layout, crop_width, block, [&](int64_t from, int64_t to) { scratch[to] = static_cast<S>(crop[from]); });
+          kernels.reduce(box.row(r, options, block, block), scratch.data() - left * block, sums.data(), block);
         }
-        if (bins_first) {
-          for (int64_t bin = 0; bin < bins; ++bin) {
-            T* target = out + (k * bins + bin) * channels + c0;
-            for (int64_t c = 0; c < block; ++c) {
-              target[c] = static_cast<T>(sums[bin * block + c]);
-            }
-          }
-        } else {
-          for (int64_t c = 0; c < block; ++c) {
-            T* target = out + (k * channels + c0 + c) * bins;
-            for (int64_t bin = 0; bin < bins; ++bin) {
-              target[bin] = static_cast<T>(sums[bin * block + c]);
-            }
-          }
-        }
+        T* target = out + k * channels * bins + c0 * out_layout.channel;
+        for_block(out_layout, bins, block, [&](int64_t to, int64_t from) { target[to] = static_cast<T>(sums[from]); });
       }
     };
   });
+}
+
+// The boxes of one image on one map, whose gradient they share.
+struct Group {
+  int64_t level;
+  int64_t image;
+  std::vector<int64_t> boxes;
+};
+
+// The largest groups first.
+template <typename S>
+std::vector<Group> group_by_image(const S* rois, const std::vector<int64_t>& levels, const std::vector<Map>& maps) {
+  std::vector<Group> groups;
+  for (const int64_t k : walk<S>(rois, levels, maps)) { // in the order of level and image
+    const int64_t image = static_cast<int64_t>(rois[k * 5]);
+    if (groups.empty() || groups.back().level != levels[k] || groups.back().image != image) {
+      groups.push_back({levels[k], image, {}});
+    }
+    groups.back().boxes.push_back(k);
+  }
+  std::stable_sort(groups.begin(), groups.end(), [](const Group& a, const Group& b) {
+    return a.boxes.size() > b.boxes.size();
+  });
+  return groups;
 }
 
 template <typename T>
@@ -123,40 +120,18 @@ void backward(
     const at::Tensor& rois,
     const std::vector<int64_t>& levels,
     const Options& options,
-    bool bins_first, // channels_last gradient
-    std::vector<at::Tensor>& results) { // channels_last, of the accumulator's type
+    bool grad_channels_last,
+    bool maps_channels_last,
+    std::vector<at::Tensor>& results) { // of the accumulator's type
   using S = Accumulator<T>;
-  constexpr bool direct = std::is_same_v<T, S>;
   const int64_t channels = grad.size(1);
   const int64_t bins = options.bins_y * options.bins_x;
+  const Layout grad_layout = Layout::of(bins, channels, grad_channels_last);
   const RowKernels<S>& kernels = row_kernels<S>();
   const S* roi_data = rois.const_data_ptr<S>();
   const T* grad_data = grad.const_data_ptr<T>();
-
-  struct Group {
-    int64_t level;
-    int64_t image;
-    std::vector<int64_t> boxes;
-  };
-  std::vector<std::vector<std::vector<int64_t>>> by_image(maps.size());
-  for (size_t l = 0; l < maps.size(); ++l) {
-    by_image[l].resize(maps[l].images);
-  }
-  for (const int64_t k : walk<S>(roi_data, levels, maps)) {
-    by_image[levels[k]][static_cast<int64_t>(roi_data[k * 5])].push_back(k);
-  }
-  std::vector<Group> groups;
-  for (size_t l = 0; l < maps.size(); ++l) {
-    for (int64_t n = 0; n < maps[l].images; ++n) {
-      if (!by_image[l][n].empty()) {
-        groups.push_back({static_cast<int64_t>(l), n, std::move(by_image[l][n])});
-      }
-    }
-  }
-  // The longest tasks first, in smaller blocks where there would be too few for all threads.
-  std::stable_sort(groups.begin(), groups.end(), [](const Group& a, const Group& b) {
-    return a.boxes.size() > b.boxes.size();
-  });
+  const std::vector<Group> groups = group_by_image<S>(roi_data, levels, maps);
+  // Smaller blocks where there would be too few for all threads.
   int64_t width = kBlock;
   while (width > 16 && static_cast<int64_t>(groups.size()) * ((channels + width - 1) / width) < 4 * at::get_num_threads()) {
     width /= 2;
@@ -164,45 +139,62 @@ void backward(
   const int64_t blocks = (channels + width - 1) / width;
 
   run_tasks(static_cast<int64_t>(groups.size()) * blocks, [&] {
-    return [&, box = Box<S>(), scratch = std::vector<S>(bins * width)](int64_t task) mutable {
+    return [&, box = Box<S>(), bin_scratch = std::vector<S>(bins * width), scratch = std::vector<S>()](int64_t task) mutable {
       const Group& group = groups[task / blocks];
       const Map& map = maps[group.level];
-      S* target = results[group.level].template mutable_data_ptr<S>();
+      const int64_t pixels = map.height * map.width;
+      const Layout layout = Layout::of(pixels, channels, maps_channels_last);
       const int64_t c0 = (task % blocks) * width;
       const int64_t block = std::min(width, channels - c0);
+      S* image = results[group.level].template mutable_data_ptr<S>() + group.image * channels * pixels;
       for (const int64_t k : group.boxes) {
         box.build(roi_data + k * 5, map, options);
-        if (box.empty()) {
+        if (box.rows() == 0) {
           continue;
         }
-        const S* values = scratch.data();
+        const T* values = grad_data + k * channels * bins + c0 * grad_layout.channel;
+        const S* bin_values = bin_scratch.data();
         int64_t bin_stride = block;
-        bool ready = false;
-        if constexpr (direct) {
-          if (bins_first) {
-            values = grad_data + k * bins * channels + c0;
+        if constexpr (std::is_same_v<T, S>) {
+          if (grad_layout.channel == 1) {
+            bin_values = values;
             bin_stride = channels;
-            ready = true;
           }
         }
-        if (!ready) {
-          for (int64_t c = 0; c < block; ++c) {
-            for (int64_t bin = 0; bin < bins; ++bin) {
-              const int64_t from = bins_first ? (k * bins + bin) * channels + c0 + c : (k * channels + c0 + c) * bins + bin;
-              scratch[bin * block + c] = static_cast<S>(grad_data[from]);
-            }
-          }
+        if (bin_values == bin_scratch.data()) {
+          for_block(grad_layout, bins, block, [&](int64_t from, int64_t to) {
+            bin_scratch[to] = static_cast<S>(values[from]);
+          });
         }
-        for (int64_t r = 0; r < static_cast<int64_t>(box.first_y.size()); ++r) {
-          if (box.last_y[r] == 0) {
+        const int64_t left = box.x.lower;
+        const int64_t crop_width = box.x.upper - left;
+        for (int64_t r = 0; r < box.rows(); ++r) {
+          if (!box.has_bins(r)) {
             continue;
           }
-          S* row = target + (group.image * map.height + box.y.lower + r) * map.width * channels + c0;
-          kernels.spread(box.row(r, options, channels, bin_stride), row, values, block);
+          S* row = image + (box.y.lower + r) * map.width * layout.place + c0 * layout.channel;
+          if (layout.channel == 1) {
+            kernels.spread(box.row(r, options, layout.place, bin_stride), row, bin_values, block);
+            continue;
+          }
+          scratch.assign(crop_width * block, S(0));
+          kernels.spread(box.row(r, options, block, bin_stride), scratch.data() - left * block, bin_values, block);
+          S* crop = row + left;
+          for_block(layout, crop_width, block, [&](int64_t to, int64_t from) { crop[to] += scratch[from]; });
         }
       }
     };
   });
+}
+
+// Whether contiguous maps are better turned round as a whole: where the crops together are much larger than they.
+template <typename S>
+bool turn_round(const at::Tensor& rois, const std::vector<int64_t>& levels, const std::vector<Map>& maps) {
+  double pixels = 0;
+  for (const Map& map : maps) {
+    pixels += static_cast<double>(map.images) * map.height * map.width;
+  }
+  return crop_area<S>(rois.const_data_ptr<S>(), levels, maps) > 4 * pixels;
 }
 
 } // namespace
@@ -241,18 +233,13 @@ at::Tensor roi_align(
     if (output.numel() == 0) {
       return;
     }
-    // Contiguous maps are turned round as a whole where the crops together are larger than they.
-    double pixels = 0;
-    for (const Map& map : maps) {
-      pixels += static_cast<double>(map.images) * map.height * map.width;
-    }
-    const bool pixels_first = channels_last || crop_area<S>(boxes_of_type.const_data_ptr<S>(), level_of, maps) > pixels;
+    const bool maps_channels_last = channels_last || turn_round<S>(boxes_of_type, level_of, maps);
     std::vector<at::Tensor> inputs;
     for (const at::Tensor& feature : features) {
       inputs.push_back(
-          feature.contiguous(pixels_first ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous));
+          feature.contiguous(maps_channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous));
     }
-    forward<scalar_t>(inputs, maps, boxes_of_type, level_of, options, pixels_first, channels_last, output);
+    forward<scalar_t>(inputs, maps, boxes_of_type, level_of, options, maps_channels_last, channels_last, output);
   });
   return output;
 }
@@ -282,20 +269,22 @@ std::vector<at::Tensor> roi_align_backward(
     using S = Accumulator<scalar_t>;
     const at::Tensor boxes_of_type = rois.to(c10::CppTypeToScalarType<S>::value).contiguous();
     check_rois<S>(boxes_of_type, level_of, maps);
+    const bool maps_channels_last = channels_last || turn_round<S>(boxes_of_type, level_of, maps);
+    const auto format = maps_channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
     for (const Map& map : maps) {
-      results.push_back(at::zeros({map.images, map.height, map.width, grad.size(1)}, grad.options().dtype(boxes_of_type.scalar_type())));
+      const auto type = grad.options().dtype(boxes_of_type.scalar_type());
+      results.push_back(at::empty({map.images, grad.size(1), map.height, map.width}, type, format).zero_());
     }
-    const bool bins_first = !grad.is_contiguous() && grad.is_contiguous(at::MemoryFormat::ChannelsLast);
-    const at::Tensor values = bins_first ? grad : grad.contiguous();
+    const bool grad_channels_last = !grad.is_contiguous() && grad.is_contiguous(at::MemoryFormat::ChannelsLast);
+    const at::Tensor values = grad_channels_last ? grad : grad.contiguous();
     if (grad.numel() > 0) {
-      backward<scalar_t>(values, maps, boxes_of_type, level_of, options, bins_first, results);
+      backward<scalar_t>(
+          values, maps, boxes_of_type, level_of, options, grad_channels_last, maps_channels_last, results);
     }
   });
   for (at::Tensor& result : results) {
-    result = result.to(grad.scalar_type()).permute({0, 3, 1, 2}); // [N, C, H, W]
-    if (!channels_last) {
-      result = result.contiguous();
-    }
+    result = result.to(grad.scalar_type()).contiguous(
+        channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
   }
   return results;
 }

@@ -53,8 +53,14 @@ struct Box {
     }
   }
 
-  bool empty() const {
-    return x.upper == x.lower || y.upper == y.lower;
+  // Rows of the crop; none where the box has no pixel of the map.
+  int64_t rows() const {
+    return x.upper == x.lower ? 0 : y.upper - y.lower;
+  }
+
+  // Sparse samples may leave rows out.
+  bool has_bins(int64_t r) const {
+    return first_y[r] < last_y[r];
   }
 
   RowOf<S> row(int64_t r, const Options& options, int64_t pixel_stride, int64_t bin_stride) const {
