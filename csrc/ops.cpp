@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "cpu/capability.h"
+#include "cpu/nms.h"
 #include "cpu/roi_align.h"
 
 TORCH_LIBRARY(maskrcnn_plus, m) {
@@ -19,9 +20,13 @@ TORCH_LIBRARY(maskrcnn_plus, m) {
   m.def(
       "roi_align_backward(Tensor grad, Tensor rois, Tensor? levels, float[] spatial_scales, SymInt[] sizes, "
       "int sampling_ratio, bool aligned, bool channels_last) -> Tensor[]");
+  // boxes: [N, 4] xyxy; scores: [N]; groups: int64 [N], boxes of different groups never suppress each other. Returns the
+  // indices of the boxes that are kept, the best first.
+  m.def("batched_nms(Tensor boxes, Tensor scores, Tensor groups, float iou_threshold) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(maskrcnn_plus, CPU, m) {
+  m.impl("batched_nms", maskrcnn_plus::batched_nms);
   m.impl("roi_align", maskrcnn_plus::roi_align);
   m.impl("roi_align_backward", maskrcnn_plus::roi_align_backward);
 }

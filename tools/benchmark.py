@@ -19,6 +19,7 @@ from collections.abc import Callable
 import torch
 from detectron2.config import instantiate
 from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.proposal_generator import RPN
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
@@ -30,6 +31,7 @@ from maskrcnn_plus.config import get_config
 from maskrcnn_plus.masks.label_masks import LabelMapMasks
 from maskrcnn_plus.overrides import apply_overrides
 from maskrcnn_plus.roi import PyramidROIAlign, roi_align
+from maskrcnn_plus.rpn import BatchedRPN
 
 # RoIs, bins a side, sampling_ratio, box sides in pixels
 ROI_ALIGN_CASES = (
@@ -171,8 +173,10 @@ def benchmark_cost(rounds: int, output: str) -> None:
 
 
 def stock(cfg: DictConfig) -> DictConfig:
-    """The same model of Detectron2's own RoI poolers."""
+    """The same model of Detectron2's own RPN and RoI poolers."""
     cfg = copy.deepcopy(cfg)
+    if cfg.model.proposal_generator._target_ is BatchedRPN:
+        cfg.model.proposal_generator._target_ = RPN
     for name in ("box_pooler", "mask_pooler"):
         pooler = cfg.model.roi_heads[name]
         if pooler._target_ is PyramidROIAlign:

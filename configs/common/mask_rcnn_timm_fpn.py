@@ -1,11 +1,12 @@
-# Mask R-CNN for small, dense objects: Detectron2's heads on a timm backbone, one RoIAlign for the whole pyramid. Needs
-# a top-level `dataset` with `num_classes` and `max_objects`, the two numbers that everything else follows.
+# Mask R-CNN for small, dense objects: Detectron2's heads on a timm backbone, with the fast RPN and RoIAlign. Needs a
+# top-level `dataset` with `num_classes` and `max_objects`, the two numbers that everything else follows.
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
 from detectron2.model_zoo import get_config
 
 from maskrcnn_plus.backbones import TimmBackbone
 from maskrcnn_plus.roi import PyramidROIAlign
+from maskrcnn_plus.rpn import BatchedRPN
 
 model = get_config("common/models/mask_rcnn_fpn.py").model
 
@@ -18,6 +19,7 @@ model.backbone.bottom_up = L(TimmBackbone)(
 model.backbone.out_channels = 96
 
 # Anchors from 12 to 272 px, two scales an octave; boxes of 112 px pool from p4 (Detectron2: 224 px).
+model.proposal_generator._target_ = BatchedRPN
 model.proposal_generator.anchor_generator.sizes = [[12, 17], [24, 34], [48, 68], [96, 136], [192, 272]]
 model.proposal_generator.head.in_channels = "${model.backbone.out_channels}"
 model.proposal_generator.head.num_anchors = 6
