@@ -54,13 +54,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def list_inputs(inputs: Sequence[str], recursive: bool, output: str) -> list[str]:
     """Image files of all inputs without repetition: folders and patterns expanded, in natural order (2 before 10).
 
-    Paths with "://" are for Detectron2's path manager and stay as they are. What an earlier run left in `output` is not
-    an image of an input folder.
+    Paths with "://" are for Detectron2's path manager and stay as they are. What an earlier run left in the folders
+    overlays and labels of `output` is not an image of an input folder.
 
     Raises:
         ValueError: an input that gives no file.
     """
-    results = os.path.join(os.path.abspath(output), "")
+    results = tuple(os.path.join(os.path.abspath(output), folder, "") for folder in ("overlays", "labels"))
     paths: list[str] = []
     for entry in inputs:
         if os.path.isdir(entry):
