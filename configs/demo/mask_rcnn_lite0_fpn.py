@@ -26,9 +26,9 @@ dataloader.train.dataset.dataset.names = L(register_synthetic_cells)(
 dataloader.test.dataset.names = L(register_synthetic_cells)(name="cells_val", num_images="${dataset.num_val}", seed=1)
 
 train.output_dir = "output/demo"
-train.max_iter = 240
+train.max_iter = 400
 train.clip_grad_norm = 5.0
 train.ema.enabled = True
 train.ema.decay = 0.99
 train.best.metric = "segm/AP50"
-train.checkpointer.period = 60
+train.checkpointer.period = 100
