@@ -113,7 +113,7 @@ class Trainer(TrainerBase):
     def _diverged(self, what: str, batch: list[dict]) -> str:
         names = ", ".join(str(entry.get("file_name", entry.get("image_id", "?"))) for entry in batch)
         return (
-            f"Training diverged at iteration {self.iter}: {what}. Images of the batch: {names}. "
+            f"Training diverged at iteration {self.iter}: {what.rstrip('.')}. Images of the batch: {names}. "
             "The weights were not changed by it and the last checkpoint is intact; look at these images and their "
             "annotations, lower optimizer.lr, or set train.clip_grad_norm."
         )
