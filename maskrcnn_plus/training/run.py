@@ -18,6 +18,7 @@ from detectron2.evaluation import DatasetEvaluators, inference_on_dataset, print
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from torch import nn
 
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> dict[str, Any]:
     default_setup(cfg, args)
     if cfg.train.device == "cpu":
         keep_freed_memory()
-    logging.getLogger("maskrcnn_plus").parent = logging.getLogger("detectron2")
+    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="maskrcnn_plus")
     if args.eval_only:
         skip_pretrained(cfg)
     model = build_model(cfg)

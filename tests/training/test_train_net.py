@@ -147,7 +147,8 @@ def test_evaluation_alone_repeats_the_final_result(uninterrupted, tmp_path):
 
 def test_resume_without_a_checkpoint_says_so_and_torchrun_trains(tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    text = _finish(_start(tmp_path, "--resume", "train.max_iter=2", launcher=launcher))
+    options = ["train.max_iter=2", "train.accumulate=2", "train.amp.enabled=true"]
+    text = _finish(_start(tmp_path, "--resume", *options, launcher=launcher))
     assert "holds no checkpoint" in text
     assert "World size: 2" in text
     saved = torch.load(tmp_path / "model_final.pth", weights_only=True)
