@@ -139,7 +139,23 @@ def test_autocast_keeps_the_type_of_the_maps():
     expected = roi_align(input.bfloat16(), rois, 3, 0.5)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(roi_align(input.bfloat16(), rois, 3, 0.5), expected)
+        assert torch.equal(roi_align(input.bfloat16(), rois.bfloat16(), 3, 0.5), expected)
         assert roi_align(input, rois, 3, 0.5).dtype == torch.float32
+
+
+@needs_extension
+def test_autocast_widens_maps_of_different_types_and_differentiates():
+    torch.manual_seed(0)
+    features = [torch.randn(1, 4, 12, 12).bfloat16().requires_grad_(), torch.randn(1, 4, 6, 6, requires_grad=True)]
+    rois, levels = torch.tensor([[0, 1.0, 2, 9, 12], [0, 0, 0, 20, 20]]), torch.tensor([0, 1])
+    with torch.autocast("cpu", torch.bfloat16):
+        output = roi_align_pyramid(features, rois, levels, 3, [0.5, 0.25])
+    expected = roi_align_pyramid([features[0].float(), features[1]], rois, levels, 3, [0.5, 0.25])
+    assert output.dtype == torch.float32
+    assert torch.equal(output, expected)
+    gradients = torch.autograd.grad(output.sum(), features)
+    assert [gradient.dtype for gradient in gradients] == [torch.bfloat16, torch.float32]
+    torch.testing.assert_close(gradients[1], torch.autograd.grad(expected.sum(), features[1])[0])
 
 
 def test_without_the_extension_torchvision_stands_in_with_one_warning(monkeypatch):
