@@ -200,7 +200,7 @@ def test_torch_checkpoints_are_read_as_data(tmp_path, capsys):
 def test_anchors_are_made_without_a_warning(recwarn):
     from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 
-    generator = DefaultAnchorGenerator(sizes=[[8]], aspect_ratios=[1.0], strides=[4])
+    generator = DefaultAnchorGenerator(sizes=[[8]], aspect_ratios=[1.0], strides=[4], offset=0.0)
     (anchors,) = generator([torch.zeros(1, 1, 2, 3)])
     centres = [[0, 0], [4, 0], [8, 0], [0, 4], [4, 4], [8, 4]]  # row by row
     assert anchors.get_centers().tolist() == centres
