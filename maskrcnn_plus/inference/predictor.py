@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from maskrcnn_plus.allocator import keep_freed_memory
 from maskrcnn_plus.checkpoints import load_weights
 from maskrcnn_plus.config import skip_pretrained
+from maskrcnn_plus.device import usable_device
 
 
 class Predictor:
@@ -42,7 +43,7 @@ class Predictor:
     ):
         if score_threshold is not None and not 0 <= score_threshold <= 1:
             raise ValueError(f"score_threshold is {score_threshold}, it must be between 0 and 1")
-        self.device = _usable_device(device or OmegaConf.select(cfg, "train.device") or "auto")
+        self.device = usable_device(device or OmegaConf.select(cfg, "train.device") or "auto")
         self.score_threshold = score_threshold
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -105,18 +106,6 @@ def _select(instances: Instances, indices: torch.Tensor) -> Instances:
         for name, value in instances.get_fields().items()
     }
     return Instances(instances.image_size, **fields)
-
-
-def _usable_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device (config key `train.device`) {name!r} is not one that PyTorch knows") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device (config key `train.device`) {name!r}: no CUDA device is available here, use 'cpu'")
-    return device
 
 
 def _class_names(cfg: DictConfig) -> list[str]:

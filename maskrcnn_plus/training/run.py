@@ -26,6 +26,7 @@ from maskrcnn_plus.allocator import keep_freed_memory
 from maskrcnn_plus.atomic import TEMPORARY, write_atomically
 from maskrcnn_plus.checkpoints import Checkpointer, load_weights
 from maskrcnn_plus.config import skip_pretrained
+from maskrcnn_plus.device import usable_device
 from maskrcnn_plus.training.hooks import (
     BestWeights,
     PeriodicCheckpoint,
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> dict[str, Any]:
     Returns:
         The results of the last evaluation.
     """
-    cfg.train.device = resolve_device(cfg.train.device)
+    cfg.train.device = str(usable_device(cfg.train.device))
     default_setup(cfg, args)
     if cfg.train.device == "cpu":
         keep_freed_memory()
@@ -61,13 +62,6 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> dict[str, Any]:
         logger.info(f"{cfg.train.init_checkpoint}: {report}")
         return evaluate(cfg, create_distributed(cfg, model))
     return train(cfg, model, resume=args.resume)
-
-
-def resolve_device(name: str) -> str:
-    """ "auto" is the GPU where there is one."""
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def build_model(cfg: DictConfig) -> nn.Module:
