@@ -1,0 +1,67 @@
+# Data of COCO's layout with Detectron2's loaders: `dataset.train` and `dataset.val` name a json and its folder of
+# images. Needs a top-level `model`, whose `input_format` the images are read in, and `train`.
+import detectron2.data.transforms as T
+from detectron2.config import LazyCall as L
+from detectron2.data import DatasetMapper, build_detection_test_loader, build_detection_train_loader
+
+from maskrcnn_plus.data.check import checked_dataset
+from maskrcnn_plus.data.coco import register_coco
+from maskrcnn_plus.data.stream import TrainingStream
+from maskrcnn_plus.evaluation import COCOMaskEvaluator
+
+dataset = dict(
+    root="datasets/coco",
+    train=dict(json="${dataset.root}/annotations/instances_train2017.json", images="${dataset.root}/train2017"),
+    val=dict(json="${dataset.root}/annotations/instances_val2017.json", images="${dataset.root}/val2017"),
+    num_classes=80,
+    max_objects=100,  # an image: the limit of detections
+    on_error="raise",
+)
+
+dataloader = dict(
+    train=L(build_detection_train_loader)(
+        dataset=L(TrainingStream)(
+            dataset=L(checked_dataset)(
+                names=L(register_coco)(
+                    name="coco_train", json_file="${dataset.train.json}", image_root="${dataset.train.images}"
+                ),
+                on_error="${dataset.on_error}",
+            ),
+            total_batch_size="${dataloader.train.total_batch_size}",
+            seed="${train.seed}",
+            start_iter=0,  # set when a run resumes
+        ),
+        mapper=L(DatasetMapper)(
+            is_train=True,
+            augmentations=[
+                L(T.ResizeShortestEdge)(
+                    short_edge_length=(640, 672, 704, 736, 768, 800), sample_style="choice", max_size=1333
+                ),
+                L(T.RandomFlip)(horizontal=True),
+            ],
+            image_format="${model.input_format}",
+            use_instance_mask=True,
+        ),
+        total_batch_size=16,
+        aspect_ratio_grouping=False,  # the order of the data is exact on resume
+        num_workers=4,
+    ),
+    test=L(build_detection_test_loader)(
+        dataset=L(checked_dataset)(
+            names=L(register_coco)(
+                name="coco_val", json_file="${dataset.val.json}", image_root="${dataset.val.images}"
+            ),
+            on_error="${dataset.on_error}",
+            filter_empty=False,
+        ),
+        mapper=L(DatasetMapper)(
+            is_train=False,
+            augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
+            image_format="${model.input_format}",
+        ),
+        num_workers=4,
+    ),
+    evaluator=L(COCOMaskEvaluator)(
+        dataset_name="${dataloader.test.dataset.names}", max_detections="${dataset.max_objects}"
+    ),
+)
