@@ -3,6 +3,10 @@
 timm (Wightman, "PyTorch Image Models", 2019) builds a network with `features_only=True`; its feature maps get the names
 of Detectron2's ResNet: "res2" at stride 4 up to "res5" at stride 32.
 
+Networks that are fused for inference (FastViT, MobileOne, RepVGG) are built in their training form, and so are their
+checkpoints. For prediction `backbone.net = timm.utils.reparameterize_model(backbone.net.eval())` computes the same
+with fewer layers; it needs norm="BN" and freeze_at=0, with which a checkpoint of frozen batch norms loads as well.
+
 Shape shorthand: N images, C channels, H x W pixels.
 """
 
@@ -12,12 +16,12 @@ from collections.abc import Mapping, Sequence
 import timm
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from omegaconf import OmegaConf
-from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 
+from maskrcnn_plus.backbones.freezing import freeze_batch_norms, freeze_up_to
 from maskrcnn_plus.backbones.pretrained import load_backbone_weights
 
 __all__ = ["TimmBackbone", "pixel_statistics"]
@@ -25,6 +29,12 @@ __all__ = ["TimmBackbone", "pixel_statistics"]
 STRIDES = {"stem": 2, "res1": 2, "res2": 4, "res3": 8, "res4": 16, "res5": 32}
 # Arguments of timm.create_model that TimmBackbone sets itself or that would load weights without its checks.
 RESERVED_OPTIONS = {"features_only", "out_indices", "in_chans", "num_classes", "pretrained", "checkpoint_path"}
+PLAIN_VIT_HINT = "; for plain vision transformers there are PlainViT and SimpleFeaturePyramid"
+# timm module that defines a network -> options with which it takes images of any size.
+ANY_SIZE_OPTIONS = {
+    module: {"strict_img_size": False}
+    for module in ("swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr")
+}
 
 
 @BACKBONE_REGISTRY.register()
@@ -35,7 +45,7 @@ class TimmBackbone(Backbone):
         name: timm's name of the network, with or without a tag: "resnet50", "convnext_tiny.fb_in22k".
         out_features: which feature maps to return: "res2", "res3", "res4", "res5" at stride 4, 8, 16, 32, and
             "stem" (also called "res1") at stride 2. Where a network has several at a stride, it is the deepest.
-            Stages after the last of them are not built.
+            Stages after the last of them are not built, except where the network fuses all its stages (HRNet).
         in_chans: channels C of the input.
         weights: "" random, "timm" timm's download, "package" an installed weights package, or a file; see
             `load_backbone_weights`.
@@ -45,15 +55,21 @@ class TimmBackbone(Backbone):
             fuses its resolutions before they are returned (HRNet) that is most of it.
         norm: "BN" trains the batch norms as timm builds them; "FrozenBN" fixes all of them to their statistics. Layer
             norms and the like are the network's own and stay.
-        options: further arguments of `timm.create_model`, e.g. {"drop_path_rate": 0.1}. Networks made for one image
-            size need to be told that sizes vary; for Swin it is {"strict_img_size": False}.
+        options: further arguments of `timm.create_model`, e.g. {"drop_path_rate": 0.1}. Swin and SwinV2, which timm
+            makes for one image size, get {"strict_img_size": False} on their own, and pad their windows. Where their
+            coarsest maps were a single window in pretraining, timm does not shift it; {"always_partition": True}
+            shifts there too, as the Swin authors' detectors do.
+
+    Images whose sides are multiples of `size_divisibility` have feature maps of exactly H / stride x W / stride, which
+    is tried out when the network is built. For other sizes the network rounds as it does, most up, ConvNeXt down; Swin
+    takes multiples of 4 only, HRNet of 32.
 
     The pixels are normalised by the meta-architecture (`pixel_mean`, `pixel_std`), not here. timm's weights expect RGB
     with the network's own statistics: `pixel_statistics` gives them in 0..255.
 
     Raises:
-        ValueError: unknown network, one without the features asked for, options that it does not take, a batch norm
-            that cannot be frozen, or weights that do not fit.
+        ValueError: unknown network, one without the features asked for or made for a single image size (MaxViT,
+            plain ViT), options that it does not take, a batch norm that cannot be frozen, or weights that do not fit.
     """
 
     @configurable
@@ -71,6 +87,7 @@ class TimmBackbone(Backbone):
         super().__init__()
         options = OmegaConf.to_container(options, resolve=True) if OmegaConf.is_config(options) else dict(options or {})
         _check_arguments(name, out_features, freeze_at, norm, options)
+        options = {**ANY_SIZE_OPTIONS.get(timm.model_entrypoint(name).__module__.rpartition(".")[2], {}), **options}
         self.name = name
         self.in_chans = in_chans
 
@@ -87,19 +104,20 @@ class TimmBackbone(Backbone):
         if built != list(net.feature_info.out_indices):
             net = _create_network(name, in_chans=in_chans, out_indices=tuple(built), **options)
             _drop_unused_blocks(net)
+        self._size_divisibility, self._side_multiple = _size_rules(net, name, in_chans)
 
         load_backbone_weights(net, name, weights, in_chans=in_chans, options=options)
         if freeze_index is not None:
-            _freeze_up_to(net, built.index(freeze_index), _probe_size(net, options), in_chans)
+            freeze_up_to(net, built.index(freeze_index), self._size_divisibility, in_chans)
         if norm == "FrozenBN":
-            _freeze_batch_norms(net)
+            freeze_batch_norms(net)
         self.net = net
 
         self._out_features = sorted(out_indices, key=lambda feature: (STRIDES[feature], feature))
         self._positions = [built.index(out_indices[feature]) for feature in self._out_features]
         self._out_feature_channels = {f: net.feature_info.info[i]["num_chs"] for f, i in out_indices.items()}
         self._out_feature_strides = {feature: STRIDES[feature] for feature in out_indices}
-        self._channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
+        self._channels_last = _is_channels_last(net)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
@@ -123,15 +141,21 @@ class TimmBackbone(Backbone):
             x: [N, in_chans, H, W].
 
         Returns:
-            Name -> [N, C, about H / stride, about W / stride], finest first.
+            Name -> [N, C, H / stride, W / stride], finest first; rounded as the network does where H and W are not
+            multiples of `size_divisibility`.
 
         Raises:
-            ValueError: `x` has another number of dimensions or channels.
+            ValueError: `x` has another number of dimensions or channels, or sides that the network cannot take.
         """
         if x.dim() != 4 or x.shape[1] != self.in_chans:
             raise ValueError(
                 f"TimmBackbone {self.name!r} expects images [N, {self.in_chans}, H, W], got {list(x.shape)}: "
                 "check in_chans, pixel_mean and the channels of the images"
+            )
+        if any(side % self._side_multiple for side in x.shape[2:]):
+            raise ValueError(
+                f"TimmBackbone {self.name!r} expects image sides that are multiples of {self._side_multiple}, got "
+                f"{x.shape[2]} x {x.shape[3]}: pad the images to size_divisibility, as Detectron2's models do"
             )
         features = self.net(x)
         features = [features[position] for position in self._positions]
@@ -141,8 +165,8 @@ class TimmBackbone(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """The largest stride: images are padded to a multiple of it."""
-        return max(self._out_feature_strides.values())
+        """Images are padded to a multiple of it: the largest stride, or what the network needs inside."""
+        return self._size_divisibility
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of every feature, finest first."""
@@ -150,19 +174,6 @@ class TimmBackbone(Backbone):
             name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
             for name in self._out_features
         }
-
-
-class FrozenBatchNormAct2d(FrozenBatchNorm2d):
-    """Detectron2's frozen batch norm followed by the dropout and activation that timm fuses into its batch norm."""
-
-    def __init__(self, num_features: int, eps: float = 1e-5):
-        super().__init__(num_features, eps)
-        self.drop = nn.Identity()
-        self.act = nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C, H, W]."""
-        return self.act(self.drop(super().forward(x)))
 
 
 def pixel_statistics(name: str) -> tuple[list[float], list[float]]:
@@ -222,7 +233,7 @@ def _feature_index(name: str, index_of_stride: dict[int, int], feature: str, arg
         available = [f"{s} ({names[s]})" if s in names else str(s) for s in index_of_stride]
         raise ValueError(
             f"{argument}: timm model {name!r} has no feature at stride {stride} ({feature}); "
-            f"it has strides {', '.join(available)}"
+            f"it has strides {', '.join(available)}{PLAIN_VIT_HINT if len(available) == 1 else ''}"
         )
     return index_of_stride[stride]
 
@@ -234,49 +245,41 @@ def _drop_unused_blocks(net: nn.Module) -> None:
         del net.blocks[int(last_module.split(".")[1]) + 1 :]
 
 
-def _probe_size(net: nn.Module, options: dict) -> tuple[int, int]:
-    """(height, width) of an image that the network accepts."""
-    pretrained = net.pretrained_cfg
-    size = options.get("img_size") or (pretrained["input_size"][1:] if pretrained.get("fixed_input_size") else 64)
-    return (size, size) if isinstance(size, int) else tuple(size)
+def _size_rules(net: nn.Module, name: str, in_chans: int) -> tuple[int, int]:
+    """What sides must be multiples of: for feature maps of exactly side / stride, and to be taken at all.
 
-
-def _freeze_up_to(net: nn.Module, position: int, size: tuple[int, int], in_chans: int) -> None:
-    """Freezes every parameter that output `position` of the network depends on, and the batch norms among them."""
-    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    net.eval()  # a training pass would update the running statistics
-    with torch.enable_grad():
-        output = net(torch.zeros(1, in_chans, *size))[position]
-        # A parameter outside the graph of the output has no gradient at all; one inside may have a zero gradient.
-        gradients = torch.autograd.grad(output.sum(), trained, allow_unused=True)
-    net.train()
-    frozen = [parameter for parameter, gradient in zip(trained, gradients, strict=True) if gradient is not None]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    _freeze_batch_norms(net, only={id(parameter) for parameter in frozen})
-
-
-def _freeze_batch_norms(module: nn.Module, only: set[int] | None = None) -> None:
-    """Replaces the batch norms below `module`, or those that own a parameter with its id in `only`, by frozen ones."""
-    for name, child in module.named_children():
-        has_statistics = any(key == "running_var" for key, _ in child.named_buffers(recurse=False))
-        chosen = only is None or any(id(parameter) in only for parameter in child.parameters(recurse=False))
-        if has_statistics and chosen and not isinstance(child, FrozenBatchNorm2d):
-            module.add_module(name, _frozen_batch_norm(name, child))
-        else:
-            _freeze_batch_norms(child, only)
-
-
-def _frozen_batch_norm(name: str, norm: nn.Module) -> FrozenBatchNorm2d:
-    """The same affine map as `norm` in evaluation mode, with fixed statistics."""
-    if type(norm) in (BatchNormAct2d, SyncBatchNormAct):
-        frozen = FrozenBatchNormAct2d.convert_frozen_batchnorm(norm)
-        frozen.drop, frozen.act = norm.drop, norm.act
-    elif type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm):
-        frozen = FrozenBatchNorm2d.convert_frozen_batchnorm(norm)
+    Found by running the network on small images.
+    """
+    strides = net.feature_info.reduction()
+    for divisor in sorted({max(strides), max(STRIDES.values())}):
+        # An odd multiple, since a network may need twice the divisor.
+        height, width = 5 * divisor, 3 * divisor
+        sizes, problem = _feature_sizes(net, (height, width), in_chans)
+        if sizes == [(height // stride, width // stride) for stride in strides]:
+            grains = (2**power for power in range(divisor.bit_length()) if 2**power < divisor)
+            works = (grain for grain in grains if _feature_sizes(net, (height + grain, width + grain), in_chans)[0])
+            return divisor, next(works, divisor)
+    if problem:
+        reason = f"does not take images of any size, as is usual with fixed windows or position embeddings ({problem})"
     else:
-        raise ValueError(
-            f"layer {name!r} of type {type(norm).__name__} keeps running statistics but is not a 2D batch norm and "
-            'cannot be frozen: use norm="BN" and freeze_at=0'
-        )
-    return frozen.train(norm.training)
+        reason = f"has feature maps of {sizes} pixels for an image of {height} x {width}, not image size / stride"
+    raise ValueError(f"timm model {name!r} {reason}: choose another network{PLAIN_VIT_HINT}")
+
+
+def _feature_sizes(net: nn.Module, size: tuple[int, int], in_chans: int) -> tuple[list[tuple[int, int]], str]:
+    """(height, width) of every feature map of an image of `size`, and what went wrong, "" if nothing."""
+    net.eval()  # a training pass would update the running statistics
+    try:
+        with torch.no_grad():
+            features = net(torch.zeros(1, in_chans, *size))
+    except Exception as error:
+        return [], f"{type(error).__name__} at {size[0]} x {size[1]}: {error}"
+    finally:
+        net.train()
+    height_axis = 1 if _is_channels_last(net) else 2
+    return [tuple(feature.shape[height_axis : height_axis + 2]) for feature in features], ""
+
+
+def _is_channels_last(net: nn.Module) -> bool:
+    """Whether the features are [N, H, W, C]."""
+    return getattr(net, "output_fmt", "NCHW") == "NHWC"
