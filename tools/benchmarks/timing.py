@@ -1,0 +1,31 @@
+"""Times of functions that run in turn in one process, so that a change of the machine's load meets all of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+
+def time_in_turn(functions: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
+    """Milliseconds of the runs of each function, one function after the other, the first round left out."""
+    times: list[list[float]] = [[] for _ in functions]
+    for _ in range(rounds + 1):
+        for function, record in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            function()
+            record.append((time.perf_counter() - start) * 1e3)
+    return [record[1:] for record in times]
+
+
+def compare(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> str:
+    """Run both in turn; their medians with the spread (quartiles), and the ratio."""
+    ours_ms, theirs_ms = time_in_turn((ours, theirs), rounds)
+    ratio = statistics.median(theirs_ms) / statistics.median(ours_ms)
+    return f"{median(ours_ms)} vs {median(theirs_ms)} ms  {ratio:5.1f} x"
+
+
+def median(times: list[float]) -> str:
+    """The median with the quartiles, in milliseconds."""
+    low, middle, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
+    return f"{middle:8.1f} [{low:.1f}-{high:.1f}]"
