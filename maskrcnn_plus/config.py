@@ -64,7 +64,7 @@ def skip_pretrained(cfg: DictConfig) -> None:
 
     Spares reading the backbone's own weights, which a machine that only predicts may not have.
     """
-    for key in ("model.backbone", "model.backbone.bottom_up"):
+    for key in ("model.backbone", "model.backbone.bottom_up", "model.backbone.net"):
         node = OmegaConf.select(cfg, key)
         if isinstance(node, DictConfig) and "weights" in node:
             node.weights = ""
@@ -73,7 +73,8 @@ def skip_pretrained(cfg: DictConfig) -> None:
 def add_config(cfg: CfgNode) -> None:
     """Adds this package's keys to a yacs config, in place; call it before merging a file that sets them.
 
-    `MODEL.TIMM` configures `TimmBackbone` (MODEL.BACKBONE.NAME), together with Detectron2's MODEL.BACKBONE.FREEZE_AT.
+    `MODEL.TIMM` configures `TimmBackbone` (MODEL.BACKBONE.NAME), together with Detectron2's MODEL.BACKBONE.FREEZE_AT;
+    `MODEL.VIT` configures `PlainViT`, also below `SimpleFeaturePyramid`. Their arguments are explained there.
     """
     cfg.MODEL.TIMM = CfgNode()
     cfg.MODEL.TIMM.NAME = "resnet50"
@@ -84,6 +85,24 @@ def add_config(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM.NORM = "BN"
     # further arguments of timm.create_model by their own names
     cfg.MODEL.TIMM.OPTIONS = CfgNode(new_allowed=True)
+
+    cfg.MODEL.VIT = CfgNode()
+    cfg.MODEL.VIT.NAME = "vit_base_patch16_224.mae"
+    # "" random, "timm" download, or a file
+    cfg.MODEL.VIT.WEIGHTS = ""
+    cfg.MODEL.VIT.PATCH_SIZE = 16
+    # 0: every block is global
+    cfg.MODEL.VIT.WINDOW_SIZE = 14
+    # None: the last block of each quarter
+    cfg.MODEL.VIT.GLOBAL_BLOCKS = None
+    cfg.MODEL.VIT.KEEP_PREFIX_TOKENS = True
+    cfg.MODEL.VIT.FINAL_NORM = False
+    cfg.MODEL.VIT.DROP_PATH_RATE = 0.0
+    # 0 nothing, 1 the embeddings, 1 + k the first k blocks as well
+    cfg.MODEL.VIT.FREEZE_AT = 0
+    cfg.MODEL.VIT.ACTIVATION_CHECKPOINTING = False
+    # further arguments of timm.create_model by their own names
+    cfg.MODEL.VIT.OPTIONS = CfgNode(new_allowed=True)
 
 
 def _config_folder() -> Path:

@@ -6,6 +6,7 @@ from ..common.coco_data import dataloader, dataset
 from ..common.train import train
 
 model = get_config("common/models/mask_rcnn_fpn.py").model
+model.backbone.bottom_up.freeze_at = 2
 model.roi_heads.num_classes = "${dataset.num_classes}"
 model.roi_heads.box_predictor.test_topk_per_image = "${dataset.max_objects}"
 

@@ -1,7 +1,8 @@
 # How to train: all keys that maskrcnn_plus.training reads. Lengths are in iterations (optimizer steps).
 train = dict(
     output_dir="output",
-    init_checkpoint="",  # weights to start from: a file, detectron2://..., https://...
+    init_checkpoint="",  # weights to start from: a file, detectron2://..., https://..., torchvision://maskrcnn_resnet50_fpn
+    init_allow_partial=False,  # start from them even if they have less than 95 % of what is outside the RoI heads
     max_iter=1000,
     device="auto",  # "auto" is the GPU where there is one; or "cpu", "cuda", "cuda:1"
     seed=0,
