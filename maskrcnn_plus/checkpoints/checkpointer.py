@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
 
 from maskrcnn_plus.atomic import write_atomically
-from maskrcnn_plus.checkpoints.load import read_file
+from maskrcnn_plus.checkpoints.conversion import WeightsError
+from maskrcnn_plus.checkpoints.files import read_file
 
 
 class Checkpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer with atomic writes, a choice of what to mark as the last one, and safe reading."""
+    """Detectron2's checkpointer with atomic writes, a choice of what to mark as the last one, and safe reading.
+
+    Args:
+        model, save_dir, save_to_disk, checkpointables: as Detectron2's.
+        class_names: of the model, in the order of its rows; written into every checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        class_names: Sequence[str] | None = None,
+        save_to_disk: bool | None = None,
+        **checkpointables: Any,
+    ) -> None:
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.class_names = [str(name) for name in class_names] if class_names else None
 
     def save(self, name: str, *, tag: bool = True, only_model: bool = False, **kwargs: Any) -> None:
         """Write `<save_dir>/<name>.pth`.
@@ -30,7 +50,8 @@ class Checkpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         states = {} if only_model else {key: value.state_dict() for key, value in self.checkpointables.items()}
-        data = {"model": self.model.state_dict(), **states, **kwargs}
+        names = {"class_names": self.class_names} if self.class_names else {}
+        data = {"model": self.model.state_dict(), **names, **states, **kwargs}
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {path}")
         try:
@@ -46,4 +67,15 @@ class Checkpointer(DetectionCheckpointer):
         write_atomically(path, last_filename_basename.encode(), durable=True)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        return read_file(filename)
+        """A checkpoint of a training; weights of other origin are for `load_weights`.
+
+        Raises:
+            WeightsError: it cannot be read, or has no entry "model".
+        """
+        data = read_file(filename)
+        if "model" not in data:
+            raise WeightsError(
+                f"{filename} is no checkpoint of a training, which cannot be resumed from it: start a new one with "
+                "train.init_checkpoint."
+            )
+        return data

@@ -1,120 +1,198 @@
-"""Reading weight files and loading a model with them."""
+"""A model's weights from a file of any known format: recognised, converted, matched, checked, and only then copied."""
 
 from __future__ import annotations
 
-import pickle
-import struct
-import zipfile
-from typing import Any, NamedTuple
+import logging
+from collections.abc import Mapping, Sequence
 
 import torch
-from detectron2.utils.file_io import PathManager
-from torch import nn
+from detectron2.modeling import Backbone
+from torch import Tensor, nn
 
-from maskrcnn_plus.checkpoints.safe_pickle import load_pickle
+from maskrcnn_plus.checkpoints import classification, detectron2, mmdet, torchvision
+from maskrcnn_plus.checkpoints.classes import match_rows
+from maskrcnn_plus.checkpoints.conversion import Converted, WeightsError, WeightsFile
+from maskrcnn_plus.checkpoints.files import read_weights
+from maskrcnn_plus.checkpoints.mismatch import describe_mismatch, find_contradiction
+from maskrcnn_plus.checkpoints.report import LoadReport
+from maskrcnn_plus.checkpoints.sources import local_path
 
+# In the order in which they are tried; the last one knows names of models here and takes any others for such.
+_FORMATS = (torchvision, mmdet, classification, detectron2)
+_HEADS = "roi_heads."
+_ENOUGH = 0.95
 
-class WeightsError(ValueError):
-    """A weights file is missing, unreadable, unsafe, or does not fit the model."""
-
-
-class LoadReport(NamedTuple):
-    """What a load did: names of tensors."""
-
-    loaded: list[str]
-    missing: list[str]
-    unexpected: list[str]
-    other_shape: list[str]
-
-    def __str__(self) -> str:
-        parts = [f"{len(self.loaded)} tensors loaded"]
-        for words, names in (
-            ("missing in the file", self.missing),
-            ("of another shape", self.other_shape),
-            ("left over in the file", self.unexpected),
-        ):
-            if names:
-                shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-                parts.append(f"{len(names)} {words} ({shown})")
-        return "; ".join(parts)
+logger = logging.getLogger(__name__)
 
 
-def read_file(path: str) -> dict[str, Any]:
-    """Read a weights file as data, without running code from it.
+def load_weights(
+    model: nn.Module,
+    source: str,
+    *,
+    class_names: Sequence[str] | None = None,
+    strict: bool = False,
+    allow_partial: bool = False,
+) -> LoadReport:
+    """Load a model's weights in place; the averaged ones (EMA) where the file has some.
+
+    Formats: Detectron2 (this package's checkpoints among them) and Caffe2 Detectron, torchvision's and MMDetection's
+    detectors, and bare classification networks of timm, torchvision and EfficientNet-PyTorch for the backbone. The
+    format is recognised by the names of the tensors.
 
     Args:
-        path: a local `.pth`/`.pt` (torch.save) or `.pkl` (model zoo) file.
+        model: any Detectron2-style model, or a part of one.
+        source: a file, or what `maskrcnn_plus.checkpoints.sources.local_path` knows: `https://`, `detectron2://`,
+            `torchvision://NAME`.
+        class_names: of the model, in the order of its rows. Where the file names its classes too, the class heads take
+            the rows of the classes of the same name, and keep the values they were built with for the others.
+        strict: every tensor of the model must be loaded (prediction, evaluation). Otherwise, to train from, 95 % of
+            the parameters and running statistics outside `roi_heads.`, or of the backbone if the file has nothing else.
+        allow_partial: without `strict`, load whatever fits.
 
     Returns:
-        A dict with at least "model": name -> tensor or array; further entries of the file as they are.
+        What became of every tensor. Index tables and counters of batches may be missing from any file.
 
     Raises:
-        WeightsError: naming the file and the reason.
+        WeightsError: naming the source, what does not fit and the likely cause, or what is wrong with the file or its
+            numbers. The model is then as it was.
+        ValueError: `class_names` are not as many as the classes of the model.
     """
-    try:
-        if path.endswith(".pkl"):
-            with open(path, "rb") as file:
-                data = load_pickle(file, path)
-        else:
-            data = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WeightsError(f"Weights file {path} does not exist.") from None
-    except ValueError as error:
-        text = str(error)
-        raise WeightsError(text if path in text else f"{path} cannot be read as weights: {text}") from error
-    except pickle.UnpicklingError as error:
-        raise WeightsError(f"{path} is refused: it is no plain weights file ({str(error).splitlines()[0]}).") from error
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        struct.error,
-        zipfile.BadZipFile,
-    ) as error:
-        raise WeightsError(f"{path} cannot be read as weights (truncated or of another format): {error}") from error
-    if not isinstance(data, dict):
-        raise WeightsError(f"{path} holds a {type(data).__name__}, not a dict of tensors.")
-    if path.endswith(".pkl") and not ("model" in data and "__author__" in data):
-        blobs = data.get("blobs", data)  # Caffe2 / Detectron1
-        blobs = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
-        return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
-    return data if "model" in data else {"model": data}
-
-
-def load_weights(model: nn.Module, source: str, *, strict: bool = True) -> LoadReport:
-    """Load a model's weights; the averaged ones (EMA) where the checkpoint has them.
-
-    Args:
-        model: any Detectron2 model.
-        source: a local file or any path that Detectron2's path manager knows (`detectron2://`, `https://`).
-        strict: every tensor of the model must be in the file, in its shape. Otherwise at least one must.
-
-    Raises:
-        WeightsError: naming the file, what does not fit, and the likely cause.
-    """
-    from maskrcnn_plus.checkpoints.checkpointer import Checkpointer
-
-    path = PathManager.get_local_path(source)
-    data = read_file(path)
-    ema = data.get("ema")
-    if ema:
-        prefix = "module."
-        data["model"] = {name.removeprefix(prefix): t for name, t in ema.items() if name.startswith(prefix)}
-    incompatible = Checkpointer(model)._load_model({k: v for k, v in data.items() if k != "ema"})
-    other_shape = [name for name, *_ in incompatible.incorrect_shapes]
-    absent = set(incompatible.missing_keys) | set(other_shape)
-    report = LoadReport(
-        loaded=[name for name in model.state_dict() if name not in absent],
-        missing=[name for name in incompatible.missing_keys if name not in other_shape],
-        unexpected=list(incompatible.unexpected_keys),
-        other_shape=other_shape,
+    _check_class_names(model, class_names)
+    file = read_weights(local_path(source))
+    kind = next(module for module in _FORMATS if module.matches(file.tensors.keys()))
+    converted = kind.convert(file, model)
+    file_names = kind.class_names(file) if class_names is not None else None
+    if strict and file_names:
+        file_names = _names_for_strict(source, file_names, class_names)
+    report = LoadReport(source=source, format=kind.NAME)
+    tensors = _match(model, converted, file_names, class_names, report)
+    scope = _scope(model, [name for name in converted if not name.startswith(_HEADS)])
+    _complete(report, model, file, converted, scope)
+    contradiction = find_contradiction(
+        report, converted, bare_backbone=bool(scope) or isinstance(model, Backbone), with_heads=strict
     )
-    if not report.loaded or (strict and absent):
-        raise WeightsError(
-            f"{source} does not fit the model: {report}. Is it the checkpoint of this config "
-            "(same backbone, channels, number of classes)?"
+    if not _is_enough(report, contradiction, strict, allow_partial):
+        cause = contradiction or describe_mismatch(report, model, file, converted)
+        wanted = (
+            "Here every tensor of the model must be loaded."
+            if strict
+            else f"To start a training, {_ENOUGH:.0%} of what is outside the RoI heads, and all of its kind, must be "
+            "loaded; with train.init_allow_partial=true whatever fits is taken."
         )
+        raise WeightsError(f"{source} does not fit the model: {cause} {wanted}\n{report}")
+    state = model.state_dict()
+    # All numbers are checked before the first is copied.
+    ready = {name: _cast(tensor, state[name], name, source) for name, tensor in tensors.items()}
+    with torch.no_grad():
+        for name, tensor in ready.items():
+            state[name].copy_(tensor)
     return report
+
+
+def _check_class_names(model: nn.Module, class_names: Sequence[str] | None) -> None:
+    num_classes = getattr(getattr(model, "roi_heads", None), "num_classes", None)
+    if class_names is not None and num_classes is not None and len(class_names) != num_classes:
+        raise ValueError(
+            f"There are {len(class_names)} class names ({', '.join(map(str, class_names[:5]))}, ...), but the model "
+            f"has {num_classes} classes: make dataset.thing_classes and the model's num_classes agree."
+        )
+
+
+def _names_for_strict(source: str, file_names: Sequence[str], class_names: Sequence[str]) -> Sequence[str] | None:
+    """The file's names; None where they are others than the model's, so that classes are taken by position."""
+    fold = {str(name).strip().casefold() for name in file_names}
+    if len(file_names) != len(class_names) or fold == {str(name).strip().casefold() for name in class_names}:
+        return file_names
+    logger.warning(
+        f"{source} was trained for the classes {', '.join(map(str, file_names[:10]))}; the config calls them "
+        f"{', '.join(map(str, class_names[:10]))}. They are taken in this order."
+    )
+    return None
+
+
+def _match(
+    model: nn.Module,
+    converted: Mapping[str, Converted],
+    file_names: Sequence[str] | None,
+    class_names: Sequence[str] | None,
+    report: LoadReport,
+) -> dict[str, Tensor]:
+    """The tensors to copy, in the model's shapes, with their fate written into the report."""
+    buffers = {name for name, _ in model.named_buffers()}
+    tensors = {}
+    for name, initial in _tensors_of(model).items():
+        if name not in converted:
+            is_own = name in buffers and not initial.is_floating_point()
+            (report.own if is_own else report.missing).append(name)
+            continue
+        stored, _, how = converted[name]
+        rows = match_rows(name, stored, initial, file_names, class_names) if file_names and class_names else None
+        complete = True
+        if rows is not None:
+            stored, complete = rows.tensor, rows.complete
+            how = "; ".join(filter(None, (how, rows.how)))
+        if stored.shape != initial.shape:
+            report.other_shape[name] = (tuple(stored.shape), tuple(initial.shape))
+            continue
+        tensors[name] = stored
+        if not complete:
+            report.rows[name] = how
+        elif how:
+            report.transformed[name] = how
+        else:
+            report.loaded.append(name)
+    return tensors
+
+
+def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
+def _complete(
+    report: LoadReport, model: nn.Module, file: WeightsFile, converted: Mapping[str, Converted], scope: str
+) -> None:
+    """Add to the report what became of the file's tensors, and the fractions of the model below `scope`."""
+    came = [*report.loaded, *report.transformed, *report.rows]
+    used = {source for name in came for source in converted[name].sources}
+    report.used = [name for name in file.tensors if name in used]
+    report.left_over = [name for name in file.tensors if name not in used]
+    state = _tensors_of(model)
+    needed = [name for name in state if not name.startswith(_HEADS) and name not in report.own]
+    needed = [name for name in needed if state[name].is_floating_point()]
+    needed = [name for name in needed if name.startswith(scope)]
+    loaded = set(report.loaded) | set(report.transformed)
+    got = [name for name in needed if name in loaded]
+    total = sum(state[name].numel() for name in needed)
+    if not needed:  # nothing but heads
+        report.fraction = report.tensor_fraction = float(bool(came))
+    else:
+        report.fraction = sum(state[name].numel() for name in got) / max(total, 1)
+        report.tensor_fraction = len(got) / len(needed)
+
+
+def _scope(model: nn.Module, targets: Sequence[str]) -> str:
+    """Prefix of the smallest backbone within the model that holds all targets; "" where they are more than one."""
+    backbones = [f"{name}." for name, module in model.named_modules() if name and isinstance(module, Backbone)]
+    fitting = [prefix for prefix in backbones if targets and all(name.startswith(prefix) for name in targets)]
+    return max(fitting, key=len, default="")
+
+
+def _is_enough(report: LoadReport, contradiction: str, strict: bool, allow_partial: bool) -> bool:
+    if not (report.loaded or report.transformed or report.rows):
+        return False
+    if strict:
+        return not report.incomplete and not contradiction
+    return allow_partial or (min(report.fraction, report.tensor_fraction) >= _ENOUGH and not contradiction)
+
+
+def _cast(tensor: Tensor, target: Tensor, name: str, source: str) -> Tensor:
+    """The numbers in the type of the model's tensor, which must be able to hold them."""
+    cast = tensor.to(target.dtype)
+    if torch.isnan(tensor).any():
+        raise WeightsError(f"{source}: {name} holds NaN; the training that wrote it has diverged.")
+    if target.is_floating_point():
+        if bool((torch.isinf(cast) & ~torch.isinf(tensor)).any()):
+            raise WeightsError(f"{source}: numbers of {name} are too large for the model's {target.dtype}.")
+    elif not torch.equal(cast.to(tensor.dtype), tensor):
+        raise WeightsError(f"{source}: numbers of {name} do not fit the model's {target.dtype}.")
+    return cast

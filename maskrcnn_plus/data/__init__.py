@@ -1,5 +1,26 @@
 """Images and annotations in. Importing it makes `synthetic://` paths readable."""
 
-from maskrcnn_plus.data import synthetic
+from maskrcnn_plus.data.augmentation import RandomIntensity, RandomRotate90, RandomScaleCrop, ScaleImage
+from maskrcnn_plus.data.check import checked_dataset
+from maskrcnn_plus.data.coco import register_coco
+from maskrcnn_plus.data.mapper import InstanceMapper
+from maskrcnn_plus.data.registration import register_label_maps
+from maskrcnn_plus.data.resize import InterpolateShortestEdge
+from maskrcnn_plus.data.resize_mmcv import MMCVResize
+from maskrcnn_plus.data.stream import TrainingStream
+from maskrcnn_plus.data.synthetic import register_synthetic_cells
 
-__all__ = ["synthetic"]
+__all__ = [
+    "InstanceMapper",
+    "InterpolateShortestEdge",
+    "MMCVResize",
+    "RandomIntensity",
+    "RandomRotate90",
+    "RandomScaleCrop",
+    "ScaleImage",
+    "TrainingStream",
+    "checked_dataset",
+    "register_coco",
+    "register_label_maps",
+    "register_synthetic_cells",
+]

@@ -53,7 +53,7 @@ class Predictor:
         self.mapper = _build(cfg, "dataloader.test.mapper")
         model = _build(cfg, "model")
         if weights:
-            load_weights(model, weights)
+            load_weights(model, weights, class_names=OmegaConf.select(cfg, "dataset.thing_classes"), strict=True)
         channels_last = OmegaConf.select(cfg, "train.channels_last", default=True)
         if self.device.type == "cpu" and channels_last:
             model = model.to(memory_format=torch.channels_last)

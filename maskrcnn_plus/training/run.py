@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset, print_csv_format
@@ -19,7 +20,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from detectron2.utils.logger import setup_logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from maskrcnn_plus.allocator import keep_freed_memory
@@ -58,8 +59,8 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> dict[str, Any]:
         skip_pretrained(cfg)
     model = build_model(cfg)
     if args.eval_only:
-        report = load_weights(model, _required_checkpoint(cfg))
-        logger.info(f"{cfg.train.init_checkpoint}: {report}")
+        names = OmegaConf.select(cfg, "dataset.thing_classes")
+        logger.info(load_weights(model, _required_checkpoint(cfg), class_names=names, strict=True))
         return evaluate(cfg, create_distributed(cfg, model))
     return train(cfg, model, resume=args.resume)
 
@@ -136,7 +137,7 @@ def train(cfg: DictConfig, model: nn.Module, resume: bool) -> dict[str, Any]:
         seed=settings.seed,
     )
     states = {"trainer": trainer, **({"ema": averaging.average} if averaging else {})}
-    checkpointer = Checkpointer(distributed, settings.output_dir, **states)
+    checkpointer = Checkpointer(distributed, settings.output_dir, class_names=find_class_names(cfg), **states)
     start_iter = _resume_or_load(checkpointer, trainer, settings, resume)
     evaluated = distributed if averaging is None else averaging.average.module
     if start_iter >= settings.max_iter:
@@ -197,9 +198,32 @@ def _resume_or_load(checkpointer: Checkpointer, trainer: Trainer, settings: Dict
             "To continue that run stop now and use --resume; to keep it set another train.output_dir."
         )
     if settings.init_checkpoint:
-        report = load_weights(_unwrap(checkpointer.model), settings.init_checkpoint, strict=False)
-        logger.info(f"{settings.init_checkpoint}: {report}")
+        report = load_weights(
+            _unwrap(checkpointer.model),
+            settings.init_checkpoint,
+            class_names=checkpointer.class_names,
+            allow_partial=settings.init_allow_partial,
+        )
+        logger.info(report)
+        if comm.is_main_process():
+            path = os.path.join(settings.output_dir, "init_report.txt")
+            write_atomically(path, report.table().encode())
+            logger.info(f"Every tensor of it: {path}")
     return 0
+
+
+def find_class_names(cfg: DictConfig) -> list[str] | None:
+    """Names of the model's classes: `dataset.thing_classes`, else those of the first training data set; or None."""
+    names = OmegaConf.select(cfg, "dataset.thing_classes")
+    if names is None:
+        datasets = OmegaConf.select(cfg, "dataloader.train.dataset.dataset.names")
+        registered = instantiate(datasets) if datasets else None
+        first = registered if isinstance(registered, str) or not registered else registered[0]
+        if first in DatasetCatalog:
+            if not hasattr(MetadataCatalog.get(first), "thing_classes"):
+                DatasetCatalog.get(first)  # a COCO file names its classes when it is read
+            names = MetadataCatalog.get(first).get("thing_classes")
+    return [str(name) for name in names] if names else None
 
 
 def build_train_loader(cfg: DictConfig, start_iter: int):

@@ -211,7 +211,7 @@ def test_an_unreadable_file_is_named(tmp_path, suffix, content):
     _, path = classifier_and_file(tmp_path, suffix=suffix)
     whole = path.read_bytes()
     path.write_bytes({"empty": b"", "text": b"these are no weights\n", "truncated": whole[: len(whole) // 2]}[content])
-    with pytest.raises(ValueError, match=rf"weights file .*{path.name} cannot be read"):
+    with pytest.raises(ValueError, match=rf"{path.name} (is|cannot be read)"):
         TimmBackbone("mobilenetv3_small_050", weights=str(path))
 
 
@@ -220,7 +220,7 @@ def test_code_in_a_file_is_not_run(tmp_path):
     torch.save({"state_dict": RunsCode(marker)}, tmp_path / "zip.pth")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(RunsCode(marker), protocol=2))
     for name in ("zip.pth", "plain.pth"):
-        with pytest.raises(ValueError, match="cannot be read as tensors"):
+        with pytest.raises(ValueError, match=rf"{name} is refused"):
             TimmBackbone("mobilenetv3_small_050", weights=str(tmp_path / name))
     assert not os.path.exists(marker)
 
@@ -228,7 +228,7 @@ def test_code_in_a_file_is_not_run(tmp_path):
 @pytest.mark.parametrize("content", [[1, 2], {}, {"state_dict": {}}, {"epoch": 1}, {1: torch.zeros(1)}])
 def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "odd.pth")
-    with pytest.raises(ValueError, match=r"odd\.pth holds"):
+    with pytest.raises(ValueError, match=r"odd\.pth(:| holds)"):
         TimmBackbone("mobilenetv3_small_050", weights=str(tmp_path / "odd.pth"))
 
 
@@ -236,8 +236,8 @@ def test_a_path_that_is_no_weights_file(tmp_path):
     for weights in ("imagenet", str(tmp_path / "none.pth"), str(tmp_path)):
         with pytest.raises(FileNotFoundError, match="no such file"):
             TimmBackbone("mobilenetv3_small_050", weights=weights)
-    (tmp_path / "weights.onnx").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"must end in \.pth"):
+    (tmp_path / "weights.onnx").write_bytes(b"\x08\x07\x12\x07pytorch")
+    with pytest.raises(ValueError, match=r"weights\.onnx is no weights file"):
         TimmBackbone("mobilenetv3_small_050", weights=str(tmp_path / "weights.onnx"))
 
 

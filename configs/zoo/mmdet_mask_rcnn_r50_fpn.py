@@ -1,0 +1,31 @@
+# MMDetection's mask-rcnn_r50_fpn_1x_coco: its weights, its pre-processing, its results.
+from detectron2.config import LazyCall as L
+from detectron2.model_zoo import get_config
+
+from maskrcnn_plus.data import MMCVResize
+
+from ..common.coco_classes import thing_classes
+from ..common.coco_data import dataloader, dataset
+from ..common.mask_rcnn_fpn import model
+from ..common.train import train
+
+dataset.thing_classes = thing_classes
+
+dataloader.train.mapper.augmentations[0] = L(MMCVResize)(short_edge_length=800, max_size=1333)
+dataloader.test.mapper.augmentations[0] = L(MMCVResize)(short_edge_length=800, max_size=1333)
+
+model.backbone.bottom_up.stages.stride_in_1x1 = False  # style="pytorch"
+model.backbone.bottom_up.freeze_at = 2
+model.pixel_mean = [123.675, 116.28, 103.53]
+model.pixel_std = [58.395, 57.12, 57.375]
+model.input_format = "RGB"
+
+optimizer = get_config("common/optim.py").SGD
+lr_multiplier = get_config("common/coco_schedule.py").lr_multiplier_1x
+
+train.output_dir = "output/zoo/mmdet_mask_rcnn_r50_fpn"
+train.init_checkpoint = "https://download.openmmlab.com/mmdetection/v2.0/mask_rcnn/mask_rcnn_r50_fpn_1x_coco/mask_rcnn_r50_fpn_1x_coco_20200205-d4b0c5d6.pth"
+train.max_iter = 90000
+train.checkpointer.period = 5000
+train.eval_period = 5000
+train.best.metric = "segm/AP"

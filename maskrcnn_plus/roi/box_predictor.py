@@ -1,0 +1,119 @@
+"""Detectron2's class and box predictor with classes that exist only in the softmax, and a least size of boxes.
+
+Both are torchvision's (models/detection/roi_heads.py, `postprocess_detections`): its COCO models have logits for the
+category ids that COCO never used, and it drops boxes thinner than a hundredth of a pixel.
+
+Shorthand: N images, R RoIs of all images, R_i of image i, K classes, U unused classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
+from detectron2.structures import Instances
+from torch import Tensor, nn
+
+
+class FastRCNNOutput(FastRCNNOutputLayers):
+    """Drop-in for `FastRCNNOutputLayers`; the rows of `cls_score` are K classes, the background, U unused classes."""
+
+    @configurable
+    def __init__(
+        self, input_shape: ShapeSpec, *, num_unused_classes: int = 0, min_box_size: float = 0.0, **kwargs
+    ) -> None:
+        """Build the two layers.
+
+        Args:
+            input_shape: of the features of a box.
+            num_unused_classes: U; logits that take part in the softmax, but are never detected.
+            min_box_size: a detection goes whose clipped box has a side below it, pixels of the network's input.
+            **kwargs: those of `FastRCNNOutputLayers`.
+
+        Raises:
+            ValueError: a number is negative, or the classes have no softmax.
+        """
+        super().__init__(input_shape, **kwargs)
+        if num_unused_classes < 0 or min_box_size < 0:
+            raise ValueError(
+                "num_unused_classes and min_box_size must not be negative, "
+                f"got {num_unused_classes} and {min_box_size}."
+            )
+        self.num_unused_classes = num_unused_classes
+        self.min_box_size = min_box_size
+        if num_unused_classes:
+            if getattr(self, "use_sigmoid_ce", False):  # of newer Detectron2s
+                raise ValueError("num_unused_classes is for a softmax over the classes: set use_sigmoid_ce=False.")
+            self.cls_score = nn.Linear(self.cls_score.in_features, self.num_classes + 1 + num_unused_classes)
+            nn.init.normal_(self.cls_score.weight, std=0.01)
+            nn.init.zeros_(self.cls_score.bias)
+
+    def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> dict[str, Tensor]:
+        """Detectron2's losses, with the unused classes in the softmax.
+
+        Args:
+            predictions: logits [R, K + 1 + U] and box deltas.
+            proposals: N Instances with `proposal_boxes`, `gt_boxes` and `gt_classes`.
+
+        Returns:
+            `loss_cls` and `loss_box_reg`.
+        """
+        logits, deltas = predictions
+        used = self._used(logits)
+        losses = super().losses((used, deltas), proposals)
+        if self.num_unused_classes:
+            # -log softmax is logsumexp - logit: what the unused classes add does not depend on the true class.
+            added = torch.logsumexp(logits.float(), dim=1) - torch.logsumexp(used.float(), dim=1)  # [R]
+            weight = self.loss_weight.get("loss_cls", 1.0)
+            losses["loss_cls"] = losses["loss_cls"] + weight * added.sum() / max(len(added), 1)
+        return losses
+
+    def predict_probs(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> list[Tensor]:
+        """The probabilities of the classes and the background, which add up to less than 1 with unused classes.
+
+        Args:
+            predictions: logits [R, K + 1 + U] and box deltas.
+            proposals: N Instances of R_i boxes.
+
+        Returns:
+            N tensors [R_i, K + 1].
+        """
+        return [self._used(probs) for probs in super().predict_probs(predictions, proposals)]
+
+    def inference(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> tuple[list[Instances], list[Tensor]]:
+        """Choose the detections of each image.
+
+        Args:
+            predictions: logits [R, K + 1 + U] and box deltas.
+            proposals: N Instances with `proposal_boxes`.
+
+        Returns:
+            N Instances with `pred_boxes`, `scores` and `pred_classes`, the best first, and the N indices of the
+            proposals that they came from.
+        """
+        if self.min_box_size == 0:
+            return super().inference(predictions, proposals)
+        boxes = self.predict_boxes(predictions, proposals)
+        scores = self.predict_probs(predictions, proposals)
+        sizes = [proposal.image_size for proposal in proposals]
+        scores = [self._without_small(*each) for each in zip(boxes, scores, sizes, strict=True)]
+        return fast_rcnn_inference(
+            boxes, scores, sizes, self.test_score_thresh, self.test_nms_thresh, self.test_topk_per_image
+        )
+
+    def _used(self, rows: Tensor) -> Tensor:
+        """Logits or probabilities [R, K + 1 + U] without the unused classes."""
+        return rows[:, : self.num_classes + 1]
+
+    def _without_small(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Tensor:
+        """Scores [R_i, K + 1] with -1 where the box, of [R_i, K * 4] or [R_i, 4], is too small within the image."""
+        height, width = size
+        corners = boxes.unflatten(1, (-1, 2, 2))  # [R_i, K or 1, 2, (x, y)]
+        corners = torch.minimum(corners.clamp(min=0), corners.new_tensor([width, height]))
+        sides = corners[:, :, 1] - corners[:, :, 0]  # [R_i, K or 1, 2]
+        small = (sides < self.min_box_size).any(dim=2)  # [R_i, K or 1]
+        classes = scores[:, :-1].masked_fill(small, -1.0)
+        return torch.cat([classes, scores[:, -1:]], dim=1)

@@ -1,0 +1,101 @@
+"""Rows of class heads: by name, against a written-out loop; other heads are left alone."""
+
+import pytest
+import torch
+
+from maskrcnn_plus.checkpoints.classes import match_rows
+
+FILE, MODEL = ["person", "Dog", "cell", "cat"], ["cat", "nucleus", "DOG "]
+CLS, BOX, MASK = (
+    "roi_heads.box_predictor.cls_score.weight",
+    "roi_heads.box_predictor.bbox_pred.bias",
+    "roi_heads.mask_head.predictor.weight",
+)
+
+
+def _random(*shape, seed):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _expected(stored, initial, per_class, background):
+    """Row by row: {model class: file class}."""
+    result = initial.clone()
+    for target, name in enumerate(MODEL):
+        for source, other in enumerate(FILE):
+            if name.strip().lower() == other.lower():
+                for k in range(per_class):
+                    result[target * per_class + k] = stored[source * per_class + k]
+    if background:
+        result[len(MODEL)] = stored[len(FILE)]
+    return result
+
+
+@pytest.mark.parametrize(
+    ("name", "per_class", "background", "rest"),
+    [
+        (CLS, 1, 1, (6,)),
+        ("roi_heads.box_predictor.2.cls_score.bias", 1, 1, ()),
+        (BOX, 4, 0, ()),
+        (MASK, 1, 0, (5, 1, 1)),
+        ("box_predictor.cls_score.weight", 1, 1, (6,)),
+    ],
+)
+def test_rows_of_the_same_names_are_kept(name, per_class, background, rest):
+    stored = _random(len(FILE) * per_class + background, *rest, seed=0)
+    initial = _random(len(MODEL) * per_class + background, *rest, seed=1)
+    rows = match_rows(name, stored, initial, FILE, MODEL)
+    assert torch.equal(rows.tensor, _expected(stored, initial, per_class, background))
+    assert not rows.complete
+    assert rows.how == "2 of 3 classes by name; kept: cat, DOG ; initialised anew: nucleus"
+
+
+def test_unused_rows_behind_the_background_are_dropped_or_kept():
+    stored, names = _random(8, 2, seed=0), ["a", "b", "c"]
+    dropped = match_rows(CLS, stored, _random(3, 2, seed=1), names, ["c", "a"])
+    assert torch.equal(dropped.tensor, stored[[2, 0, 3]])
+    kept = match_rows(CLS, stored, _random(8, 2, seed=1), names, ["b", "a", "c"])
+    assert torch.equal(kept.tensor, stored[[1, 0, 2, 3, 4, 5, 6, 7]])
+    assert kept.complete
+    assert dropped.complete
+
+
+def test_the_same_classes_change_nothing():
+    stored = _random(4, 2, seed=0)
+    rows = match_rows(CLS, stored, _random(4, 2, seed=1), ["a", "b", "c"], ["A", "B", "C"])
+    assert rows.tensor is stored
+    assert (rows.how, rows.complete) == ("", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "file_rows", "model_rows"),
+    [
+        (BOX, 4, 4),  # class-agnostic in both
+        (BOX, 4, 12),
+        (BOX, 16, 4),
+        (MASK, 1, 1),
+        ("roi_heads.box_predictor.0.bbox_pred.bias", 4, 4),
+        ("roi_heads.box_head.fc1.weight", 5, 4),
+        ("roi_heads.keypoint_head.predictor.weight", 4, 3),
+        ("backbone.cls_score.weight", 5, 4),
+    ],
+)
+def test_heads_that_do_not_tell_classes_apart_are_left_alone(name, file_rows, model_rows):
+    assert match_rows(name, torch.zeros(file_rows, 2), torch.zeros(model_rows, 2), FILE, MODEL) is None
+
+
+def test_heads_of_other_features_are_left_alone():
+    assert match_rows(CLS, torch.zeros(5, 8), torch.zeros(4, 6), FILE, MODEL) is None
+
+
+def test_no_class_in_common_keeps_the_background_only():
+    stored, initial = _random(5, 2, seed=0), _random(3, 2, seed=1)
+    rows = match_rows(CLS, stored, initial, FILE, ["x", "y"])
+    assert torch.equal(rows.tensor, torch.cat([initial[:2], stored[4:]]))
+    assert rows.how == "0 of 2 classes by name; initialised anew: x, y"
+
+
+def test_numbers_of_the_model_are_not_rounded_to_the_files_type():
+    stored, initial = _random(5, 2, seed=0).half(), _random(4, 2, seed=1)
+    rows = match_rows(CLS, stored, initial, FILE, MODEL)
+    assert torch.equal(rows.tensor[1], initial[1])
+    assert torch.equal(rows.tensor[3], stored[4].float())
