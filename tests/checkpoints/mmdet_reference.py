@@ -249,9 +249,5 @@ def main(job: dict) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        import_mmdet()
-    except ImportError as error:
-        print(error, file=sys.stderr)
-        sys.exit(3)
+    import_mmdet()
     main(json.loads(Path(sys.argv[1]).read_text()))
