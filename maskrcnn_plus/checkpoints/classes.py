@@ -45,8 +45,8 @@ def match_rows(
         file_names, model_names: the classes in the order of the rows.
 
     Returns:
-        None where the tensor is of no class head, of one that does not tell classes apart, or of other layers, so that
-        it is to be treated like any other tensor.
+        None where the tensor is of no class head, of one that does not tell classes apart, of other layers, or of other
+        classes throughout, so that it is to be treated like any other tensor.
     """
     match = _HEAD.fullmatch(name)
     if not match or stored.shape[1:] != initial.shape[1:]:
@@ -62,6 +62,8 @@ def match_rows(
     position = {_key(class_name): index for index, class_name in reversed(list(enumerate(file_names)))}
     sources = [position.get(_key(class_name)) for class_name in model_names]
     pairs = [(target, source) for target, source in enumerate(sources) if source is not None]
+    if not (pairs or match["cls"]) and stored.shape != initial.shape:
+        return None
     target_rows = [target * per_class + k for target, _ in pairs for k in range(per_class)]
     source_rows = [source * per_class + k for _, source in pairs for k in range(per_class)]
     if match["cls"]:

@@ -99,3 +99,11 @@ def test_numbers_of_the_model_are_not_rounded_to_the_files_type():
     rows = match_rows(CLS, stored, initial, FILE, MODEL)
     assert torch.equal(rows.tensor[1], initial[1])
     assert torch.equal(rows.tensor[3], stored[4].float())
+
+
+def test_heads_of_other_classes_throughout_are_left_to_the_check_of_shapes():
+    name = "roi_heads.box_predictor.bbox_pred.weight"
+    assert match_rows(name, torch.zeros(8, 3), torch.zeros(4, 3), ["cat", "dog"], ["nucleus"]) is None
+    rows = match_rows(name, torch.zeros(8, 3), torch.ones(8, 3), ["cat", "dog"], ["round", "lobed"])
+    assert not rows.complete
+    assert rows.tensor.sum() == 24
