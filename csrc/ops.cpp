@@ -5,6 +5,7 @@
 
 #include "cpu/capability.h"
 #include "cpu/nms.h"
+#include "cpu/paste_rle.h"
 #include "cpu/roi_align.h"
 
 TORCH_LIBRARY(maskrcnn_plus, m) {
@@ -23,10 +24,17 @@ TORCH_LIBRARY(maskrcnn_plus, m) {
   // boxes: [N, 4] xyxy; scores: [N]; groups: int64 [N], boxes of different groups never suppress each other. Returns the
   // indices of the boxes that are kept, the best first.
   m.def("batched_nms(Tensor boxes, Tensor scores, Tensor groups, float iou_threshold) -> Tensor");
+
+  // mask_probs: [N, Hm, Wm]; boxes: [N, 4] xyxy, finite; height, width: of the image. Returns the compressed counts of N
+  // COCO run-length encodings, one after the other, and the N + 1 offsets between them.
+  m.def(
+      "paste_masks_rle(Tensor mask_probs, Tensor boxes, int height, int width, float threshold) -> "
+      "(Tensor bytes, Tensor offsets)");
 }
 
 TORCH_LIBRARY_IMPL(maskrcnn_plus, CPU, m) {
   m.impl("batched_nms", maskrcnn_plus::batched_nms);
+  m.impl("paste_masks_rle", maskrcnn_plus::paste_masks_rle);
   m.impl("roi_align", maskrcnn_plus::roi_align);
   m.impl("roi_align_backward", maskrcnn_plus::roi_align_backward);
 }

@@ -14,6 +14,8 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import torch
 
+from maskrcnn_plus.masks.runs import Runs, decode_lengths, decode_runs, encode_runs
+
 
 def label_map_to_rles(label_map: np.ndarray, label_ids: Sequence[int]) -> list[dict[str, Any]]:
     """Encode chosen objects of a label image.
@@ -44,13 +46,13 @@ def label_map_to_rles(label_map: np.ndarray, label_ids: Sequence[int]) -> list[d
     ends = np.append(starts[1:], pixels.size)[: pixels.size]  # [R]
     labels = pixels[starts]  # [R]
     order = np.argsort(labels, kind="stable")  # runs of one object together, in image order
-    starts, ends, labels = starts[order], ends[order], labels[order]
-
-    rles = []
-    for label_id in label_ids:
-        first, last = np.searchsorted(labels, label_id, "left"), np.searchsorted(labels, label_id, "right")
-        rles.append(_encode_runs(starts[first:last], ends[first:last], height, width))
-    return rles
+    labels = labels[order]
+    first, last = (np.searchsorted(labels, label_ids, side) for side in ("left", "right"))  # [N]
+    number = last - first
+    owners = np.repeat(np.arange(len(number)), number)
+    chosen = order[np.arange(len(owners)) + np.repeat(first - (np.cumsum(number) - number), number)]
+    sizes = np.full((len(number), 2), (height, width))
+    return encode_runs(Runs(owners, starts[chosen], ends[chosen], sizes))
 
 
 def rles_to_label_map(rles: Sequence[dict[str, Any]], scores: Iterable[float], height: int, width: int) -> np.ndarray:
@@ -72,13 +74,16 @@ def rles_to_label_map(rles: Sequence[dict[str, Any]], scores: Iterable[float], h
     scores = np.asarray(scores, dtype=np.float64)
     if scores.shape != (len(rles),) or not np.isfinite(scores).all():
         raise ValueError(f"{len(rles)} masks need as many finite scores, got {scores.shape}: {scores.ravel()[:5]} ...")
+    runs = decode_runs(rles)
+    wrong = np.flatnonzero((runs.sizes != (height, width)).any(axis=1))
+    if len(wrong):
+        raise ValueError(f"RLE {wrong[0]} has size {rles[wrong[0]]['size']}, the image has [{height}, {width}].")
+    first = np.searchsorted(runs.owners, np.arange(len(rles) + 1)).tolist()
+    starts, ends = runs.starts.tolist(), runs.ends.tolist()
     pixels = np.zeros(height * width, dtype=np.uint16 if len(rles) <= np.iinfo(np.uint16).max else np.uint32)
     for index in np.argsort(-scores, kind="stable")[::-1].tolist():  # the best is painted last
-        bounds = np.cumsum(run_lengths(rles[index]))
-        if list(rles[index]["size"]) != [height, width]:
-            raise ValueError(f"RLE {index} has size {rles[index]['size']}, the image has [{height}, {width}].")
-        for start, end in zip(bounds[0::2].tolist(), bounds[1::2].tolist(), strict=False):
-            pixels[start:end] = index + 1
+        for run in range(first[index], first[index + 1]):
+            pixels[starts[run] : ends[run]] = index + 1
     return np.ascontiguousarray(pixels.reshape(width, height).T)  # [W * H] -> [H, W]
 
 
@@ -118,17 +123,7 @@ def run_lengths(rle: dict[str, Any]) -> np.ndarray:
     Raises:
         ValueError: `rle` is no RLE of H x W pixels.
     """
-    try:
-        height, width = (int(side) for side in rle["size"])
-        counts = rle["counts"]
-        if isinstance(counts, str):
-            counts = counts.encode("ascii")
-        lengths = _decompress(counts) if isinstance(counts, bytes) else np.asarray(counts, dtype=np.int64)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f'Not a COCO RLE ({{"size": [H, W], "counts": ...}}): {error!r}.') from error
-    if lengths.ndim != 1 or (lengths < 0).any() or lengths.sum() != height * width:
-        raise ValueError(f"The runs of an RLE do not add up to its {height} x {width} pixels: it is corrupt.")
-    return lengths
+    return decode_lengths([rle])[0]
 
 
 def normalize_rle(rle: dict[str, Any]) -> dict[str, Any]:
@@ -143,42 +138,9 @@ def normalize_rle(rle: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: `rle` is no RLE of H x W pixels.
     """
-    lengths = run_lengths(rle)
-    height, width = (int(side) for side in rle["size"])
-    return _as_str(coco_mask.frPyObjects({"size": [height, width], "counts": lengths.tolist()}, height, width))
-
-
-def _encode_runs(starts: np.ndarray, ends: np.ndarray, height: int, width: int) -> dict[str, Any]:
-    """Compress foreground runs [start, end) of the column-major pixels, which are sorted and do not touch."""
-    bounds = np.stack([starts, ends], axis=1).reshape(-1)  # [R, 2] -> [2 * R]
-    lengths = np.diff(bounds, prepend=0, append=height * width)
-    if len(lengths) > 1 and lengths[-1] == 0:  # maskApi.c writes no empty last run
-        lengths = lengths[:-1]
-    return _as_str(coco_mask.frPyObjects({"size": [height, width], "counts": lengths.tolist()}, height, width))
+    return encode_runs(decode_runs([rle]))[0]
 
 
 def _as_str(rle: dict[str, Any]) -> dict[str, Any]:
     """Give an RLE of pycocotools, whose counts are bytes, counts that JSON can hold."""
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
-
-
-def _decompress(counts: bytes) -> np.ndarray:
-    """Undo `rleToString` of maskApi.c: little-endian groups of 5 bits, and from the fourth run on differences.
-
-    A byte minus 48 holds 5 bits of value and, as bit 5, "more follows"; bit 4 of the last byte of a number is its sign.
-    """
-    groups = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
-    last = (groups & 0x20) == 0
-    if (groups < 0).any() or (groups > 63).any() or (groups.size and not last[-1]):
-        raise ValueError("counts hold a character that no run length starts or ends with")
-    firsts = np.flatnonzero(np.append(True, last[:-1])[: groups.size])  # first byte of each number
-    place = np.arange(groups.size) - np.repeat(firsts, np.diff(firsts, append=groups.size))
-    if (place > 6).any():
-        raise ValueError("counts hold a number that is too long")
-    lengths = np.add.reduceat((groups & 0x1F) << (5 * place), firsts) if groups.size else groups
-    negative = (groups[last] & 0x10) != 0
-    lengths = lengths - (negative.astype(np.int64) << (5 * (place[last] + 1)))
-    # Run 3 is stored as its difference to run 1, run 4 to run 2, and so on; run 0 takes no part.
-    lengths[1::2] = np.cumsum(lengths[1::2])
-    lengths[2::2] = np.cumsum(lengths[2::2])
-    return lengths
