@@ -1,4 +1,4 @@
-"""Mask R-CNN (He et al., 2017) as Detectron2's `GeneralizedRCNN`, with a choice of how masks come into the image.
+"""Mask R-CNN (He et al., 2017) as Detectron2's `GeneralizedRCNN`, with masks as run-length codes of the image.
 
 Shorthand: N objects, m x m mask of an object in its box, image of H x W pixels.
 """
@@ -7,26 +7,27 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from detectron2.config import configurable
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
-from torch import Tensor
-from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+from maskrcnn_plus.masks.rle import paste_masks_rle
+from maskrcnn_plus.masks.rle_masks import RLEMasks, add_dense_masks
 
 
 @META_ARCH_REGISTRY.register()
 class MaskRCNNPlus(GeneralizedRCNN):
-    """Drop-in for `GeneralizedRCNN`."""
+    """Drop-in for `GeneralizedRCNN` whose results take no N x H x W array."""
 
     @configurable
-    def __init__(self, *, mask_pasting: str = "detectron2", **kwargs) -> None:
+    def __init__(self, *, mask_pasting: str = "detectron2", dense_masks: bool = False, **kwargs) -> None:
         """Take the parts.
 
         Args:
             mask_pasting: "detectron2" samples a mask at the centres of the pixels of its box; "torchvision" resizes it
                 to the whole pixels of its box.
+            dense_masks: results have `pred_masks` (bool [N, H, W]) too, as Detectron2's evaluators and visualiser need.
             **kwargs: those of `GeneralizedRCNN`.
 
         Raises:
@@ -36,6 +37,7 @@ class MaskRCNNPlus(GeneralizedRCNN):
         if mask_pasting not in ("detectron2", "torchvision"):
             raise ValueError(f'mask_pasting must be "detectron2" or "torchvision", got {mask_pasting!r}.')
         self.mask_pasting = mask_pasting
+        self.dense_masks = dense_masks
 
     def inference(
         self,
@@ -51,46 +53,43 @@ class MaskRCNNPlus(GeneralizedRCNN):
             do_postprocess: bring the results to `height` x `width`; else they stay in pixels of `image`.
 
         Returns:
-            {"instances": Instances} an image, or the Instances alone without `do_postprocess`. With it, `pred_masks`
-            is bool [N, H, W]; without, probabilities [N, 1, m, m].
+            {"instances": Instances} an image, or the Instances alone without `do_postprocess`. With it, a model with
+            masks gives `pred_masks_rle` (`RLEMasks` of H x W), and `pred_masks` if it has `dense_masks`; without,
+            `pred_masks` holds probabilities [N, 1, m, m].
         """
-        if self.mask_pasting == "detectron2" or not do_postprocess:
-            return super().inference(batched_inputs, detected_instances, do_postprocess)
         results = super().inference(batched_inputs, detected_instances, do_postprocess=False)
-        return [
-            {"instances": _postprocess(result, each.get("height"), each.get("width"))}
-            for result, each in zip(results, batched_inputs, strict=True)
-        ]
+        if not do_postprocess:
+            return results
+        outputs = []
+        for result, each in zip(results, batched_inputs, strict=True):
+            height, width = each["image"].shape[-2:]
+            result = postprocess(result, each.get("height", height), each.get("width", width), self.mask_pasting)
+            if self.dense_masks and result.has("pred_masks_rle"):
+                result = add_dense_masks(result)
+            outputs.append({"instances": result})
+        return outputs
 
 
-def paste_masks(mask_probs: Tensor, boxes: Tensor, height: int, width: int, threshold: float = 0.5) -> Tensor:
-    """Paste masks by torchvision's `paste_masks_in_image`, of which one float mask of the image exists at a time.
+def postprocess(results: Instances, height: int, width: int, mask_pasting: str = "detectron2") -> Instances:
+    """Detectron2's `detector_postprocess`, with masks as RLEs.
 
     Args:
-        mask_probs: [N, 1, m, m].
-        boxes: [N, 4] xyxy, pixels, within the image.
-        height, width: of the image, pixels.
-        threshold: a pixel belongs to the object from this probability on.
+        results: raw results of RoI heads; its boxes are changed in place, as Detectron2 does.
+        height, width: of the image that the results are wanted for, pixels.
+        mask_pasting: the rule of `paste_masks_rle`.
 
     Returns:
-        bool [N, height, width].
+        Instances of height x width with boxes scaled and clipped, those without area dropped, and `pred_masks_rle` in
+        place of `pred_masks`, where there is any.
     """
-    masks = torch.zeros(len(boxes), height, width, dtype=torch.bool, device=boxes.device)
-    for mask, probs, box in zip(masks, mask_probs, boxes, strict=True):
-        mask.copy_(paste_masks_in_image(probs[None], box[None], (height, width))[0, 0] >= threshold)
-    return masks
-
-
-def _postprocess(results: Instances, height: int | None, width: int | None) -> Instances:
-    """Detectron2's `detector_postprocess` to height x width, but for the masks."""
-    height, width = height or results.image_size[0], width or results.image_size[1]
     fields = dict(results.get_fields())
-    probs = fields.pop("pred_masks", None)
-    if probs is None:
+    if "pred_masks" not in fields:
         return detector_postprocess(results, height, width)
     # Under another name Detectron2 only drops those of the boxes that it drops.
-    results = detector_postprocess(Instances(results.image_size, **fields, mask_probs=probs), height, width)
-    probs = results.mask_probs
+    fields["mask_probs"] = fields.pop("pred_masks")
+    results = detector_postprocess(Instances(results.image_size, **fields), height, width)
+    probs, boxes = results.mask_probs[:, 0], results.pred_boxes.tensor  # [N, 1, m, m] -> [N, m, m]
     results.remove("mask_probs")
-    results.pred_masks = paste_masks(probs, results.pred_boxes.tensor, height, width)
+    rles = paste_masks_rle(probs, boxes, height, width, rule=mask_pasting)
+    results.pred_masks_rle = RLEMasks(rles, (height, width), check=False)
     return results

@@ -1,13 +1,22 @@
-"""Masks are pasted as torchvision pastes them, and everything else is Detectron2's."""
+"""Results are those of Detectron2's GeneralizedRCNN, with masks as RLEs, pasted by either library's rule."""
 
+import numpy as np
 import pytest
 import torch
+from detectron2 import model_zoo
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
+from detectron2.modeling import build_model
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY, GeneralizedRCNN
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils.visualizer import Visualizer
 from torch import nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from maskrcnn_plus.mask_rcnn import MaskRCNNPlus, paste_masks
+from maskrcnn_plus.evaluation import COCOMaskEvaluator
+from maskrcnn_plus.mask_rcnn import MaskRCNNPlus
+from maskrcnn_plus.masks.label_map import masks_to_rles
+from maskrcnn_plus.masks.rle_masks import RLEMasks, add_dense_masks
 
 
 class Backbone(nn.Module):
@@ -25,6 +34,8 @@ class Heads(nn.Module):
         self.boxes, self.probs = boxes, probs
 
     def forward(self, images, features, proposals, targets):
+        if self.training:
+            return [], {"loss_mask": features["p2"].sum() * len(targets)}
         return [self.results(size) for size in images.image_sizes], {}
 
     def forward_with_given_boxes(self, features, instances):
@@ -34,6 +45,7 @@ class Heads(nn.Module):
 
     def results(self, size):
         result = Instances(size, pred_boxes=Boxes(self.boxes.clone()), scores=torch.linspace(0.9, 0.1, len(self.boxes)))
+        result.pred_classes = torch.arange(len(self.boxes)) % 2
         if self.probs is not None:
             result.pred_masks = self.probs
         return result
@@ -55,67 +67,151 @@ def scene(num, height, width, seed=0):
     return boxes, torch.rand(num, 1, 28, 28, generator=random)
 
 
+def paste_of_torchvision(probs, boxes, size):
+    return paste_masks_in_image(probs, boxes, size)[:, 0] >= 0.5
+
+
 @pytest.mark.parametrize(("num", "height", "width"), [(24, 61, 83), (24, 20, 200), (1, 1, 1), (0, 40, 50)])
-def test_pasting_equals_torchvisions(num, height, width):
+@pytest.mark.parametrize("to_size", [1, 1.7, 0.6])
+def test_results_equal_detectron2s(num, height, width, to_size):
     boxes, probs = scene(num, height, width)
-    expected = paste_masks_in_image(probs, boxes, (height, width))[:, 0] >= 0.5
-    pasted = paste_masks(probs, boxes, height, width)
-    assert pasted.dtype == torch.bool
-    assert torch.equal(pasted, expected)
-    assert num == 0 or pasted.any()
+    size = (max(int(height * to_size), 1), max(int(width * to_size), 1))
+    inputs = [{"image": torch.zeros(3, height, width), "height": size[0], "width": size[1]}]
+    (theirs,), (ours,), (both,) = (
+        model(boxes, probs, cls=GeneralizedRCNN)(inputs),
+        model(boxes, probs)(inputs),
+        model(boxes, probs, dense_masks=True)(inputs),
+    )
+    theirs, ours, both = theirs["instances"], ours["instances"], both["instances"]
+    assert ours.image_size == theirs.image_size == size
+    assert set(ours.get_fields()) == {"pred_boxes", "scores", "pred_classes", "pred_masks_rle"}
+    for name in ("scores", "pred_classes"):
+        assert torch.equal(ours.get(name), theirs.get(name))
+    assert torch.equal(ours.pred_boxes.tensor, theirs.pred_boxes.tensor)
+    assert isinstance(ours.pred_masks_rle, RLEMasks)
+    assert list(ours.pred_masks_rle) == masks_to_rles(theirs.pred_masks)
+    for dense in (both.pred_masks, add_dense_masks(ours).pred_masks):
+        assert dense.dtype == torch.bool
+        assert torch.equal(dense, theirs.pred_masks.bool())
+    assert num < 2 or theirs.pred_masks.any()
 
 
-def test_model_scales_clips_and_pastes_as_torchvision_does():
+def test_torchvisions_pasting_scales_clips_and_pastes_as_torchvision_does():
     boxes, probs = scene(24, 60, 80)
     inputs = [{"image": torch.zeros(3, 60, 80), "height": 91, "width": 133}]
     (output,) = model(boxes, probs, mask_pasting="torchvision")(inputs)
+    (default,) = model(boxes, probs)(inputs)
     result = output["instances"]
     scaled = boxes * torch.tensor([133 / 80, 91 / 60, 133 / 80, 91 / 60])
     assert result.image_size == (91, 133)
     assert torch.allclose(result.pred_boxes.tensor, scaled)
-    expected = paste_masks_in_image(probs, result.pred_boxes.tensor, (91, 133))[:, 0] >= 0.5
-    assert torch.equal(result.pred_masks, expected)
-    assert set(result.get_fields()) == {"pred_boxes", "scores", "pred_masks"}
+    expected = paste_of_torchvision(probs, result.pred_boxes.tensor, (91, 133))
+    assert torch.equal(result.pred_masks_rle.to_dense(), expected)
+    assert not torch.equal(default["instances"].pred_masks_rle.to_dense(), expected)
 
 
-def test_boxes_beyond_the_image_are_clipped_and_those_outside_go_with_their_masks():
+@pytest.mark.parametrize("pasting", ["detectron2", "torchvision"])
+def test_boxes_beyond_the_image_are_clipped_and_those_outside_go_with_their_masks(pasting):
     boxes = torch.tensor(
         [[-20.0, -5, 30, 200], [90, 10, 120, 30], [10, 10, 20, 20], [-9, -9, -1, -1], [79.99, 0, 99, 9]]
     )
     probs = torch.linspace(0.4, 0.9, 5)[:, None, None, None].expand(-1, 1, 28, 28)
-    (output,) = model(boxes, probs, mask_pasting="torchvision")([{"image": torch.zeros(3, 60, 80)}])
+    (output,) = model(boxes, probs, mask_pasting=pasting)([{"image": torch.zeros(3, 60, 80)}])
     result = output["instances"]
     assert result.image_size == (60, 80)
     assert result.pred_boxes.tensor.tolist() == [[0, 0, 30, 60], [10, 10, 20, 20], [pytest.approx(79.99), 0, 80, 9]]
-    assert result.pred_masks.flatten(1).any(1).tolist() == [False, True, True]  # probabilities 0.4, 0.65 and 0.9
+    areas = result.pred_masks_rle.areas().tolist()  # probabilities 0.4, 0.65 and 0.9
+    assert areas[0] == 0
+    assert areas[1] >= 100
 
 
-def test_the_default_is_detectron2s_pasting_and_differs():
-    boxes, probs = scene(12, 60, 80)
-    inputs = [{"image": torch.zeros(3, 60, 80), "height": 90, "width": 120}]
-    (default,) = model(boxes, probs)(inputs)
-    (theirs,) = model(boxes, probs, cls=GeneralizedRCNN)(inputs)
-    (other,) = model(boxes, probs, mask_pasting="torchvision")(inputs)
-    assert torch.equal(default["instances"].pred_masks, theirs["instances"].pred_masks)
-    assert not torch.equal(default["instances"].pred_masks, other["instances"].pred_masks)
-
-
-def test_batches_given_boxes_no_postprocessing_and_models_without_masks():
+@pytest.mark.parametrize("pasting", ["detectron2", "torchvision"])
+def test_batches_given_boxes_no_postprocessing_and_models_without_masks(pasting):
     boxes, probs = scene(6, 60, 80)
     inputs = [{"image": torch.zeros(3, 60, 80), "height": 90, "width": 120}, {"image": torch.zeros(3, 64, 96)}]
-    network = model(boxes, probs, mask_pasting="torchvision")
-    sizes = [tuple(output["instances"].pred_masks.shape) for output in network(inputs)]
-    assert sizes == [(6, 90, 120), (6, 64, 96)]
+    network = model(boxes, probs, mask_pasting=pasting)
+    masks = [output["instances"].pred_masks_rle for output in network(inputs)]
+    assert [(len(each), *each.image_size) for each in masks] == [(6, 90, 120), (6, 64, 96)]
     raw = network.inference(inputs, do_postprocess=False)
-    assert [tuple(each.pred_masks.shape) for each in raw] == [(6, 1, 28, 28)] * 2
+    assert all(torch.equal(each.pred_masks, probs) for each in raw)
     known = [Instances((60, 80), pred_boxes=Boxes(boxes[:2].clone())), Instances((64, 96), pred_boxes=Boxes(boxes[:0]))]
-    sizes = [tuple(output["instances"].pred_masks.shape) for output in network.inference(inputs, known)]
-    assert sizes == [(2, 90, 120), (0, 64, 96)]
-    (output,) = model(boxes, None, mask_pasting="torchvision")(inputs[:1])
-    assert set(output["instances"].get_fields()) == {"pred_boxes", "scores"}
+    given = [output["instances"].pred_masks_rle for output in network.inference(inputs, known)]
+    assert list(given[0]) == list(masks[0][:2])
+    assert (len(given[1]), given[1].image_size) == (0, (64, 96))
+    (output,) = model(boxes, None, mask_pasting=pasting, dense_masks=True)(inputs[:1])
+    assert set(output["instances"].get_fields()) == {"pred_boxes", "scores", "pred_classes"}
 
 
-def test_it_is_registered_and_refuses_an_unknown_pasting():
-    assert META_ARCH_REGISTRY.get("MaskRCNNPlus") is MaskRCNNPlus
+def test_a_huge_image_takes_no_dense_masks():
+    """A dense array of 60 masks of 30,000 x 30,000 pixels would take 54 GB."""
+    boxes, probs = scene(60, 60, 80)
+    inputs = [{"image": torch.zeros(3, 60, 80), "height": 30_000, "width": 30_000}]
+    (output,) = model(boxes / 50, probs)(inputs)
+    assert output["instances"].pred_masks_rle.image_size == (30_000, 30_000)
+    assert output["instances"].pred_masks_rle.areas().sum() > 60
+
+
+def test_detectron2s_evaluator_and_visualizer_take_dense_masks(tmp_path):
+    boxes, probs = scene(24, 60, 80)
+    image, name = {"image": torch.zeros(3, 60, 80), "height": 90, "width": 120, "image_id": 7}, "dense_for_detectron2"
+    (theirs,) = model(boxes, probs, cls=GeneralizedRCNN)([image])
+    (ours,) = model(boxes, probs, dense_masks=True)([image])
+    (lean,) = model(boxes, probs)([image])
+    annotations = [
+        {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": number % 2, "iscrowd": 0, "segmentation": rle}
+        for number, (box, rle) in enumerate(
+            zip((boxes * 1.5).tolist(), masks_to_rles(theirs["instances"].pred_masks.roll(2, 1)), strict=True)
+        )
+        if number % 3
+    ]
+    entry = {"file_name": "7.png", "image_id": 7, "height": 90, "width": 120, "annotations": annotations}
+    DatasetCatalog.register(name, lambda: [entry])
+    MetadataCatalog.get(name).thing_classes = ["a", "b"]
+    try:
+        figures = []
+        for output in (theirs, ours):
+            evaluator = COCOEvaluator(
+                name, ("bbox", "segm"), False, str(tmp_path), max_dets_per_image=100, use_fast_impl=False
+            )
+            evaluator.reset()
+            evaluator.process([image], [output])
+            figures.append(evaluator.evaluate())
+        judge = COCOMaskEvaluator(name)
+        judge.process([image], [lean])
+        own = judge.evaluate()
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    assert repr(figures[0]) == repr(figures[1])
+    assert 0 < figures[0]["segm"]["AP"] < 100
+    for task in ("bbox", "segm"):
+        assert own[task]["AP"] == pytest.approx(figures[0][task]["AP"], abs=1e-9)
+
+    drawings = []
+    for output in (theirs, ours):
+        np.random.seed(0)  # noqa: NPY002 - Detectron2 draws colours from the global generator
+        visualizer = Visualizer(np.zeros((90, 120, 3), np.uint8), MetadataCatalog.get("__unused"))
+        drawings.append(visualizer.draw_instance_predictions(output["instances"]).get_image())
+    assert drawings[0].any()
+    assert np.array_equal(*drawings)
+
+
+def test_training_is_detectron2s():
+    boxes, probs = scene(3, 60, 80)
+    inputs = [{"image": torch.ones(3, 64, 96), "instances": Instances((64, 96), gt_boxes=Boxes(boxes))}]
+    ours, theirs = (model(boxes, probs, cls=cls).train()(inputs) for cls in (MaskRCNNPlus, GeneralizedRCNN))
+    assert ours == theirs == {"loss_mask": 3 * 64 * 96}
+
+
+def test_yacs_configs_can_name_it():
+    cfg = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.DEVICE = "MaskRCNNPlus", "meta"
+    with torch.device("meta"):
+        network = build_model(cfg)
+    assert META_ARCH_REGISTRY.get("MaskRCNNPlus") is type(network) is MaskRCNNPlus
+    assert (network.mask_pasting, network.dense_masks) == ("detectron2", False)
+
+
+def test_refuses_an_unknown_pasting():
     with pytest.raises(ValueError, match='mask_pasting must be "detectron2" or "torchvision", got \'soft\''):
         model(*scene(1, 5, 5), mask_pasting="soft")

@@ -2,10 +2,12 @@
 # `num_classes` and `max_objects`, the two numbers that everything else follows.
 from detectron2.model_zoo import get_config
 
+from maskrcnn_plus.mask_rcnn import MaskRCNNPlus
 from maskrcnn_plus.roi import PyramidROIAlign
 from maskrcnn_plus.rpn import BatchedRPN
 
 model = get_config("common/models/mask_rcnn_fpn.py").model
+model._target_ = MaskRCNNPlus
 
 model.proposal_generator._target_ = BatchedRPN
 

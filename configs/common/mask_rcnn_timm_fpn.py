@@ -5,10 +5,12 @@ from detectron2.layers import ShapeSpec
 from detectron2.model_zoo import get_config
 
 from maskrcnn_plus.backbones import TimmBackbone
+from maskrcnn_plus.mask_rcnn import MaskRCNNPlus
 from maskrcnn_plus.roi import PyramidROIAlign
 from maskrcnn_plus.rpn import BatchedRPN
 
 model = get_config("common/models/mask_rcnn_fpn.py").model
+model._target_ = MaskRCNNPlus
 
 model.backbone.bottom_up = L(TimmBackbone)(
     name="tf_efficientnet_lite0",

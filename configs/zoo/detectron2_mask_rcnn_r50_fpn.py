@@ -1,5 +1,6 @@
 # Detectron2's model zoo: COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x and _3x, whose weights it takes, with the fast
 # RPN and RoIAlign. Training starts from the 3x weights.
+from maskrcnn_plus.mask_rcnn import MaskRCNNPlus
 from maskrcnn_plus.roi import PyramidROIAlign
 from maskrcnn_plus.rpn import BatchedRPN
 
@@ -8,6 +9,7 @@ from ..common.coco_classes import thing_classes
 
 dataset.thing_classes = thing_classes
 
+model._target_ = MaskRCNNPlus
 model.backbone.bottom_up.freeze_at = 2
 model.proposal_generator._target_ = BatchedRPN
 model.roi_heads.box_pooler._target_ = PyramidROIAlign

@@ -78,7 +78,8 @@ class COCOMaskEvaluator(DatasetEvaluator):
         Args:
             inputs: dicts with "image_id".
             outputs: dicts with "instances": `scores` [D], `pred_classes` [D], `pred_boxes` (xyxy in pixels, needed for
-                "bbox") and, for "segm", `pred_masks` [D, H, W] bool or `pred_masks_rle`, a list of D COCO RLEs.
+                "bbox") and, for "segm", `pred_masks_rle` (RLEMasks or a list of D COCO RLEs) or `pred_masks`
+                [D, H, W] bool.
 
         Raises:
             ValueError: naming the image, where it is not of the data set or its predictions are bad.
@@ -93,7 +94,7 @@ class COCOMaskEvaluator(DatasetEvaluator):
                 for category, score in zip(classes, scores, strict=True)
             ]
             if "segm" in self._tasks:
-                rles = predicted_rles(instances, truth, range(len(detections)))
+                rles = predicted_rles(instances, truth)
                 for detection, rle in zip(detections, rles, strict=True):
                     detection["segmentation"] = rle
             if "bbox" in self._tasks:

@@ -74,8 +74,8 @@ class MatchingEvaluator(DatasetEvaluator):
 
         Args:
             inputs: dicts with "image_id".
-            outputs: dicts with "instances": `scores` [D], `pred_classes` [D] and `pred_masks` [D, H, W] bool, or
-                `pred_masks_rle`, a list of D COCO RLEs, which goes first where both are there.
+            outputs: dicts with "instances": `scores` [D], `pred_classes` [D] and `pred_masks_rle` (RLEMasks or a list
+                of D COCO RLEs) or, where it is absent, `pred_masks` [D, H, W] bool.
 
         Raises:
             ValueError: naming the image, where it is not of the data set or its predictions or ground truth are bad.

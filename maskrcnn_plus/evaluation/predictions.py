@@ -10,7 +10,7 @@ import detectron2.utils.comm as comm
 import numpy as np
 from detectron2.structures import Instances
 
-from ..masks.label_map import masks_to_rles, normalize_rle
+from ..masks.rle_masks import instance_masks
 from .ground_truth import image_name
 
 
@@ -39,14 +39,16 @@ def prediction_of(output: dict[str, Any], dataset_dict: dict[str, Any]) -> tuple
     return instances, instances.pred_classes.tolist(), scores
 
 
-def predicted_rles(instances: Instances, dataset_dict: dict[str, Any], indices: Sequence[int]) -> list[dict[str, Any]]:
+def predicted_rles(
+    instances: Instances, dataset_dict: dict[str, Any], indices: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
     """Encode predicted masks of one image.
 
     Args:
-        instances: D detections with `pred_masks_rle` (a list of D RLEs) or, where it is absent, `pred_masks`
-            ([D, H, W] bool).
+        instances: D detections with `pred_masks_rle` (RLEMasks or a list of D RLEs) or, where it is absent,
+            `pred_masks` ([D, H, W] bool).
         dataset_dict: the image's entry in the data set, which says H and W.
-        indices: the detections to encode.
+        indices: the detections to encode; None for all.
 
     Returns:
         An RLE of size [H, W] an index, `counts` as str.
@@ -54,27 +56,19 @@ def predicted_rles(instances: Instances, dataset_dict: dict[str, Any], indices: 
     Raises:
         ValueError: naming the image, where there are no masks, or one is malformed or of another size than the image.
     """
-    if len(indices) == 0:
+    if len(instances) == 0 or (indices is not None and len(indices) == 0):
         return []
-    if instances.has("pred_masks_rle"):
-        rles = []
-        for index in indices:
-            try:
-                rles.append(normalize_rle(instances.pred_masks_rle[index]))
-            except ValueError as error:
-                raise ValueError(f"{image_name(dataset_dict)}: pred_masks_rle[{index}]: {error}") from error
-    elif instances.has("pred_masks"):
-        rles = masks_to_rles(instances.pred_masks[list(indices)])
-    else:
-        raise ValueError(f"{image_name(dataset_dict)}: the model predicted no masks (pred_masks or pred_masks_rle).")
+    try:
+        masks = instance_masks(instances, indices)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{image_name(dataset_dict)}: {error}") from error
     size = [dataset_dict["height"], dataset_dict["width"]]
-    for rle in rles:
-        if rle["size"] != size:
-            raise ValueError(
-                f"{image_name(dataset_dict)}: predicted masks are of {rle['size']} pixels (height, width), "
-                f"the data set says {size}: the model must scale its masks to the original image."
-            )
-    return rles
+    if [*masks.image_size] != size:
+        raise ValueError(
+            f"{image_name(dataset_dict)}: predicted masks are of {[*masks.image_size]} pixels (height, width), "
+            f"the data set says {size}: the model must scale its masks to the original image."
+        )
+    return list(masks)
 
 
 def gather_images(of_image: dict[Any, Any], ground_truth: dict[Any, dict[str, Any]]) -> dict[Any, Any] | None:

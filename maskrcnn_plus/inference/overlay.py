@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import supervision as sv
 from detectron2.structures import Instances
-from pycocotools import mask as coco_mask
 
-from maskrcnn_plus.data.images import ImageReadError, read_image
-from maskrcnn_plus.masks.label_map import masks_to_rles
+from maskrcnn_plus.data.pixels import prepare_image
+from maskrcnn_plus.masks.measure import rle_areas, rle_boxes
+from maskrcnn_plus.masks.rle_masks import instance_masks
 
 MAX_LABELS = 15
 """With more objects than this, score labels would hide the image and are left out."""
@@ -35,7 +35,7 @@ def draw_overlay(image: np.ndarray, instances: Instances, class_names: Sequence[
 
     Args:
         image: [H, W, 3] uint8 RGB.
-        instances: with `scores`, `pred_classes` and `pred_masks` [N, H, W] bool or `pred_masks_rle` (list of COCO RLE).
+        instances: with `scores`, `pred_classes` and `pred_masks_rle` or `pred_masks` [N, H, W] bool.
         class_names: name of each class.
 
     Returns:
@@ -49,16 +49,14 @@ def draw_overlay(image: np.ndarray, instances: Instances, class_names: Sequence[
     if image.shape[:2] != tuple(instances.image_size):
         raise ValueError(f"the image has size {image.shape[:2]} (H, W) but its instances {instances.image_size}")
     canvas = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    rles = encode_masks(instances).pred_masks_rle
-    # one at a time: with NumPy 2, pycocotools' area() fails on a list of more than 255
-    visible = np.flatnonzero([coco_mask.area(rle) for rle in rles])
+    rles = instance_masks(instances)
+    visible = np.flatnonzero(rle_areas(rles))
     if len(visible) == 0:
         return image.copy()
     rles = [rles[k] for k in visible]
     classes = instances.pred_classes.numpy()[visible]
     scores = instances.scores.numpy()[visible]
-    boxes = coco_mask.toBbox(rles)
-    boxes[:, 2:] += boxes[:, :2] - 1  # XYWH -> xyxy with the last pixel included, as supervision has it
+    boxes = rle_boxes(rles) - [0, 0, 1, 1]  # the last pixel included, as supervision has it
     several = len(class_names) > 1 if class_names else bool(classes.any())
 
     detections = sv.Detections(
@@ -88,44 +86,23 @@ def draw_overlay(image: np.ndarray, instances: Instances, class_names: Sequence[
     return cv2.cvtColor(canvas, cv2.COLOR_BGR2RGB)
 
 
-def encode_masks(instances: Instances) -> Instances:
-    """The same instances with `pred_masks_rle` (list of COCO RLE, ready for JSON) in place of `pred_masks`.
-
-    Raises:
-        ValueError: there are neither `pred_masks` ([N, H, W] bool) nor `pred_masks_rle`, or their size is not that of
-            the image.
-    """
-    fields = dict(instances.get_fields())
-    dense, rles = fields.pop("pred_masks", None), fields.pop("pred_masks_rle", None)
-    if dense is None and rles is None:
-        raise ValueError("the model predicts no masks; is its mask head switched off (config key model.roi_heads)?")
-    rles = [_with_text_counts(rle) for rle in (masks_to_rles(dense) if rles is None else rles)]
-    for rle in rles:
-        if tuple(rle["size"]) != tuple(instances.image_size):
-            raise ValueError(f"predicted masks have size {rle['size']} (H, W), their image {instances.image_size}")
-    return Instances(instances.image_size, **fields, pred_masks_rle=rles)
-
-
-def read_display_image(path: str, channels: int = 3) -> np.ndarray:
-    """Read an image to look at it: 8 bits as they are, other depths stretched from the 0.5 to the 99.5 percentile.
+def display_image(pixels: np.ndarray, channels: int = 3, name: str = "the image") -> np.ndarray:
+    """An image to look at: 8 bits as they are, other depths stretched from the 0.5 to the 99.5 percentile.
 
     Args:
-        path: image file.
-        channels: number of channels of the file where it is neither grey nor colour; the first three are shown.
+        pixels: [H, W] or [H, W, C] in their own grey values, see `prepare_image`.
+        channels: number of channels of an image that is neither grey nor colour; the first three are shown.
+        name: of the image in errors.
 
     Returns:
         [H, W, 3] uint8 RGB.
 
     Raises:
-        ImageReadError: the file cannot be read; the message names it.
+        ImageReadError: pixels that are NaN or infinite, or channels that do not fit.
     """
-    channels = 3 if channels == 1 else channels
-    try:
-        image = read_image(path, channels)
-    except ImageReadError:
-        image = None  # perhaps only float pixels beyond 0..1, which the stretch takes
-    if image is None or image.dtype != np.uint8:
-        image = np.rint(read_image(path, channels, percentiles=(0.5, 99.5))).astype(np.uint8)
+    stretch = None if pixels.dtype in (np.uint8, bool) else (0.5, 99.5)
+    image = prepare_image(pixels, 3 if channels == 1 else channels, stretch, name=name)
+    image = image if image.dtype == np.uint8 else np.rint(image).astype(np.uint8)
     missing = max(3 - image.shape[2], 0)
     return np.ascontiguousarray(np.pad(image, ((0, 0), (0, 0), (0, missing)))[:, :, :3])
 
@@ -140,14 +117,6 @@ def class_shades(index: int) -> list[str]:
     base = np.array(sv.Color.from_hex(BASE_COLOURS[index % len(BASE_COLOURS)]).as_rgb(), dtype=float)
     mixed = [base + abs(shade) * ((255 if shade > 0 else 0) - base) for shade in SHADES]
     return ["#{:02x}{:02x}{:02x}".format(*np.rint(rgb).astype(int)) for rgb in mixed]
-
-
-def _with_text_counts(rle: dict) -> dict:
-    """RLE with compressed counts as str, which JSON can hold and pycocotools reads."""
-    if isinstance(rle["counts"], list):
-        rle = coco_mask.frPyObjects(rle, *rle["size"])
-    counts = rle["counts"]
-    return {"size": list(rle["size"]), "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
 
 
 def _spread_colours(boxes: np.ndarray, groups: np.ndarray, num_colours: int, margin: float = 3) -> np.ndarray:

@@ -26,6 +26,7 @@ from maskrcnn_plus.checkpoints.conversion import WeightsFile
 from maskrcnn_plus.checkpoints.files import read_weights
 from maskrcnn_plus.config import get_config
 from maskrcnn_plus.data.resize_mmcv import MMCVResize
+from maskrcnn_plus.masks.rle_masks import instance_masks
 
 ROOT = Path(__file__).resolve().parents[2]
 PHOTOS = ROOT.parent / "shared" / "data" / "coco_tiny" / "images"
@@ -182,7 +183,7 @@ def record(model: torch.nn.Module, example: dict) -> dict:
     for hook in hooks:
         hook.remove()
     found.update(bboxes=instances.pred_boxes.tensor, scores=instances.scores, labels=instances.pred_classes)
-    return {**found, "masks": instances.pred_masks}
+    return {**found, "masks": instance_masks(instances).to_dense()}
 
 
 @pytest.mark.parametrize("run", RUNS)

@@ -80,7 +80,7 @@ def assert_same(found, expected, name):
     assert sorted(partner.tolist()) == list(range(len(found))), name
     score_error = (found.scores[partner] - expected["scores"]).abs().max()
     assert score_error < 1e-4, f"{name}: {score_error}"
-    a, b = found.pred_masks[partner].flatten(1), expected["masks"][:, 0].flatten(1) >= 0.5
+    a, b = found.pred_masks_rle[partner].to_dense().flatten(1), expected["masks"][:, 0].flatten(1) >= 0.5
     union = (a | b).sum(1)
     iou = torch.where(union > 0, (a & b).sum(1) / union, 1.0)
     assert iou.min() >= 0.999, f"{name}: {iou.min()}"

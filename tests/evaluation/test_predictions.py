@@ -4,10 +4,16 @@ import json
 import subprocess
 import sys
 
+import pycocotools.mask as coco_mask
 import pytest
-from detectron2.structures import Instances
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, BoxMode, Instances
 
+from maskrcnn_plus.evaluation import COCOMaskEvaluator, MatchingEvaluator
 from maskrcnn_plus.evaluation.predictions import gather_images, predicted_rles
+from maskrcnn_plus.masks.label_map import masks_to_rles
+from maskrcnn_plus.masks.rle_masks import encode_masks
 
 WORKER = """
 import json, sys
@@ -62,10 +68,72 @@ def test_gather_orders_as_the_data_set_and_names_what_is_missing():
         gather_images({"a": 0}, truth)
 
 
+def random_instances(seed, count=12, height=40, width=50):
+    random = torch.Generator().manual_seed(seed)
+    masks = torch.rand(count, height // 5, width // 5, generator=random).repeat_interleave(5, 1).repeat_interleave(5, 2)
+    masks = masks > torch.rand(count, 1, 1, generator=random)
+    masks[::5] = False
+    return Instances(
+        (height, width),
+        pred_boxes=Boxes(torch.tensor([[1.0, 2, 30, 20]]).repeat(count, 1)),
+        scores=torch.randint(1, 20, (count,), generator=random) / 20,
+        pred_classes=torch.randint(0, 2, (count,), generator=random),
+        pred_masks=masks,
+    )
+
+
 def test_a_malformed_predicted_rle_names_image_and_detection():
     good, bad = {"size": [2, 2], "counts": [0, 4]}, {"size": [2, 2], "counts": [0, 5]}
-    instances = Instances((2, 2), pred_masks_rle=[good, bad])
     truth = {"file_name": "x.png", "height": 2, "width": 2}
-    assert predicted_rles(instances, truth, [0]) == [{"size": [2, 2], "counts": "04"}]
-    with pytest.raises(ValueError, match=r"x\.png: pred_masks_rle\[1\].*corrupt"):
-        predicted_rles(instances, truth, [0, 1])
+    assert predicted_rles(Instances((2, 2), pred_masks_rle=[good]), truth) == [{"size": [2, 2], "counts": "04"}]
+    with pytest.raises(ValueError, match=r"x\.png: pred_masks_rle: .*RLE 1 .*corrupt"):
+        predicted_rles(Instances((2, 2), pred_masks_rle=[good, bad]), truth, [0])
+
+
+@pytest.mark.parametrize("indices", [None, [], [3], [7, 0, 3]])
+def test_dense_masks_and_rles_are_encoded_alike(indices):
+    dense = random_instances(0)
+    truth = {"file_name": "x.png", "height": 40, "width": 50}
+    expected = masks_to_rles(dense.pred_masks if indices is None else dense.pred_masks[indices])
+    for instances in (dense, encode_masks(dense), Instances((40, 50), pred_masks_rle=masks_to_rles(dense.pred_masks))):
+        assert predicted_rles(instances, truth, indices) == expected
+    with pytest.raises(ValueError, match=r"x\.png: .*\[40, 50\].*\[80, 50\].*scale"):
+        predicted_rles(encode_masks(dense), {**truth, "height": 80})
+
+
+@pytest.mark.parametrize("evaluator", [COCOMaskEvaluator, MatchingEvaluator])
+def test_all_figures_of_rles_are_those_of_dense_masks(evaluator):
+    truths, name = [random_instances(seed) for seed in range(4)], f"rle_and_dense_{evaluator.__name__}"
+    entries = [
+        {
+            "file_name": f"{index}.png",
+            "image_id": index,
+            "height": 40,
+            "width": 50,
+            "annotations": [
+                {"bbox": [1, 2, 30, 20], "bbox_mode": BoxMode.XYXY_ABS, "category_id": category, "segmentation": rle}
+                for category, rle in zip(each.pred_classes.tolist(), masks_to_rles(each.pred_masks), strict=True)
+                if coco_mask.area(rle)
+            ],
+        }
+        for index, each in enumerate(truths)
+    ]
+    DatasetCatalog.register(name, lambda: entries)
+    MetadataCatalog.get(name).thing_classes = ["a", "b"]
+    try:
+        dense = [Instances.cat([truth[1:], random_instances(index + 50)]) for index, truth in enumerate(truths)]
+        for instances in dense:
+            shifted = [mask.roll(shift % 4, 0) for shift, mask in enumerate(instances.pred_masks)]
+            instances.pred_masks = torch.stack(shifted)
+        figures = []
+        for encode in (lambda instances: instances, encode_masks):
+            judge = evaluator(name)
+            judge.reset()
+            judge.process([{"image_id": k} for k in range(4)], [{"instances": encode(each)} for each in dense])
+            figures.append(judge.evaluate())
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    values = [value for of_task in figures[0].values() for value in of_task.values()]
+    assert repr(figures[0]) == repr(figures[1])  # bit for bit; NaN included
+    assert len(set(values)) > 5  # the scene tells figures apart

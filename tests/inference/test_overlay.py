@@ -3,20 +3,17 @@
 import numpy as np
 import pytest
 import supervision as sv
-import tifffile
 import torch
 from detectron2.structures import Boxes, Instances
-from PIL import Image
-from pycocotools import mask as coco_mask
 
-from maskrcnn_plus.data.images import ImageReadError
+from maskrcnn_plus.data.pixels import ImageReadError
 from maskrcnn_plus.inference.overlay import (
     class_label,
     class_shades,
+    display_image,
     draw_overlay,
-    encode_masks,
-    read_display_image,
 )
+from maskrcnn_plus.masks.rle_masks import encode_masks
 
 
 def make_instances(masks, scores=None, classes=None):
@@ -108,28 +105,6 @@ def test_dense_and_rle_masks_are_drawn_alike():
     assert np.array_equal(draw_overlay(image, instances), draw_overlay(image, encode_masks(instances)))
 
 
-def test_encoded_masks_decode_to_the_same():
-    masks = np.random.default_rng(3).random((5, 17, 23)) > 0.5
-    masks[2] = False
-    encoded = encode_masks(make_instances(masks))
-    assert not encoded.has("pred_masks")
-    assert encoded.scores.tolist() == make_instances(masks).scores.tolist()
-    assert np.array_equal(np.stack([coco_mask.decode(rle) for rle in encoded.pred_masks_rle]), masks)
-    assert len(encode_masks(make_instances(masks[:0])).pred_masks_rle) == 0
-
-
-def test_all_forms_of_rle_become_text():
-    mask = np.asfortranarray(np.random.default_rng(4).random((9, 7)) > 0.5, dtype=np.uint8)
-    compressed = coco_mask.encode(mask)
-    flat = mask.ravel(order="F")
-    bounds = np.flatnonzero(np.diff(np.concatenate([[0], flat, [2]]))).tolist()
-    runs = np.diff([0, *bounds]).tolist()
-    for rle in (compressed, {**compressed, "counts": compressed["counts"].decode()}, {"size": [9, 7], "counts": runs}):
-        instances = Instances((9, 7), pred_masks_rle=[rle])
-        (text,) = encode_masks(instances).pred_masks_rle
-        assert text == {"size": [9, 7], "counts": compressed["counts"].decode()}
-
-
 def test_wrong_input_is_refused():
     instances = make_instances(grid_of_squares(2))
     with pytest.raises(ValueError, match="size"):
@@ -138,10 +113,9 @@ def test_wrong_input_is_refused():
         draw_overlay(np.zeros((120, 160, 3)), instances)
     with pytest.raises(ValueError, match="uint8"):
         draw_overlay(np.zeros((120, 160), dtype=np.uint8), instances)
+    instances.remove("pred_masks")
     with pytest.raises(ValueError, match="no masks"):
-        encode_masks(Instances((3, 4), scores=torch.ones(1)))
-    with pytest.raises(ValueError, match="size"):
-        encode_masks(Instances((3, 4), pred_masks=torch.ones(1, 4, 3, dtype=torch.bool)))
+        draw_overlay(np.zeros((120, 160, 3), dtype=np.uint8), instances)
 
 
 def test_class_label_beyond_the_names():
@@ -149,35 +123,32 @@ def test_class_label_beyond_the_names():
     assert class_label(None, 0) == "class 0"
 
 
-def test_display_image_keeps_8_bits_and_stretches_the_rest(tmp_path):
+def test_display_image_keeps_8_bits_and_stretches_the_rest():
     rng = np.random.default_rng(5)
     colour = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
-    Image.fromarray(colour).save(tmp_path / "colour.png")
-    assert np.array_equal(read_display_image(str(tmp_path / "colour.png")), colour)
+    assert np.array_equal(display_image(colour), colour)
+    assert np.array_equal(display_image(np.dstack([colour, colour[:, :, :1]])), colour)  # alpha is dropped
 
     dim = rng.integers(100, 3000, (20, 30)).astype(np.uint16)  # 12 bits of a camera in a 16-bit file
-    tifffile.imwrite(tmp_path / "dim.tif", dim)
-    tifffile.imwrite(tmp_path / "float.tif", dim.astype(np.float32) * 7 - 500)
-    shown = read_display_image(str(tmp_path / "dim.tif"), channels=1)
+    shown = display_image(dim, channels=1)
     low, high = np.percentile(dim, (0.5, 99.5))
     expected = np.clip((dim.astype(float) - low) / (high - low) * 255, 0, 255)
     assert shown.shape == (20, 30, 3)
     assert np.abs(shown[:, :, 0] - expected).max() <= 0.51
-    assert np.array_equal(read_display_image(str(tmp_path / "float.tif")), shown)
+    assert np.array_equal(display_image(dim.astype(np.float32) * 7 - 500), shown)
+    assert np.array_equal(display_image(dim > 1500)[:, :, 1], (dim > 1500) * 255)
 
 
 @pytest.mark.parametrize("channels", [2, 5])
-def test_display_image_of_many_channels_shows_three(tmp_path, channels):
-    pixels = np.random.default_rng(6).integers(0, 65536, (channels, 20, 30)).astype(np.uint16)
-    tifffile.imwrite(tmp_path / "many.tif", pixels, photometric="minisblack", metadata={"axes": "CYX"})
-    shown = read_display_image(str(tmp_path / "many.tif"), channels=channels)
+def test_display_image_of_many_channels_shows_three(channels):
+    pixels = np.random.default_rng(6).integers(0, 65536, (20, 30, channels)).astype(np.uint16)
+    shown = display_image(pixels, channels=channels)
     assert shown.shape == (20, 30, 3)
     assert shown.dtype == np.uint8
-    shades = [np.corrcoef(shown[:, :, c].ravel(), pixels[c].ravel())[0, 1] for c in range(min(channels, 3))]
+    shades = [np.corrcoef(shown[:, :, c].ravel(), pixels[:, :, c].ravel())[0, 1] for c in range(min(channels, 3))]
     assert min(shades) > 0.99
 
 
-def test_display_image_error_names_the_file(tmp_path):
-    (tmp_path / "empty.png").touch()
-    with pytest.raises(ImageReadError, match=r"empty\.png"):
-        read_display_image(str(tmp_path / "empty.png"))
+def test_display_image_error_names_the_image():
+    with pytest.raises(ImageReadError, match=r"a\.tif: some pixel values are NaN"):
+        display_image(np.full((4, 5), np.nan, dtype=np.float32), name="a.tif")
