@@ -50,7 +50,7 @@ demo: setup
 		train.output_dir=$(DEMO) $(DEMO_OPTIONS)
 	$(RUN) tools/synthetic_cells.py --output $(DEMO)/input --images 8 --seed 2
 	$(RUN) tools/predict.py --config-file configs/demo/mask_rcnn_lite0_fpn.py --weights $(DEMO)/model_final.pth \
-		--input $(DEMO)/input/images --output $(DEMO) --report
+		--input $(DEMO)/input/images --output $(DEMO) --report --overwrite
 	@echo "Open $(DEMO)/report.html"
 
 test: setup

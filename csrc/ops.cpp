@@ -7,6 +7,7 @@
 #include "cpu/nms.h"
 #include "cpu/paste_rle.h"
 #include "cpu/roi_align.h"
+#include "cpu/winograd.h"
 
 TORCH_LIBRARY(maskrcnn_plus, m) {
   m.def("cpu_capability() -> str", maskrcnn_plus::cpu_capability);
@@ -30,6 +31,10 @@ TORCH_LIBRARY(maskrcnn_plus, m) {
   m.def(
       "paste_masks_rle(Tensor mask_probs, Tensor boxes, int height, int width, float threshold) -> "
       "(Tensor bytes, Tensor offsets)");
+
+  // input: float32 [N, C, H, W]; weight: [36, panels, C, 32], transformed 3 x 3 kernels; bias: [K]; relu: whether it
+  // follows. C and K are multiples of 16. Returns the convolution [N, K, H, W] with padding 1, in channels_last memory.
+  m.def("winograd_conv3x3(Tensor input, Tensor weight, Tensor bias, bool relu) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(maskrcnn_plus, CPU, m) {
@@ -37,4 +42,5 @@ TORCH_LIBRARY_IMPL(maskrcnn_plus, CPU, m) {
   m.impl("paste_masks_rle", maskrcnn_plus::paste_masks_rle);
   m.impl("roi_align", maskrcnn_plus::roi_align);
   m.impl("roi_align_backward", maskrcnn_plus::roi_align_backward);
+  m.impl("winograd_conv3x3", maskrcnn_plus::winograd_conv3x3);
 }

@@ -3,10 +3,13 @@
 
 Examples:
     python tools/benchmark.py roi_align
+    python tools/benchmark.py masks
     python tools/benchmark.py cost --output cost.png
     python tools/benchmark.py training_step --config-file nuclei/mask_rcnn_lite0_fpn dataset.root=datasets/nuclei
-    python tools/benchmark.py inference --config-file demo/mask_rcnn_lite0_fpn
+    python tools/benchmark.py inference --images datasets/coco/val2017 --size 800 1216
     python tools/benchmark.py backbones --names resnet50,convnext_tiny --size 800 1216
+    python tools/benchmark.py tiling --config-file nuclei/mask_rcnn_lite0_fpn --weights model_best.pth \\
+        dataset.root=datasets/nuclei
 """
 
 from __future__ import annotations
@@ -15,8 +18,11 @@ import argparse
 
 import torch
 from benchmarks.backbones import NAMES, benchmark_backbones
-from benchmarks.models import benchmark_inference, benchmark_training_step
+from benchmarks.inference import benchmark_inference
+from benchmarks.masks import benchmark_masks
+from benchmarks.models import benchmark_training_step
 from benchmarks.roi_align import benchmark_cost, benchmark_roi_align
+from benchmarks.tiling import benchmark_tiling
 
 from maskrcnn_plus.allocator import keep_freed_memory
 from maskrcnn_plus.config import get_config
@@ -25,12 +31,14 @@ from maskrcnn_plus.overrides import apply_overrides
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("roi_align", "cost", "training_step", "inference", "backbones"))
+    parser.add_argument(
+        "what", choices=("roi_align", "cost", "masks", "training_step", "inference", "backbones", "tiling")
+    )
     parser.add_argument("--output", default="roi_align_cost.png", help="picture that cost draws")
     parser.add_argument(
         "--config-file",
         default="demo/mask_rcnn_lite0_fpn",
-        help="for training_step, inference and backbones, which exchanges its backbone (default: %(default)s)",
+        help="for training_step, tiling and backbones, which exchanges its backbone (default: %(default)s)",
     )
     parser.add_argument("--names", default=",".join(NAMES), help="timm's, for backbones (default: %(default)s)")
     parser.add_argument(
@@ -39,7 +47,14 @@ def main() -> None:
         nargs=2,
         default=(800, 1216),
         metavar=("HEIGHT", "WIDTH"),
-        help="of the image for backbones (default: 800 1216)",
+        help="of the image for inference and backbones (default: 800 1216)",
+    )
+    parser.add_argument(
+        "--images", default="datasets/coco/val2017", help="photographs for inference (default: %(default)s)"
+    )
+    parser.add_argument("--weights", help="checkpoint for tiling (default: as the config builds the model)")
+    parser.add_argument(
+        "--sides", default="1500,3000,6000", help="of the mosaics for tiling, pixels (default: %(default)s)"
     )
     parser.add_argument("--rounds", type=int, default=7, help="runs of each (default 7)")
     parser.add_argument("--threads", type=int, help="of PyTorch (default: its own choice)")
@@ -52,14 +67,20 @@ def main() -> None:
     if args.what == "roi_align":
         benchmark_roi_align(args.rounds)
         return
+    if args.what == "masks":
+        benchmark_masks(args.rounds)
+        return
     if args.what == "cost":
         benchmark_cost(args.rounds, args.output)
+        return
+    if args.what == "inference":
+        benchmark_inference(args.images, tuple(args.size), args.rounds)
         return
     cfg = apply_overrides(get_config(args.config_file), args.opts)
     if args.what == "training_step":
         benchmark_training_step(cfg, args.rounds)
-    elif args.what == "inference":
-        benchmark_inference(cfg, args.rounds)
+    elif args.what == "tiling":
+        benchmark_tiling(cfg, args.weights, [int(side) for side in args.sides.split(",")])
     else:
         benchmark_backbones(cfg, args.names.split(","), tuple(args.size), args.rounds)
 

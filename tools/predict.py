@@ -1,149 +1,119 @@
 #!/usr/bin/env python3
-"""Segment instances in image files with a trained model.
+"""Segment instances in images and videos with a trained model.
 
 Examples:
     python tools/predict.py --config-file configs/nuclei/mask_rcnn_lite0_fpn.py \\
         --weights output/nuclei/model_best.pth --input slides/ more/*.tif --output predictions --report
     python tools/predict.py --config-file nuclei/mask_rcnn_lite0_fpn --weights model_best.pth --input "slides/*.png" \\
-        --output predictions --score-threshold 0.3 --opts dataset.scale=2.0
+        film.mp4 --output predictions --format labels csv geojson --pixel-size 0.25 --opts dataset.scale=2.0
 
-Below the output folder: overlays/NAME.png, labels/NAME.png (16-bit, value k = k-th object), predictions.json (COCO
-results) and, with --report, report.html. Exit code: 0 all predicted, 1 some files failed, 2 nothing could be started
-or written, 130 interrupted (what was done is kept).
+Inputs are files, folders, glob patterns, videos (each frame an image, NAME/frame_000001) and TIFF stacks (each page an
+image, NAME_p0001). Below the output folder, file by file:
+    overlay   overlays/NAME.png    the image with its masks drawn in
+    labels    labels/NAME.png      16-bit, value k = k-th object; 32-bit .tif with more than 65535 objects
+    coco      coco/NAME.json       COCO results with RLE masks; of all images: predictions.json
+    csv       csv/NAME.csv         a row an object, lengths and areas in pixels, or in micrometres with --pixel-size or
+                                   where a TIFF says its resolution; of all images: predictions.csv
+    geojson   geojson/NAME.geojson polygons, which QuPath opens
+and report.html with --report. NAME is the file name without suffix, below its input folder; equal ones are told apart.
+
+A run that was stopped or killed goes on where it was: images whose results are there, with the same settings and an
+unchanged file, are not predicted again. Results of other settings are refused unless --overwrite replaces them.
+8- and 16-bit images, grey or RGB, are read as they are; CMYK and palette colours become RGB, 1-bit becomes black and
+white, alpha is dropped. A file that cannot be used is named with the reason, and the rest is done.
+
+Exit code: 0 all predicted, 1 some failed, 2 none could be predicted or nothing could be started or written,
+130 interrupted (Ctrl-C; what was done is kept).
 """
 
 from __future__ import annotations
 
 import argparse
-import glob
-import os
-import re
 import signal
 import sys
 from collections.abc import Sequence
 from datetime import datetime
 
-from omegaconf import OmegaConf
-from tqdm import tqdm
-
 from maskrcnn_plus.config import get_config
-from maskrcnn_plus.data.images import IMAGE_SUFFIXES
-from maskrcnn_plus.inference.overlay import encode_masks, read_display_image
+from maskrcnn_plus.inference.files import predict_files
 from maskrcnn_plus.inference.predictor import Predictor
-from maskrcnn_plus.inference.report import MAX_PICTURES, ReportEntry, report_entry, write_report
-from maskrcnn_plus.inference.writers import PredictionWriter
+from maskrcnn_plus.inference.writers import DEFAULT_FORMATS, FORMATS
 from maskrcnn_plus.overrides import apply_overrides
-
-FOLDER_SUFFIXES = (*IMAGE_SUFFIXES, ".webp")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="a LazyConfig file, or the name of a shipped config")
     parser.add_argument("--weights", required=True, help="checkpoint of a model of this config")
-    parser.add_argument("--input", required=True, nargs="+", help="image files, folders and glob patterns")
+    parser.add_argument("--input", required=True, nargs="+", help="image and video files, folders and glob patterns")
     parser.add_argument("--output", required=True, help="folder for the results")
+    parser.add_argument(
+        "--format",
+        nargs="+",
+        choices=FORMATS,
+        default=list(DEFAULT_FORMATS),
+        help=f"what to write (default: {' '.join(DEFAULT_FORMATS)})",
+    )
     parser.add_argument("--score-threshold", type=float, default=0.5, help="least score of an object (default 0.5)")
+    parser.add_argument("--pixel-size", type=float, metavar="UM", help="micrometres a pixel, for csv")
+    parser.add_argument(
+        "--tile",
+        type=_tile,
+        default="auto",
+        metavar="SIZE|auto|off",
+        help="predict by overlapping tiles of SIZE pixels; auto: only images of more than four tiles (default)",
+    )
     parser.add_argument("--recursive", action="store_true", help="take images in sub-folders of input folders too")
     parser.add_argument("--report", action="store_true", help="write report.html, images beside their predictions")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the config's train.device)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the config")
     return parser.parse_args(argv)
 
 
-def list_inputs(inputs: Sequence[str], recursive: bool, output: str) -> list[str]:
-    """Image files of all inputs without repetition: folders and patterns expanded, in natural order (2 before 10).
-
-    Paths with "://" are for Detectron2's path manager and stay as they are. What an earlier run left in the folders
-    overlays and labels of `output` is not an image of an input folder.
-
-    Raises:
-        ValueError: an input that gives no file.
-    """
-    results = tuple(os.path.join(os.path.abspath(output), folder, "") for folder in ("overlays", "labels"))
-    paths: list[str] = []
-    for entry in inputs:
-        if os.path.isdir(entry):
-            pattern = os.path.join(glob.escape(entry), "**" if recursive else "", "*")
-            found = [path for path in glob.glob(pattern, recursive=recursive) if os.path.isfile(path)]
-            found = [path for path in found if path.lower().endswith(FOLDER_SUFFIXES)]
-            found = [path for path in found if not os.path.abspath(path).startswith(results)]
-            problem = f"no image ({' '.join(FOLDER_SUFFIXES)}) in the folder; --recursive looks into its sub-folders"
-        elif "://" in entry or os.path.exists(entry):
-            found, problem = [entry], ""
-        else:
-            found = [path for path in glob.glob(entry, recursive=recursive) if os.path.isfile(path)]
-            problem = "no such file or folder, and no file matches it as a pattern"
-        if not found:
-            raise ValueError(f"--input {entry}: {problem}")
-        paths += sorted(found, key=_natural)
-    unique = {path if "://" in path else os.path.abspath(path): path for path in paths}
-    return list(unique.values())
-
-
-def _natural(path: str) -> list[tuple[bool, int, str]]:
-    parts = re.split(r"([0-9]+)", path)
-    return [(k % 2 == 0, int(part) if k % 2 else 0, part) for k, part in enumerate(parts)]
-
-
-def predict_files(
-    paths: Sequence[str], predictor: Predictor, writer: PredictionWriter, channels: int, with_report: bool
-) -> tuple[list[ReportEntry], list[tuple[str, str]], bool]:
-    """Predict and write all files; returns the report's entries, (file, reason) of failures, and "interrupted"."""
-    entries: list[ReportEntry] = []
-    failures: list[tuple[str, str]] = []
-    try:
-        for path in tqdm(paths, unit="image", disable=None):
-            try:
-                image = read_display_image(path, channels)
-                instances = encode_masks(predictor(path))
-            except (ValueError, OSError, RuntimeError, MemoryError) as error:  # the last two: an image too large
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                failures.append((path, reason.removeprefix(f"{path}: ")))
-                tqdm.write(f"predict: {path}: {failures[-1][1]}", file=sys.stderr)
-                continue
-            overlay = writer.write(path, image, instances)
-            if with_report:
-                pictures = (image, overlay) if len(entries) < MAX_PICTURES else ()
-                entries.append(report_entry(path, instances, *pictures))
-    except KeyboardInterrupt:
-        return entries, failures, True
-    return entries, failures, False
+def _tile(text: str) -> int | str:
+    return text if text in ("auto", "off") else int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
-        paths = list_inputs(args.input, args.recursive, args.output)
         cfg = apply_overrides(get_config(args.config_file), args.opts)
-        predictor = Predictor(cfg, args.weights, args.device, args.score_threshold)
-        channels = OmegaConf.select(cfg, "dataloader.test.mapper.channels", default=3)
-        with PredictionWriter(args.output, predictor.class_names) as writer:
-            entries, failures, interrupted = predict_files(paths, predictor, writer, channels, args.report)
-        if args.report:
-            details = {
-                "Config": args.config_file,
-                "Weights": args.weights,
-                "Score threshold": f"{args.score_threshold:g}",
-                "Date": datetime.now().strftime("%Y-%m-%d %H:%M"),
-                **({"Changes": " ".join(args.opts)} if args.opts else {}),
-            }
-            title = "Predictions" + (f" (interrupted after {writer.num_images} images)" if interrupted else "")
-            report = os.path.join(args.output, "report.html")
-            write_report(report, entries, title, details=details, failures=failures, class_names=predictor.class_names)
+        predictor = Predictor(cfg, args.weights, device=args.device, score_threshold=args.score_threshold)
+        details = {
+            "Config": args.config_file,
+            "Weights": args.weights,
+            "Score threshold": f"{args.score_threshold:g}",
+            "Date": datetime.now().strftime("%Y-%m-%d %H:%M"),
+            **({"Changes": " ".join(args.opts)} if args.opts else {}),
+        }
+        summary = predict_files(
+            predictor,
+            args.input,
+            args.output,
+            formats=args.format,
+            recursive=args.recursive,
+            pixel_size=args.pixel_size,
+            tile=args.tile,
+            report=details if args.report else None,
+            overwrite=args.overwrite,
+        )
     except (ValueError, KeyError, OSError) as error:
         print(f"predict: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("predict: interrupted", file=sys.stderr)
         return 130
-    print(
-        f"{writer.num_images} images, {len(writer.results)} objects, {len(failures)} failed; results in {args.output}"
-    )
-    if interrupted:
-        print(f"predict: interrupted, {len(paths) - writer.num_images - len(failures)} images left", file=sys.stderr)
+    before = f" ({summary.num_before} of them by an earlier run)" if summary.num_before else ""
+    num_images = summary.num_images + summary.num_before
+    failed = f"{len(summary.failures)} failed"
+    print(f"{num_images} images{before}, {summary.num_objects} objects, {failed}; results in {args.output}")
+    if summary.interrupted:
+        print(f"predict: interrupted, {summary.num_left} files left; the same command goes on", file=sys.stderr)
         return 130
-    return 1 if failures else 0
+    if summary.failures:
+        return 1 if num_images else 2
+    return 0
 
 
 if __name__ == "__main__":

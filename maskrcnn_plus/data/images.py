@@ -7,7 +7,6 @@ this reader keeps their depth until they are mapped to 0..255, and says which fi
 Shape shorthand: H, W image height and width, C channels (RGB order for colour).
 """
 
-import math
 import os
 import threading
 from collections.abc import Iterator
@@ -19,6 +18,8 @@ import tifffile
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
+from .pixels import ImageReadError, check_arguments, match_channels, rescale
+
 __all__ = ["IMAGE_SUFFIXES", "ImageReadError", "read_image", "read_image_size", "read_label_map"]
 
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
@@ -26,12 +27,7 @@ IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION_TAG = 274
 _MINISWHITE, _MINISBLACK, _RGB = 0, 1, 2  # TIFF photometric interpretation
-_LUMA_601 = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 _size_limit_lock = threading.Lock()
-
-
-class ImageReadError(ValueError):
-    """An image file that cannot be used; the message names the file, the reason and the remedy."""
 
 
 def read_image(path: str, channels: int | None = 3, percentiles: tuple[float, float] | None = None) -> np.ndarray:
@@ -57,15 +53,12 @@ def read_image(path: str, channels: int | None = 3, percentiles: tuple[float, fl
         ImageReadError: the file is missing, damaged or of zero size, or its channels or values do not fit.
         ValueError: `channels` or `percentiles` is out of range.
     """
-    if channels is not None and channels < 1:
-        raise ValueError(f"channels={channels}: the number of image channels must be at least 1.")
-    if percentiles is not None:
-        _check_percentiles(percentiles)
+    check_arguments(channels, percentiles)
     with _reading(path) as local_path:
         pixels, has_alpha = _decode(path, local_path)
     if channels is not None:
-        pixels = _match_channels(path, pixels, has_alpha, channels)
-    return np.ascontiguousarray(_rescale(path, pixels, percentiles))
+        pixels = match_channels(path, pixels, has_alpha, channels)
+    return np.ascontiguousarray(rescale(path, pixels, percentiles))
 
 
 def read_label_map(path: str) -> np.ndarray:
@@ -255,62 +248,3 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
         pixels = pixels.transpose(1, 0, 2)  # [W, H, C]
     flip_rows, flip_columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
     return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
-
-
-def _match_channels(path: str, pixels: np.ndarray, has_alpha: bool, channels: int) -> np.ndarray:
-    """Bring [H, W, C] to the wanted number of channels."""
-    if pixels.shape[2] == channels:
-        return pixels
-    colours = pixels[:, :, :-1] if has_alpha else pixels
-    if colours.shape[2] == channels:
-        return colours
-    if channels == 3 and colours.shape[2] == 1:
-        return np.repeat(colours, 3, axis=2)  # [H, W, 3]
-    if channels == 1 and colours.shape[2] == 3:
-        grey = colours.astype(np.float32) @ _LUMA_601  # [H, W]
-        if colours.dtype.kind in "iu":
-            grey = np.rint(grey).astype(colours.dtype)
-        return grey[:, :, None]  # [H, W, 1]
-    raise ImageReadError(
-        f"{path}: the image has {pixels.shape[2]} channels where {channels} are wanted. Grey and RGB become 1 or 3 "
-        "channels; otherwise set the number of input channels to that of the files, or save them with fewer channels."
-    )
-
-
-def _check_percentiles(percentiles: tuple[float, float]) -> None:
-    """Refuse anything but 0 <= low < high <= 100."""
-    try:
-        low, high = (float(value) for value in percentiles)
-    except (TypeError, ValueError):
-        low = high = math.nan
-    if not 0 <= low < high <= 100:
-        raise ValueError(
-            f"percentiles={percentiles!r}: two numbers 0 <= low < high <= 100 are needed, such as (1, 99.8)."
-        )
-
-
-def _rescale(path: str, pixels: np.ndarray, percentiles: tuple[float, float] | None) -> np.ndarray:
-    """Map [H, W, C] of any depth to 0..255."""
-    if pixels.dtype.kind not in "buif":
-        raise ImageReadError(f"{path}: pixels of type {pixels.dtype} are not supported. Save real numbers.")
-    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        raise ImageReadError(f"{path}: some pixel values are NaN or infinite. Replace them before saving the file.")
-    if pixels.dtype == bool:
-        pixels = pixels.astype(np.uint8) * np.uint8(255)
-    if percentiles is not None:
-        low, high = np.percentile(pixels, percentiles)
-        if low == high:
-            low, high = float(pixels.min()), float(pixels.max())
-        if low == high:
-            return np.zeros(pixels.shape, dtype=np.float32)
-        return np.clip((pixels.astype(np.float64) - low) * (255.0 / (high - low)), 0, 255).astype(np.float32)
-    if pixels.dtype == np.uint8:
-        return pixels
-    if pixels.dtype == np.uint16:
-        return pixels.astype(np.float32) / np.float32(257)
-    if pixels.dtype.kind == "f" and pixels.min() >= 0 and pixels.max() <= 1:
-        return pixels.astype(np.float32) * np.float32(255)
-    raise ImageReadError(
-        f"{path}: the value range of {pixels.dtype} pixels ({pixels.min()}..{pixels.max()}) is unknown. Set "
-        "percentiles, such as (1, 99.8), or save the image as 8-bit, 16-bit or as float in 0..1."
-    )

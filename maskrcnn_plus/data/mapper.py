@@ -29,6 +29,7 @@ from fvcore.transforms.transform import (
 from ..masks.label_masks import LabelMapMasks
 from .augmentation import CropResizeTransform, IntensityTransform, Rotate90Transform, clip_polygon
 from .images import read_image, read_label_map
+from .pixels import prepare_image
 
 # These move whole pixels or leave them alone, in any dtype. Others may know uint8 and floats only.
 _TAKE_INTEGERS = (
@@ -109,6 +110,27 @@ class InstanceMapper:
         if self.is_train:
             example["instances"] = self._instances(dataset_dict, size, transforms, aug_input.image.shape[:2])
         return example
+
+    def map_image(
+        self, pixels: np.ndarray, name: str = "the image", limits: tuple[float, float] | None = None
+    ) -> dict[str, Any]:
+        """Map an image in memory to an example for inference, as a file with these pixels.
+
+        Args:
+            pixels: [H, W] or [H, W, C], see `prepare_image`.
+            name: of the image in errors.
+            limits: grey values in place of the image's own percentiles, see `prepare_image`.
+
+        Returns:
+            `image` (uint8 or float32 [C, h, w]), `height` and `width` of the image as given.
+
+        Raises:
+            ImageReadError: the image cannot be used.
+        """
+        image = prepare_image(pixels, self.channels, self.percentiles, name=name, limits=limits)
+        aug_input = T.AugInput(image)
+        self.augmentations(aug_input)
+        return {"image": _to_tensor(aug_input.image), "height": image.shape[0], "width": image.shape[1]}
 
     def _instances(
         self, dataset_dict: dict[str, Any], size: tuple[int, int], transforms: TransformList, out_size: tuple[int, int]

@@ -10,10 +10,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 from detectron2.structures import Instances
-from pycocotools import mask as coco_mask
 
 from maskrcnn_plus.atomic import write_atomically
-from maskrcnn_plus.inference.overlay import class_label, class_shades, encode_masks
+from maskrcnn_plus.inference.overlay import class_label, class_shades
+from maskrcnn_plus.masks.measure import rle_areas
+from maskrcnn_plus.masks.rle_masks import instance_masks
 
 MAX_PICTURES = 200
 """Images shown in a report; the figures cover all."""
@@ -49,7 +50,7 @@ def report_entry(
 ) -> ReportEntry:
     """Sum up the predictions of one image; image and overlay [H, W, 3] uint8 RGB are kept as thumbnails only."""
     height, width = instances.image_size
-    areas = [int(coco_mask.area(rle)) for rle in encode_masks(instances).pred_masks_rle]
+    areas = rle_areas(instance_masks(instances)).tolist()
     pictures = None if image is None or overlay is None else (_thumbnail(image), _thumbnail(overlay))
     return ReportEntry(name, height, width, instances.scores.tolist(), areas, instances.pred_classes.tolist(), pictures)
 

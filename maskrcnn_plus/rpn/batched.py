@@ -1,5 +1,7 @@
 """Detectron2's RPN (Ren et al., Faster R-CNN, 2015) with the proposals of all images and levels suppressed together.
 
+Only the boxes of the best anchors of a level are decoded.
+
 Shorthand: N images, L levels, A anchors a place, [N, H_l * W_l * A] predictions of level l.
 """
 
@@ -39,13 +41,17 @@ class BatchedRPN(RPN):
         Raises:
             FloatingPointError: in training, where a prediction is not finite.
         """
-        proposals = self._decode_proposals(anchors, pred_anchor_deltas)
         limit = self.pre_nms_topk[self.training]
         boxes, scores, levels = [], [], []
-        for level, (boxes_l, logits_l) in enumerate(zip(proposals, pred_objectness_logits, strict=True)):
+        for level, predictions in enumerate(zip(anchors, pred_objectness_logits, pred_anchor_deltas, strict=True)):
+            anchors_l, logits_l, deltas_l = predictions
             logits_l, order = logits_l.sort(descending=True, dim=1)
             logits_l, order = logits_l[:, :limit], order[:, :limit]
-            boxes.append(boxes_l.gather(1, order[..., None].expand(-1, -1, 4)))  # [N, topk, 4]
+            deltas_l = deltas_l.gather(1, order[..., None].expand(-1, -1, 4))  # [N, topk, 4]
+            boxes_l = self.box2box_transform.apply_deltas(
+                deltas_l.flatten(0, 1), anchors_l.tensor[order].flatten(0, 1)
+            )  # [N * topk, 4]
+            boxes.append(boxes_l.view(*order.shape, 4))  # [N, topk, 4]
             scores.append(logits_l)
             levels.append(torch.full_like(order, level))
         boxes, scores, levels = torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels, 1)  # [N, K, ...]

@@ -14,37 +14,52 @@ from detectron2.structures import Boxes, Instances
 from omegaconf import OmegaConf
 from torch import nn
 
+from maskrcnn_plus.config import get_config as get_shipped_config
+from maskrcnn_plus.data import InstanceMapper
 from maskrcnn_plus.inference.predictor import Predictor
+from maskrcnn_plus.masks.rle_masks import RLEMasks
 
 
 class PlantedModel(nn.Module):
     """Returns `scores` (and classes 0, 1, ...) in this order, on boxes whose left edge tells which is which."""
 
-    def __init__(self, scores: list[float], rle: bool = False):
+    def __init__(self, scores: list[float], masks: str = ""):
         super().__init__()
-        self.scores, self.rle = list(scores), rle
+        self.scores, self.masks = list(scores), masks
         self.weight = nn.Parameter(torch.zeros(4, 3, 3, 3))
-        self.seen = []
+        self.batches = []
 
     def forward(self, batch):
-        (example,) = batch
-        self.seen.append(example)
+        self.batches.append(batch)
+        return [{"instances": self.detect(example)} for example in batch]
+
+    def detect(self, example):
         count = len(self.scores)
-        instances = Instances((example["height"], example["width"]))
+        size = (example["height"], example["width"])
+        instances = Instances(size)
         instances.scores = torch.tensor(self.scores)
         instances.pred_classes = torch.arange(count)
         instances.pred_boxes = Boxes(torch.arange(count)[:, None] + torch.tensor([[0.0, 0.0, 5.0, 5.0]]))
-        if self.rle:
-            instances.pred_masks_rle = [f"mask {k}" for k in range(count)]
-        return [{"instances": instances}]
+        masks = torch.zeros(count, *size, dtype=torch.bool)
+        for k in range(count):
+            masks[k, k] = True
+        if self.masks == "dense":
+            instances.pred_masks = masks
+        if self.masks == "rle":
+            instances.pred_masks_rle = RLEMasks.from_dense(masks)
+        return instances
 
 
-def planted_config(scores, **extra):
-    mapper = L(DatasetMapper)(is_train=False, augmentations=[], image_format="RGB")
+def planted_config(scores, mapper=None, **extra):
+    mapper = mapper or L(DatasetMapper)(is_train=False, augmentations=[], image_format="RGB")
     return OmegaConf.create(
         {"model": L(PlantedModel)(scores=scores), "dataloader": {"test": {"mapper": mapper}}, **extra},
         flags={"allow_objects": True},
     )
+
+
+def instance_mapper(**options):
+    return L(InstanceMapper)(is_train=False, augmentations=[], **options)
 
 
 @pytest.fixture
@@ -91,15 +106,15 @@ def test_equals_a_direct_run_of_the_model(tiny_mask_rcnn, image_file, tmp_path):
         example = instantiate(tiny_mask_rcnn.dataloader.test.mapper)({"file_name": image_file})
         expected = model([example])[0]["instances"]
 
-    found = Predictor(tiny_mask_rcnn, str(tmp_path / "weights.pth"))(image_file)
+    found = Predictor(tiny_mask_rcnn, str(tmp_path / "weights.pth")).predict(image_file)
 
     assert len(found) == len(expected) > 3
     assert found.image_size == (48, 60)
-    assert found.pred_masks.shape == (len(found), 48, 60)
+    assert set(found.get_fields()) == {"pred_boxes", "scores", "pred_classes", "pred_masks_rle"}
     assert found.scores.diff().le(0).all()
     torch.testing.assert_close(found.scores, expected.scores, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor, rtol=1e-3, atol=1e-2)
-    assert (found.pred_masks == expected.pred_masks).float().mean() > 0.99
+    assert (found.pred_masks_rle.to_dense() == expected.pred_masks).float().mean() > 0.99
 
 
 def test_objects_come_sorted_with_all_their_fields(image_file):
@@ -113,20 +128,73 @@ def test_score_threshold_keeps_scores_of_at_least_it(image_file, threshold, kept
     assert len(Predictor(planted_config([0.5, 0.8, 0.1]), score_threshold=threshold)(image_file)) == kept
 
 
-def test_masks_as_rle_are_selected_with_their_objects(image_file):
+@pytest.mark.parametrize("masks", ["dense", "rle"])
+def test_masks_are_selected_with_their_objects(image_file, masks):
     cfg = planted_config([0.5, 0.8, 0.1])
-    cfg.model.rle = True
+    cfg.model.masks = masks
     found = Predictor(cfg, score_threshold=0.3)(image_file)
-    assert found.pred_masks_rle == ["mask 1", "mask 0"]
+    assert not found.has("pred_masks")
+    assert [mask.any(1).nonzero().item() for mask in found.pred_masks_rle.to_dense()] == [1, 0]
 
 
 def test_model_sees_the_mapper_s_image_in_evaluation_mode(image_file):
     predictor = Predictor(planted_config([0.5]))
     predictor(image_file)
-    seen = predictor.model.seen[0]["image"]
+    seen = predictor.model.batches[0][0]["image"]
     assert not predictor.model.training
     assert np.array_equal(seen.permute(1, 2, 0).numpy(), cv2.imread(image_file)[:, :, ::-1])
     assert predictor.model.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_batches_hold_images_that_are_padded_alike():
+    predictor = Predictor(planted_config([0.5], instance_mapper()))
+    predictor.model.backbone = nn.Identity()
+    predictor.model.backbone.size_divisibility = 32
+    sizes = [(20, 30), (33, 40), (32, 32), (1, 1), (64, 64), (30, 20)]
+    results = predictor.predict([np.zeros(size, np.uint8) for size in sizes], batch_size=2)
+    assert [result.image_size for result in results] == sizes
+    shapes = [[tuple(example["image"].shape[1:]) for example in batch] for batch in predictor.model.batches]
+    assert shapes == [[(20, 30), (32, 32)], [(33, 40), (64, 64)], [(1, 1), (30, 20)]]
+    assert predictor.predict([]) == []
+
+
+def test_batches_give_what_single_images_give(tiny_mask_rcnn):
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    predictor = Predictor(tiny_mask_rcnn)
+    images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((40, 60), (64, 64), (60, 40), (41, 60))]
+    for alone, batched in zip(map(predictor.predict, images), predictor.predict(images, batch_size=4), strict=True):
+        assert len(alone) == len(batched) > 3
+        torch.testing.assert_close(batched.scores, alone.scores, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(batched.pred_boxes.tensor, alone.pred_boxes.tensor, rtol=1e-4, atol=1e-3)
+
+
+def test_optimized_model_gives_what_the_plain_one_gives(tiny_mask_rcnn, image_file):
+    results = []
+    for optimize in (True, False):
+        torch.manual_seed(0)
+        predictor = Predictor(tiny_mask_rcnn, optimize=optimize)
+        predictor.warm_up(32, 32)
+        results.append(predictor(image_file))
+    fast, plain = results
+    assert len(fast) == len(plain) > 3
+    torch.testing.assert_close(fast.scores, plain.scores, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(fast.pred_boxes.tensor, plain.pred_boxes.tensor, rtol=1e-4, atol=1e-3)
+    assert fast.pred_masks_rle.to_dense().shape == (len(fast), 48, 60)
+
+
+def test_scale_of_an_image(tiny_mask_rcnn):
+    predictor = Predictor(tiny_mask_rcnn)  # shortest edge 96, at most 200
+    assert predictor.scale_of(48, 60) == pytest.approx(2)
+    assert predictor.scale_of(192, 100) == pytest.approx(96 / 100, rel=0.02)
+    assert predictor.scale_of(100, 400) == pytest.approx(0.5)
+
+
+def test_config_by_name():
+    predictor = Predictor("demo/mask_rcnn_lite0_fpn", device="cpu", score_threshold=0.9)
+    assert predictor.class_names == list(get_shipped_config("demo/mask_rcnn_lite0_fpn").dataset.thing_classes)
+    with pytest.raises(ValueError, match="no_such"):
+        Predictor("no_such/config")
 
 
 def test_channels_last_can_be_switched_off():

@@ -4,6 +4,7 @@ The model finds an object for each grey value of its input image above 0: score 
 of that value. Pictures of rectangles thus have exact expectations, overlaps included.
 """
 
+import csv
 import importlib.util
 import json
 import os
@@ -12,8 +13,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
 from pycocotools import mask as coco_mask
+
+from maskrcnn_plus.inference.writers import write_results
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,16 +31,12 @@ from maskrcnn_plus.data.mapper import InstanceMapper
 
 
 class GreyValues(nn.Module):
-    def __init__(self, interrupt_at=0):
+    def __init__(self, ignored=0):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
-        self.interrupt_at = interrupt_at
-        self.calls = 0
+        self.ignored = ignored
 
     def forward(self, batch):
-        self.calls += 1
-        if self.calls == self.interrupt_at:
-            raise KeyboardInterrupt
         image = batch[0]["image"][0]
         values = [v for v in image.unique().tolist() if v > 0]
         instances = Instances(image.shape)
@@ -52,8 +52,8 @@ class GreyValues(nn.Module):
         return [{"instances": instances}]
 
 
-model = L(GreyValues)(interrupt_at=0)
-dataloader = dict(test=dict(mapper=L(InstanceMapper)(is_train=False, augmentations=[])))
+model = L(GreyValues)(ignored=0)
+dataloader = dict(test=dict(mapper=L(InstanceMapper)(is_train=False, augmentations=[], percentiles=None)))
 train = dict(device="cpu")
 dataset = dict(thing_classes=["cell"])
 """
@@ -151,10 +151,79 @@ def test_bad_files_are_reported_and_the_rest_is_done(run, tmp_path, capsys):
 def test_same_names_are_kept_apart(run, tmp_path):
     draw(tmp_path / "a/cell.png", (200, 0, 5, 0, 5))
     draw(tmp_path / "a/cell.bmp", (200, 10, 15, 0, 5))
+    draw(tmp_path / "a/sub/cell.png", (200, 30, 35, 0, 5))
     draw(tmp_path / "b/cell.png", (200, 20, 25, 0, 5))
-    assert run("--input", "a", "b") == 0
-    tops = {path.stem: int(np.argwhere(labels_of(tmp_path, path.stem))[0, 0]) for path in tmp_path.glob("out/labels/*")}
-    assert tops == {"cell": 10, "cell_png": 0, "b_cell": 20}
+    assert run("--input", "a", "b", "--recursive") == 0
+    names = ("cell", "cell_png", "sub/cell", "b_cell")
+    assert [int(np.argwhere(labels_of(tmp_path, name))[0, 0]) for name in names] == [10, 0, 30, 20]
+    assert len(list(tmp_path.glob("out/labels/**/*.png"))) == 4
+
+
+def test_all_formats_tell_the_same(run, tmp_path):
+    draw(tmp_path / "in/a.png", (140, 5, 20, 5, 30), (250, 25, 35, 20, 40))
+    draw(tmp_path / "in/b.png", (200, 2, 7, 3, 13))
+    formats = ("overlay", "labels", "coco", "csv", "geojson")
+    assert run("--input", "in", "--format", *formats) == 0
+    with open(tmp_path / "out/predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    entries = results(tmp_path)
+    assert [row["image"] for row in rows] == [entry["name"] for entry in entries] == ["a", "a", "b"]
+    assert [float(row["area_px"]) for row in rows] == [coco_mask.area(entry["segmentation"]) for entry in entries]
+    assert [float(row["mean_intensity"]) for row in rows] == [250, 140, 200]
+    assert [row["centroid_x_px"] for row in rows] == ["30", "17.5", "8"]
+    assert [row["centroid_y_px"] for row in rows] == ["30", "12.5", "4.5"]
+    features = json.loads((tmp_path / "out/geojson/b.geojson").read_text())["features"]
+    assert sorted(features[0]["geometry"]["coordinates"][0][:-1]) == [[3, 2], [3, 7], [13, 2], [13, 7]]
+    found = sorted(path.relative_to(tmp_path / "out").as_posix() for path in tmp_path.glob("out/[!.]*/*"))
+    suffixes = {"overlays": "png", "labels": "png", "coco": "json", "csv": "csv", "geojson": "geojson"}
+    assert found == sorted(f"{folder}/{name}.{suffix}" for folder, suffix in suffixes.items() for name in "ab")
+
+
+def test_pages_and_frames_are_images(run, tmp_path, capsys):
+    pages = np.zeros((3, 40, 60), dtype=np.uint8)
+    for k in range(3):
+        pages[k, 5 * k : 5 * k + 4, :10] = 200
+    tifffile.imwrite(
+        tmp_path / "stack.tif", pages, imagej=True, resolution=(2, 2), metadata={"axes": "ZYX", "unit": "um"}
+    )
+    writer = cv2.VideoWriter(str(tmp_path / "film.avi"), cv2.VideoWriter_fourcc(*"FFV1"), 10, (64, 48))
+    for k in range(3):
+        frame = np.zeros((48, 64, 3), dtype=np.uint8)
+        frame[4 * k : 4 * k + 4, :8] = 180
+        writer.write(frame)
+    writer.release()
+    assert run("--input", "stack.tif", "film.avi", "--format", "labels", "csv") == 0
+    assert capsys.readouterr().out.startswith("6 images, ")
+    for k in range(3):
+        assert np.array_equal(labels_of(tmp_path, f"stack_p{k + 1:04d}") > 0, pages[k] > 0)
+        shown = labels_of(tmp_path, f"film/frame_{k + 1:06d}") == 1  # of several objects, as codecs blur a little
+        assert shown[4 * k + 1, 3]
+        assert not shown[4 * k + 10 :].any()
+    header = (tmp_path / "out/csv/stack_p0001.csv").read_text().splitlines()
+    assert header[0].startswith("image,id,class,score,x0_um,")
+    assert header[1].split(",")[4:9] == ["0", "0", "5", "2", "10"]  # 10 x 4 px of 0.5 um
+    assert "x0_px" in (tmp_path / "out/csv/film/frame_000001.csv").read_text()
+
+
+def test_pixel_size_goes_before_that_of_the_file(run, tmp_path):
+    image = np.zeros((40, 60), dtype=np.uint8)
+    image[:4, :10] = 200
+    tifffile.imwrite(tmp_path / "a.tif", image, resolution=(20000, 20000), resolutionunit="CENTIMETER")
+    assert run("--input", "a.tif", "--format", "csv") == 0
+    assert float((tmp_path / "out/csv/a.csv").read_text().splitlines()[1].split(",")[8]) == 40 * 0.5**2
+    assert run("--input", "a.tif", "--format", "csv", "--pixel-size", "2", "--overwrite") == 0
+    assert float((tmp_path / "out/csv/a.csv").read_text().splitlines()[1].split(",")[8]) == 40 * 2**2
+
+
+@pytest.mark.parametrize("tile", ["32", "off"])
+def test_tiles_give_the_objects_of_the_whole_image(run, tmp_path, tile):
+    rng = np.random.default_rng(0)
+    corners = [(20 * (k // 3) + 3, 30 * (k % 3) + 4) for k in range(9)]
+    cells = [(150 + 10 * k, y, y + 9, x, x + 10) for k, (y, x) in enumerate(corners)]
+    draw(tmp_path / "a.png", *(cells[k] for k in rng.permutation(9)), height=70, width=95)
+    assert run("--input", "a.png", "--tile", tile) == 0
+    boxes = sorted(tuple(entry["bbox"]) for entry in results(tmp_path))
+    assert boxes == sorted((x0, y0, x1 - x0, y1 - y0) for _, y0, y1, x0, x1 in cells)
 
 
 def test_odd_name_ends_up_escaped_in_a_self_contained_report(run, tmp_path):
@@ -169,38 +238,36 @@ def test_odd_name_ends_up_escaped_in_a_self_contained_report(run, tmp_path):
 
 def test_only_results_are_left(run, tmp_path):
     draw(tmp_path / "in/a.png", (200, 0, 5, 0, 5))
-    for _ in range(2):  # the second time over the files of the first
-        assert run("--input", "in", "--report") == 0
-        found = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
-        assert found == ["labels/a.png", "overlays/a.png", "predictions.json", "report.html"]
+    for options in ([], ["--overwrite"]):
+        assert run("--input", "in", "--report", *options) == 0
+        found = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").glob("[!.]*"))
+        assert found == ["coco", "labels", "overlays", "predictions.json", "report.html"]
+        assert [path.name for path in sorted(tmp_path.glob("out/[!.]*/*"))] == ["a.json", "a.png", "a.png"]
 
 
-def test_interruption_keeps_what_is_done(run, tmp_path, capsys):
+def test_interruption_keeps_what_is_done_and_the_same_command_goes_on(run, tmp_path, capsys, monkeypatch):
     for k in range(4):
         draw(tmp_path / f"in/{k}.png", (200, 0, 5, 0, 5))
-    assert run("--input", "in", "--report", "--opts", "model.interrupt_at=3") == 130
+    calls = []
+
+    def interrupted(*arguments, **options):
+        calls.append(arguments[1])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return write_results(*arguments, **options)
+
+    monkeypatch.setattr("maskrcnn_plus.inference.files.write_results", interrupted)
+    assert run("--input", "in", "--report") == 130
     assert [entry["file_name"] for entry in results(tmp_path)] == [os.path.join("in", f"{k}.png") for k in (0, 1)]
-    assert "interrupted, 2 images left" in capsys.readouterr().err
+    assert "interrupted, 2 files left" in capsys.readouterr().err
     assert "interrupted after 2 images" in (tmp_path / "out/report.html").read_text()
-
-
-def test_inputs_are_expanded_in_natural_order_without_repetition(predict, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("img10.png", "img2.PNG", "img1.jpg", "notes.txt", "sub/img3.tif", "out/labels/img1.png", "[x].webp"):
-        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "in" / name).touch()
-
-    def listed(*inputs, recursive=False):
-        return [os.path.relpath(path, "in") for path in predict.list_inputs(inputs, recursive, "in/out")]
-
-    flat = ["[x].webp", "img1.jpg", "img2.PNG", "img10.png"]
-    assert listed("in") == flat
-    assert listed("in", recursive=True) == [*flat, os.path.join("sub", "img3.tif")]
-    assert listed("in/img*.*") == flat[1:]
-    assert listed("in/[x].webp") == flat[:1]
-    assert listed("in/img2.PNG", "in") == ["img2.PNG", "[x].webp", "img1.jpg", "img10.png"]
-    assert listed("in/notes.txt") == ["notes.txt"]  # named by itself, so tried
-    assert predict.list_inputs(["demo://0/1/image.png"], False, "out") == ["demo://0/1/image.png"]
+    assert run("--input", "in", "--report") == 0
+    assert calls == ["0", "1", "2", "2", "3"]
+    assert capsys.readouterr().out.startswith("4 images (2 of them by an earlier run), 4 objects, 0 failed")
+    assert [entry["image_id"] for entry in results(tmp_path)] == [1, 2, 3, 4]
+    page = (tmp_path / "out/report.html").read_text()
+    assert "interrupted" not in page
+    assert page.count("<article") == 4
 
 
 def test_what_cannot_start_ends_with_2_and_says_why(run, tmp_path, capsys):
@@ -214,15 +281,17 @@ def test_what_cannot_start_ends_with_2_and_says_why(run, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     assert "missing_*.png" in message("--input", "a.png", "missing_*.png")
-    assert "--input empty" in message("--input", "empty")
+    assert "input empty" in message("--input", "empty")
     assert "file" in message("--input", "a.png", "--output", "file")
     assert "nowhere.pth" in message("--input", "a.png", "--weights", "nowhere.pth")
     assert "nowhere" in message("--input", "a.png", "--config-file", "nowhere/config")
     assert "score_threshold is 7.0" in message("--input", "a.png", "--score-threshold", "7")
-    assert "model.interupt_at" in message("--input", "a.png", "--opts", "model.interupt_at=3")
-    assert "'[1'" in message("--input", "a.png", "--opts", "model.interrupt_at=[1")
+    assert "model.ignord" in message("--input", "a.png", "--opts", "model.ignord=3")
+    assert "'[1'" in message("--input", "a.png", "--opts", "model.ignored=[1")
+    assert "pixel_size is -1" in message("--input", "a.png", "--pixel-size", "-1")
+    assert "tile_size is 7" in message("--input", "a.png", "--tile", "7")
     assert "`model` cannot be built" in message("--input", "a.png", "--opts", "model._target_=builtins.len")
-    assert "no '='" in message("--input", "a.png", "--opts", "interrupt_at")
+    assert "no '='" in message("--input", "a.png", "--opts", "ignored")
     assert not (tmp_path / "out").exists()
 
 
@@ -237,9 +306,31 @@ def test_output_folder_without_permission(run, tmp_path, capsys):
 def test_disk_full_ends_the_run_instead_of_blaming_the_images(run, tmp_path, capsys, monkeypatch):
     draw(tmp_path / "a.png")
 
-    def no_space(path, content):
+    def no_space(path, content, **options):
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr("maskrcnn_plus.inference.writers.write_atomically", no_space)
     assert run("--input", "a.png") == 2
     assert "No space left on device" in capsys.readouterr().err
+
+
+def test_results_of_other_settings_are_refused(run, tmp_path, capsys):
+    draw(tmp_path / "in/a.png", (130, 0, 5, 0, 5), (200, 10, 15, 0, 5))
+    assert run("--input", "in") == 0
+    assert run("--input", "in", "--score-threshold", "0.6") == 2
+    assert "other settings: score_threshold (0.5 before, 0.6 now)" in capsys.readouterr().err
+    assert run("--input", "in", "--opts", "model.ignored=1") == 2
+    assert "other settings: model and weights" in capsys.readouterr().err
+    assert run("--input", "in", "--opts", "dataloader.test.mapper.percentiles=[1,99]") == 2
+    torch.save({"model": {"weight": torch.ones(1)}}, tmp_path / "weights.pth")
+    assert run("--input", "in") == 2
+    assert len(results(tmp_path)) == 2
+    assert run("--input", "in", "--score-threshold", "0.6", "--overwrite") == 0
+    assert len(results(tmp_path)) == 1
+
+
+def test_none_could_be_predicted(run, tmp_path, capsys):
+    (tmp_path / "a.png").write_text("text")
+    assert run("--input", "a.png") == 2
+    assert "0 images, 0 objects, 1 failed" in capsys.readouterr().out
+    assert results(tmp_path) == []

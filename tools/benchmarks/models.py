@@ -1,4 +1,4 @@
-"""Whole models: our parts against Detectron2's own, in training and in prediction."""
+"""Training of whole models: our parts against Detectron2's own."""
 
 from __future__ import annotations
 
@@ -82,15 +82,3 @@ def losses_of(model: nn.Module, examples: list[dict]) -> dict[str, float]:
     torch.manual_seed(0)
     with EventStorage(0), torch.no_grad():
         return {name: value.item() for name, value in model(examples).items()}
-
-
-def benchmark_inference(cfg: DictConfig, rounds: int) -> None:
-    """Prediction of single images: our parts against Detectron2's, the same detections."""
-    cfg.dataloader.test.num_workers = 0
-    example = next(iter(instantiate(cfg.dataloader.test)))
-    ours, theirs = (model.eval() for model in build_pair(cfg))
-    with torch.inference_mode():
-        found = [model(example)[0]["instances"] for model in (ours, theirs)]
-        result = compare(lambda: ours(example), lambda: theirs(example), rounds)
-    shape = tuple(example[0]["image"].shape[1:])
-    print(f"Inference, {shape}, {len(found[0])} and {len(found[1])} objects: ours vs stock {result}")

@@ -1,0 +1,139 @@
+"""
+Pixels of an image in memory: channels and grey levels as the networks take them.
+
+Shape shorthand: H, W image height and width, C channels (RGB order for colour).
+"""
+
+import math
+
+import numpy as np
+
+__all__ = ["ImageReadError", "check_arguments", "intensity_range", "match_channels", "prepare_image", "rescale"]
+
+_LUMA_601 = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+class ImageReadError(ValueError):
+    """An image file that cannot be used; the message names the file, the reason and the remedy."""
+
+
+def prepare_image(
+    pixels: np.ndarray,
+    channels: int | None = 3,
+    percentiles: tuple[float, float] | None = None,
+    *,
+    name: str = "the image",
+    limits: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """
+    Do with an image in memory what `read_image` does with that of a file.
+
+    Args:
+        pixels: [H, W] or [H, W, C], RGB order, integers or floats of any depth. The second of two channels and the
+            fourth of four are taken for alpha where one less is wanted.
+        channels, percentiles: as for `read_image`.
+        name: of the image in errors.
+        limits: (low, high) grey values that are mapped to 0..255 in place of the image's own percentiles, such as
+            those of the whole of which this is a part. Without effect where `percentiles` is None.
+
+    Returns:
+        [H, W, C]: uint8 or float32, as `read_image`.
+
+    Raises:
+        ImageReadError: no pixels, another number of dimensions, or channels or values that do not fit.
+        ValueError: `channels` or `percentiles` is out of range, or `limits` do not rise.
+    """
+    check_arguments(channels, percentiles)
+    if limits is not None and not -math.inf < limits[0] <= limits[1] < math.inf:
+        raise ValueError(f"limits={limits!r}: two finite numbers low <= high are needed.")
+    if pixels.ndim not in (2, 3) or pixels.size == 0:
+        raise ImageReadError(
+            f"{name} has the shape {pixels.shape}: an image [H, W] or [H, W, C] with at least one pixel is needed."
+        )
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels  # [H, W, C]
+    if channels is not None:
+        pixels = match_channels(name, pixels, pixels.shape[2] in (2, 4), channels)
+    return np.ascontiguousarray(rescale(name, pixels, percentiles, limits))
+
+
+def intensity_range(pixels: np.ndarray, percentiles: tuple[float, float]) -> tuple[float, float]:
+    """
+    Grey values that `read_image` maps to 0 and 255 by `percentiles`.
+
+    Args:
+        pixels: of any shape, finite.
+        percentiles: as for `read_image`.
+
+    Returns:
+        (low, high); equal only where all pixels are equal.
+    """
+    low, high = np.percentile(pixels, percentiles)
+    if low == high:
+        low, high = pixels.min(), pixels.max()
+    return float(low), float(high)
+
+
+def match_channels(path: str, pixels: np.ndarray, has_alpha: bool, channels: int) -> np.ndarray:
+    """Bring [H, W, C] to the wanted number of channels."""
+    if pixels.shape[2] == channels:
+        return pixels
+    colours = pixels[:, :, :-1] if has_alpha else pixels
+    if colours.shape[2] == channels:
+        return colours
+    if channels == 3 and colours.shape[2] == 1:
+        return np.repeat(colours, 3, axis=2)  # [H, W, 3]
+    if channels == 1 and colours.shape[2] == 3:
+        grey = colours.astype(np.float32) @ _LUMA_601  # [H, W]
+        if colours.dtype.kind in "iu":
+            grey = np.rint(grey).astype(colours.dtype)
+        return grey[:, :, None]  # [H, W, 1]
+    raise ImageReadError(
+        f"{path}: the image has {pixels.shape[2]} channels where {channels} are wanted. Grey and RGB become 1 or 3 "
+        "channels; otherwise set the number of input channels to that of the files, or save them with fewer channels."
+    )
+
+
+def check_arguments(channels: int | None, percentiles: tuple[float, float] | None) -> None:
+    """Refuse less than one channel, and percentiles but 0 <= low < high <= 100."""
+    if channels is not None and channels < 1:
+        raise ValueError(f"channels={channels}: the number of image channels must be at least 1.")
+    if percentiles is None:
+        return
+    try:
+        low, high = (float(value) for value in percentiles)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not 0 <= low < high <= 100:
+        raise ValueError(
+            f"percentiles={percentiles!r}: two numbers 0 <= low < high <= 100 are needed, such as (1, 99.8)."
+        )
+
+
+def rescale(
+    path: str,
+    pixels: np.ndarray,
+    percentiles: tuple[float, float] | None,
+    limits: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """Map [H, W, C] of any depth to 0..255."""
+    if pixels.dtype.kind not in "buif":
+        raise ImageReadError(f"{path}: pixels of type {pixels.dtype} are not supported. Save real numbers.")
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise ImageReadError(f"{path}: some pixel values are NaN or infinite. Replace them before saving the file.")
+    if pixels.dtype == bool:
+        pixels = pixels.astype(np.uint8) * np.uint8(255)
+    if percentiles is not None:
+        low, high = limits or intensity_range(pixels, percentiles)
+        if low == high:
+            return np.zeros(pixels.shape, dtype=np.float32)
+        return np.clip((pixels.astype(np.float64) - low) * (255.0 / (high - low)), 0, 255).astype(np.float32)
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype == np.uint16:
+        return pixels.astype(np.float32) / np.float32(257)
+    if pixels.dtype.kind == "f" and pixels.min() >= 0 and pixels.max() <= 1:
+        return pixels.astype(np.float32) * np.float32(255)
+    raise ImageReadError(
+        f"{path}: the value range of {pixels.dtype} pixels ({pixels.min()}..{pixels.max()}) is unknown. Set "
+        "percentiles, such as (1, 99.8), or save the image as 8-bit, 16-bit or as float in 0..1."
+    )

@@ -1,0 +1,234 @@
+"""Windows of an image, read from its file as they are asked for, so that a huge image is never in memory.
+
+A TIFF is read by its tiles or strips (through tifffile's decoder of single segments), or mapped into memory where it is
+neither compressed nor split. Other formats, and TIFFs that tifffile cannot decode by segments, cannot be entered in the
+middle: they are decoded as a whole, in their own depth.
+
+Shape shorthand: H, W image height and width, C channels (RGB order for colour); [h, w] a window.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import tifffile
+
+from .images import (
+    _MINISBLACK,
+    _MINISWHITE,
+    _RGB,
+    _decode,
+    _first_series,
+    _is_tiff,
+    _reading,
+    _tiff_orientation,
+)
+from .pixels import ImageReadError
+
+CACHE_BYTES = 256 * 2**20
+"""Decoded segments that are kept: the strips below a row of windows are needed by each of its windows."""
+
+SAMPLE_VALUES = 2**24
+"""Size of the subsample that stands for the pixels of a larger image, all channels together."""
+
+
+class ImageWindows:
+    """Windows of an array.
+
+    Attributes:
+        name: of the image in errors, its path for a file.
+        shape: (H, W, C).
+        dtype: of the pixels, native byte order.
+        has_alpha: whether the last channel is alpha.
+    """
+
+    def __init__(self, name: str, pixels: np.ndarray, has_alpha: bool, *, inverted: bool = False) -> None:
+        """Take [H, W, C], `inverted` where 0 is white.
+
+        Raises:
+            ImageReadError: no pixels or another number of dimensions.
+        """
+        if pixels.ndim != 3 or pixels.size == 0:
+            raise ImageReadError(
+                f"{name} has the shape {pixels.shape}: an image [H, W] or [H, W, C] with at least one pixel is needed."
+            )
+        self.name, self.shape, self.has_alpha = name, pixels.shape, has_alpha
+        self.dtype = pixels.dtype.newbyteorder("=")
+        self._pixels, self._inverted = pixels, inverted
+
+    def read(self, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """Read a window.
+
+        Args:
+            x, y: its upper left corner, pixels.
+            width, height: its size, pixels.
+
+        Returns:
+            [height, width, C] in the depth of the image, a new array.
+
+        Raises:
+            ValueError: the window is not within the image.
+            ImageReadError: the file is damaged there.
+        """
+        rows, columns = self.shape[:2]
+        if min(x, y) < 0 or min(width, height) < 1 or x + width > columns or y + height > rows:
+            raise ValueError(f"{self.name}: a window {width} x {height} at {x}, {y} is not within {columns} x {rows}")
+        pixels = self._read(x, y, width, height).astype(self.dtype)
+        return ~pixels if self._inverted else pixels
+
+    def sample(self) -> np.ndarray:
+        """Every k-th pixel of every k-th row: all of an image of up to 2**24 values, about as many of a larger one.
+
+        Returns:
+            [H / k, W / k, C] in the depth of the image.
+        """
+        height, width, channels = self.shape
+        step = int(np.ceil(np.sqrt(height * width * channels / SAMPLE_VALUES)))
+        band = max(CACHE_BYTES // 4 // (width * channels * self.dtype.itemsize) // step, 1) * step  # rows at a time
+        bands = [self.read(0, y, width, min(band, height - y))[::step, ::step] for y in range(0, height, band)]
+        return np.concatenate([np.ascontiguousarray(part) for part in bands])
+
+    def _read(self, x: int, y: int, width: int, height: int) -> np.ndarray:
+        return self._pixels[y : y + height, x : x + width]
+
+
+class TiffWindows(ImageWindows):
+    """Windows of a TIFF image that is one page, or a page a channel; made by `open_windows`."""
+
+    def __init__(self, name: str, pages: list[tifffile.TiffPage], has_alpha: bool, inverted: bool) -> None:
+        self.name, self.has_alpha, self._inverted = name, has_alpha, inverted
+        self._pages, self._key = pages, pages[0].keyframe
+        planes, _, height, width, samples = self._key.shaped  # (separate samples, depth, height, width, samples)
+        self._page_channels = planes * samples
+        self.shape = (height, width, len(pages) * self._page_channels)
+        self.dtype = self._key.dtype.newbyteorder("=")
+        if self._key.is_tiled:
+            self._grain = (self._key.tilelength, self._key.tilewidth)
+        else:
+            self._grain = (min(self._key.rowsperstrip, height), width)
+        self._cache: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._cached_bytes = 0
+        self._segment(0, 0)  # raises where tifffile cannot decode it
+
+    def _read(self, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """Put a window together from the segments that it touches."""
+        grain_rows, grain_columns = self._grain
+        down, across = (-(-side // grain) for side, grain in zip(self.shape[:2], self._grain, strict=True))
+        window = np.zeros((height, width, self.shape[2]), dtype=self.dtype)
+        with _reading(self.name):
+            for number in range(len(self._pages)):
+                for plane in range(self._key.shaped[0]):
+                    first = number * self._page_channels + plane
+                    for row in range(y // grain_rows, (y + height - 1) // grain_rows + 1):
+                        for column in range(x // grain_columns, (x + width - 1) // grain_columns + 1):
+                            segment = self._segment(number, (plane * down + row) * across + column)
+                            left, top = column * grain_columns - x, row * grain_rows - y  # in the window
+                            part = segment[max(-top, 0) : height - top, max(-left, 0) : width - left]
+                            rows = slice(max(top, 0), max(top, 0) + part.shape[0])
+                            columns = slice(max(left, 0), max(left, 0) + part.shape[1])
+                            window[rows, columns, first : first + part.shape[2]] = part
+        return window
+
+    def _segment(self, number: int, index: int) -> np.ndarray:
+        """Tile or strip `index` of a page as [rows, columns, samples], from the cache or the file."""
+        if (number, index) in self._cache:
+            self._cache.move_to_end((number, index))
+            return self._cache[number, index]
+        page = self._pages[number]
+        file, count = page.parent.filehandle, page.databytecounts[index]
+        file.seek(page.dataoffsets[index])
+        data = file.read(count) if count else None
+        if data is not None and len(data) < count:
+            raise ImageReadError(f"{self.name}: the file is truncated. Copy it again or remove it.")
+        decoded, _, shape = self._key.decode(data, index, jpegtables=page.jpegtables)
+        # A segment that was never written (a sparse file) holds the value for "no data".
+        pixels = np.full(shape, self._key.nodata, dtype=self.dtype) if decoded is None else decoded
+        segment = self._cache[number, index] = pixels[0]  # [1, rows, columns, samples] -> [rows, columns, samples]
+        self._cached_bytes += segment.nbytes
+        while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
+            self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+        return segment
+
+
+@contextmanager
+def open_windows(source: str | os.PathLike | np.ndarray, page: int | None = None) -> Iterator[ImageWindows]:
+    """Open an image for reading by windows; a context manager, which closes the file.
+
+    Args:
+        source: image file as for `read_image`, upright as there, or an array [H, W] or [H, W, C] in RGB order, of
+            whose two or four channels the last may be alpha.
+        page: index of the page of a TIFF stack; None takes a file that is one image.
+
+    Raises:
+        ImageReadError: the file is missing, damaged, of zero size, a stack without `page`, or has no such page.
+    """
+    if isinstance(source, np.ndarray):
+        pixels = source[:, :, None] if source.ndim == 2 else source  # [H, W, C]
+        yield ImageWindows("the image", pixels, has_alpha=pixels.shape[-1] in (2, 4))
+        return
+    name = os.fspath(source)
+    tiff = None
+    try:
+        with _reading(name) as local_path:
+            if _is_tiff(local_path):
+                tiff = tifffile.TiffFile(local_path)
+                windows = _tiff_windows(name, tiff, page)
+            elif page is not None:
+                raise ImageReadError(f"{name}: only a TIFF has pages, but page {page} is wanted.")
+            else:
+                windows = None
+            if windows is None:
+                windows = ImageWindows(name, *_decode(name, local_path))
+        yield windows
+    finally:
+        if tiff is not None:
+            tiff.close()
+
+
+def _tiff_windows(name: str, tiff: tifffile.TiffFile, number: int | None) -> ImageWindows | None:
+    """Windows of a TIFF image; None where it must be decoded as a whole (rotated, palette, JPEG, ...)."""
+    if number is None:
+        series, first = _first_series(name, tiff), tiff.pages[0]
+        pages, axes, shape, offset = list(series.pages), series.axes, series.shape, series.dataoffset
+    else:
+        if not 0 <= number < len(tiff.pages):
+            raise ImageReadError(f"{name}: there is no page {number}, the TIFF has {len(tiff.pages)} (from 0).")
+        first = tiff.pages[number].aspage()
+        pages, axes, shape = [first], first.axes, first.shape
+        offset = first.dataoffsets[0] if first.is_contiguous else None
+    if 0 in shape:
+        raise ImageReadError(f"{name}: the image has zero size {shape}. Remove or replace the file.")
+    plain = first.photometric in (_MINISWHITE, _MINISBLACK, _RGB) and _tiff_orientation(tiff) == 1
+    if not plain or first.dtype is None:
+        return _refuse_page(name, number)
+    has_alpha = bool(first.extrasamples) and (first.photometric == _RGB or first.extrasamples[0] != 0)
+    inverted = first.photometric == _MINISWHITE and first.dtype.kind in "ub"
+    if offset is not None and first.bitspersample == 8 * first.dtype.itemsize:
+        stored = first.dtype.newbyteorder(tiff.byteorder)
+        pixels = np.memmap(tiff.filehandle.path, dtype=stored, mode="r", offset=offset, shape=shape)
+        kept = [(axis, size) for axis, size in zip(axes, shape, strict=True) if axis in "YX" or size > 1]
+        pixels = pixels.reshape([size for _, size in kept])  # [H, W], [H, W, C] or [C, H, W]
+        if pixels.ndim == 2:
+            pixels = pixels[:, :, None]  # [H, W, 1]
+        elif kept[0][0] not in "YX":
+            pixels = np.moveaxis(pixels, 0, 2)  # [H, W, C]
+        return ImageWindows(name, pixels, has_alpha, inverted=inverted)
+    try:
+        return TiffWindows(name, pages, has_alpha, inverted)
+    except ValueError as error:
+        if "imagecodecs" not in str(error):
+            raise
+        return _refuse_page(name, number)
+
+
+def _refuse_page(name: str, number: int | None) -> None:
+    """Pillow, which reads the rest, is asked for the first page only."""
+    if number is not None:
+        raise ImageReadError(
+            f"{name}: page {number} has a compression or colours that cannot be read from a stack here. Install the "
+            "Python package imagecodecs, or save the page as a file of its own without compression."
+        )

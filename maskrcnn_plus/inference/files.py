@@ -1,0 +1,280 @@
+"""Prediction of many files into one folder, which goes on where it was stopped.
+
+    predictor = Predictor("nuclei/mask_rcnn_lite0_fpn", "model_best.pth")
+    predict_files(predictor, ["slides/", "film.mp4"], "output", formats=["labels", "csv"])
+
+Shape shorthand: H x W pixels of an image.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.structures import Instances
+from tqdm import tqdm
+
+from maskrcnn_plus.data.images import read_image_size
+from maskrcnn_plus.inference.fingerprint import predictor_fingerprint
+from maskrcnn_plus.inference.inputs import InputFile, list_inputs
+from maskrcnn_plus.inference.overlay import display_image, draw_overlay
+from maskrcnn_plus.inference.pixel_size import tiff_pixel_size
+from maskrcnn_plus.inference.predictor import Predictor
+from maskrcnn_plus.inference.records import Records, file_state
+from maskrcnn_plus.inference.report import MAX_PICTURES, ReportEntry, report_entry, write_report
+from maskrcnn_plus.inference.sources import SourceImage, images_of
+from maskrcnn_plus.inference.tiling import plan_tiling, predict_tiled
+from maskrcnn_plus.inference.writers import DEFAULT_FORMATS, FORMATS, check_formats, write_results
+from maskrcnn_plus.inference.writers.coco import merge_coco
+from maskrcnn_plus.inference.writers.table import merge_tables
+from maskrcnn_plus.masks.rle_masks import encode_masks
+
+MERGED = {"coco": ("predictions.json", merge_coco), "csv": ("predictions.csv", merge_tables)}
+"""Formats of which all images are brought together at the end."""
+
+TILED_FROM = 4
+"""With tile="auto", images of more than so many tiles' pixels are tiled."""
+
+
+@dataclass
+class RunSummary:
+    """What became of a run.
+
+    Attributes:
+        num_images: predicted now.
+        num_before: images whose results were there already.
+        num_objects: of all these images.
+        failures: (file, reason) of files that could not be predicted, or not in all their images.
+        num_left: files not looked at, since the run was interrupted.
+        interrupted: whether it was.
+    """
+
+    num_images: int = 0
+    num_before: int = 0
+    num_objects: int = 0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    num_left: int = 0
+    interrupted: bool = False
+
+
+def predict_files(
+    predictor: Predictor,
+    inputs: Sequence[str] | str,
+    output: str | Path,
+    *,
+    formats: Sequence[str] = DEFAULT_FORMATS,
+    recursive: bool = False,
+    pixel_size: float | None = None,
+    tile: int | str = "auto",
+    report: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> RunSummary:
+    """Predict image files, folders, glob patterns, TIFF stacks and videos, and write the results image by image.
+
+    The results of an image are in `write_results`'s places; `predictions.json` (COCO results) and `predictions.csv` of
+    all images of the run are written at the end, also of an interrupted one (Ctrl-C). An image whose results are there
+    from an earlier run, and whose file has not changed since, is not predicted again. That run must have had the same
+    model, weights, pre-processing and settings (formats apart); results of others are refused.
+    A file that cannot be read or predicted is named on standard error, and the run goes on.
+
+    Args:
+        predictor: the model.
+        inputs: see `list_inputs`.
+        output: folder, made if it is not there.
+        formats: keys of `maskrcnn_plus.inference.writers.FORMATS`.
+        recursive: look into the sub-folders of input folders.
+        pixel_size: micrometres a pixel, for csv; None takes that of a TIFF's metadata, and pixels without one.
+        tile: side of tiles in pixels; "off" predicts every image whole; "auto" tiles images of more than four tiles,
+            but none of a config that shrinks every image to one size.
+        report: facts for the head of `report.html`; None writes no report.
+        overwrite: replace what is in the output folder and predict all images again.
+        progress: show a progress bar with the time left, where standard error is a terminal.
+
+    Raises:
+        ValueError: nothing to predict, an unknown format, a `tile` or `pixel_size` out of range, or an output folder
+            with other results.
+        OSError: a result cannot be written.
+    """
+    check_formats(formats)
+    if pixel_size is not None and not 0 < pixel_size < math.inf:
+        raise ValueError(f"pixel_size is {pixel_size}, it must be a number of micrometres above 0")
+    folder = Path(output)
+    sub_folders = [FORMATS[kind] for kind in formats]
+    files = list_inputs(inputs, recursive, [str(folder / name) for name in FORMATS.values()])
+    for file in files:
+        if any(Path(file.path).resolve().is_relative_to((folder / name).resolve()) for name in sub_folders):
+            raise ValueError(f"input {file.path} is among the results of {folder}: choose another output folder")
+    run = _Run(predictor, formats, pixel_size, tile, report is not None)
+    depends = {
+        "model and weights": predictor_fingerprint(predictor),
+        "score_threshold": f"{predictor.score_threshold or 0:g}",
+        "tile": str(tile),
+        "pixel_size": "of the file" if pixel_size is None else f"{pixel_size:g}",
+    }
+    at_the_end = [name for kind, (name, _) in MERGED.items() if kind in formats] + ["report.html"] * run.with_report
+    with Records(folder, depends, sub_folders, at_the_end, overwrite) as records:
+        done = run.process(files, records, progress)
+        for kind, (name, merge) in MERGED.items():
+            if kind in formats:
+                merge(folder / name, [records.file(image, kind) for image in done])
+        if report is not None:
+            entries = [_report_entry(records.value(name, "report"), k < MAX_PICTURES) for k, name in enumerate(done)]
+            title = "Predictions" + (f" (interrupted after {len(done)} images)" if run.summary.interrupted else "")
+            failures, names = run.summary.failures, predictor.class_names
+            path = folder / "report.html"
+            write_report(path, entries, title, details=dict(report), failures=failures, class_names=names)
+    return run.summary
+
+
+class _Run:
+    """The state of one call of `predict_files`; arguments as there."""
+
+    def __init__(
+        self, predictor: Predictor, formats: Sequence[str], pixel_size: float | None, tile: int | str, with_report: bool
+    ) -> None:
+        self.predictor, self.formats, self.pixel_size = predictor, tuple(formats), pixel_size
+        self.with_report = with_report
+        self.kinds = (*self.formats, *["report"] * with_report)  # that a record must have
+        self.channels = getattr(predictor.mapper, "channels", 3)
+        self.tile_size, self.tiled_from = _tiling(predictor, tile)
+        self.summary = RunSummary()
+
+    def process(self, files: Sequence[InputFile], records: Records, progress: bool) -> list[str]:
+        """Predict what is not done yet; returns the names of all images that are."""
+        done = []
+        self.summary.num_left = len(files)
+        with tqdm(total=len(files), unit="image", disable=None if progress else True) as bar:
+            try:
+                for file in files:
+                    expected, seen = 1, 0  # images of this file
+                    for image in self._images(file):
+                        bar.total += image.count - expected if image.count else 0
+                        expected, seen = image.count or expected, seen + 1
+                        done += [image.name] * self._process_image(image, records)
+                        bar.update()
+                    bar.total += max(seen, 1) - expected
+                    bar.update(seen == 0)
+                    self.summary.num_left -= 1
+            except KeyboardInterrupt:
+                self.summary.interrupted = True
+        return done
+
+    def _images(self, file: InputFile) -> Iterator[SourceImage]:
+        """Images of a file up to where it is damaged."""
+        images = images_of(file, self.channels)
+        while True:
+            try:
+                image = next(images, None)
+            except Exception as error:  # whatever a decoder makes of a bad file
+                self._fail(file.path, error, file.path)
+                return
+            if image is None:
+                return
+            yield image
+
+    def _process_image(self, image: SourceImage, records: Records) -> bool:
+        """Predict an image unless it is done; returns whether it is now."""
+        name = f"{image.path}, {image.part}" if image.part else image.path
+        try:
+            state = file_state(image.path)
+            if records.has(image, self.kinds):
+                self.summary.num_before += 1
+                self.summary.num_objects += records.value(image.name, "objects")
+                return True
+            instances, pixels = self._predict(image)
+        except Exception as error:  # of the decoder, the model or the memory: the next image may be all right
+            self._fail(name, error, image.path)
+            return False
+        pixel_size = self.pixel_size
+        if pixel_size is None and "csv" in self.formats:
+            pixel_size = tiff_pixel_size(image.path)
+        # An OSError, such as of a full disk, ends the run: it is not the fault of the image.
+        try:
+            files = write_results(
+                records.output,
+                image.name,
+                instances,
+                pixels,
+                formats=self.formats,
+                class_names=self.predictor.class_names,
+                pixel_size=pixel_size,
+                channels=self.channels,
+                file_name=image.path,
+            )
+            facts = {"objects": len(instances)}
+            if self.with_report:
+                facts["report"] = self._report_facts(name, instances, pixels)
+        except ValueError as error:
+            self._fail(name, error, image.path)
+            return False
+        records.write(image, state, files, **facts)
+        self.summary.num_images += 1
+        self.summary.num_objects += len(instances)
+        return True
+
+    def _predict(self, image: SourceImage) -> tuple[Instances, np.ndarray | None]:
+        """Predictions of an image, and its pixels [H, W, C] where the results need them."""
+        whole_file = image.number == 0
+        needs_pixels = self.with_report or not whole_file or {"overlay", "csv"} & set(self.formats)
+        pixels = image.read() if needs_pixels else None
+        source = image.path if whole_file else pixels
+        height, width = read_image_size(image.path) if pixels is None else pixels.shape[:2]
+        if height * width > self.tiled_from:
+            instances = predict_tiled(self.predictor, source, tile_size=self.tile_size)
+        else:
+            instances = self.predictor.predict(source)
+            limit = getattr(getattr(self.predictor.model, "roi_heads", None), "box_predictor", None)
+            limit = getattr(limit, "test_topk_per_image", None)
+            if limit is not None and len(instances) >= limit:
+                _say(
+                    f"{image.path}: {len(instances)} objects, the most that the model gives, so that more may be "
+                    "missing: predict by tiles (--tile) or raise the limit of the config (dataset.max_objects)"
+                )
+        return encode_masks(instances), pixels
+
+    def _report_facts(self, name: str, instances: Instances, pixels: np.ndarray) -> dict[str, Any]:
+        """A `ReportEntry` for JSON."""
+        shown = display_image(pixels, self.channels, name)
+        entry = report_entry(name, instances, shown, draw_overlay(shown, instances, self.predictor.class_names))
+        return {**vars(entry), "pictures": [base64.b64encode(picture).decode() for picture in entry.pictures]}
+
+    def _fail(self, name: str, error: Exception, path: str) -> None:
+        """Note and say that an image of the file at `path` cannot be predicted."""
+        lines = str(error).splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        if not isinstance(error, (ValueError, OSError)):
+            reason = f"{type(error).__name__}: {reason}"
+        reason = reason.removeprefix(f"{name}: ").removeprefix(f"{path}: ")
+        self.summary.failures.append((name, reason))
+        _say(f"{name}: {reason}")
+
+
+def _tiling(predictor: Predictor, tile: int | str) -> tuple[int | None, float]:
+    """Side of tiles, None for the one that suits the config, and the number of pixels above which images are tiled."""
+    if tile == "off":
+        return None, math.inf
+    if tile != "auto":
+        if not isinstance(tile, int):
+            raise ValueError(f'tile is {tile!r}, it must be a side in pixels, "auto" or "off"')
+        return plan_tiling(predictor, tile_size=tile).tile_size, 0
+    if not math.isclose(predictor.scale_of(1024, 1024), predictor.scale_of(512, 512), rel_tol=0.01):
+        return None, math.inf  # every image is brought to one size, in which the model knows its objects
+    return None, TILED_FROM * plan_tiling(predictor).tile_size ** 2
+
+
+def _say(line: str) -> None:
+    """Show a line beside the progress bar."""
+    tqdm.write(f"predict: {line}", file=sys.stderr)
+
+
+def _report_entry(facts: dict[str, Any], with_pictures: bool) -> ReportEntry:
+    """The entry that `_Run._report_facts` put down."""
+    pictures = facts.pop("pictures")
+    return ReportEntry(**facts, pictures=tuple(map(base64.b64decode, pictures)) if with_pictures else None)

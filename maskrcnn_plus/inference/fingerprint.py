@@ -1,0 +1,69 @@
+"""A short text that tells whether two predictors give the same results."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from maskrcnn_plus.inference.predictor import Predictor
+
+_CACHED = "input_args"  # of Detectron2's augmentations: the names of their arguments, noted at first use
+
+
+def predictor_fingerprint(predictor: Predictor) -> str:
+    """Hash of what a predictor's results depend on: weights, settings of all parts of the model, and the mapper.
+
+    Equal for two predictors that were made alike, in other processes too.
+    """
+    digest = hashlib.sha256()
+    for name, module in predictor.model.named_modules():
+        settings = {key: value for key, value in vars(module).items() if _is_setting(value)}
+        digest.update(f"{name} {_described(module, settings)}\n".encode())
+    for name, tensor in predictor.model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())  # [bytes]
+    digest.update(_described(predictor.mapper, vars(predictor.mapper)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _is_setting(value: Any) -> bool:
+    """Whether an attribute is a plain value or an object of plain values, such as a box transform with its weights."""
+    if isinstance(value, torch.nn.Module):
+        return False
+    return _is_plain(value) or all(map(_is_plain, getattr(value, "__dict__", {"": value}).values()))
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str, np.generic))
+
+
+def _described(value: Any, attributes: Mapping[str, Any]) -> str:
+    """Type and public attributes, in the order of their names."""
+    public = {
+        key: _text(each) for key, each in sorted(attributes.items()) if not key.startswith("_") and key != _CACHED
+    }
+    return f"{type(value).__module__}.{type(value).__qualname__} {public}"
+
+
+def _text(value: Any) -> str:
+    """A value as text that is the same in every process."""
+    if isinstance(value, Mapping):
+        return str({str(key): _text(each) for key, each in value.items()})
+    if isinstance(value, (np.ndarray, np.generic, torch.Tensor)):
+        return str(value.tolist())
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return str([_text(each) for each in value])
+    if hasattr(value, "__qualname__"):  # a function or class
+        return f"{value.__module__}.{value.__qualname__}"
+    if getattr(value, "__dict__", None):
+        return _described(value, vars(value))
+    text = repr(value)
+    return str(type(value)) if " at 0x" in text else text

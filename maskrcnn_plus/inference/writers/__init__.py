@@ -1,0 +1,116 @@
+"""Predictions to files, a format a module: each file whole or not there at all.
+
+    instances = predictor.predict("image.tif")
+    write_results("output", "image", instances, "image.tif", formats=["labels", "csv"])
+
+Shape shorthand: N objects of one image of H x W pixels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from detectron2.structures import Instances
+
+from maskrcnn_plus.atomic import write_atomically
+from maskrcnn_plus.inference.overlay import display_image, draw_overlay
+from maskrcnn_plus.inference.sources import read_pixels
+from maskrcnn_plus.inference.writers.coco import coco_results
+from maskrcnn_plus.inference.writers.geojson import write_geojson
+from maskrcnn_plus.inference.writers.labels import encode_labels, encode_png
+from maskrcnn_plus.inference.writers.table import object_table
+from maskrcnn_plus.masks.rle_masks import encode_masks
+
+FORMATS = {"overlay": "overlays", "labels": "labels", "coco": "coco", "csv": "csv", "geojson": "geojson"}
+"""The sub-folder of each format."""
+
+DEFAULT_FORMATS = ("overlay", "labels", "coco")
+
+
+def write_results(
+    output: str | Path,
+    name: str,
+    instances: Instances,
+    image: np.ndarray | str | os.PathLike | None = None,
+    *,
+    formats: Sequence[str] = DEFAULT_FORMATS,
+    class_names: Sequence[str] | None = None,
+    pixel_size: float | None = None,
+    channels: int = 3,
+    file_name: str | None = None,
+) -> dict[str, Path]:
+    """Write the predictions of one image below a folder.
+
+    - overlay: `overlays/NAME.png`, the image with its masks drawn in.
+    - labels: `labels/NAME.png`, 16-bit: 0 background, value k the k-th object; a pixel belongs to the object with the
+      highest score. With more than 65535 objects a 32-bit `labels/NAME.tif`.
+    - coco: `coco/NAME.json`, a COCO results list, see `coco_results`.
+    - csv: `csv/NAME.csv`, a row an object, see `object_table`.
+    - geojson: `geojson/NAME.geojson`, polygons for QuPath and others, see `write_geojson`.
+
+    Args:
+        output: folder, made if it is not there. Files of the same names are replaced.
+        name: NAME, which may have sub-folders ("plate1/well7").
+        instances: `pred_boxes`, `scores`, `pred_classes` and `pred_masks_rle` or `pred_masks` [N, H, W] bool.
+        image: the image [H, W] or [H, W, C] in its own grey values, or its file. Overlays need it; without it a csv
+            file has no intensities.
+        formats: keys of `FORMATS`.
+        class_names: name of each class.
+        pixel_size: micrometres a pixel, for the csv file; None for pixels.
+        channels: C that the model takes, for images that are neither grey nor colour.
+        file_name: `file_name` of the COCO results, NAME by default.
+
+    Returns:
+        The file of each format.
+
+    Raises:
+        ValueError: an unknown format, no image for an overlay, image and instances of different sizes, or no masks.
+        OSError: a file cannot be written.
+    """
+    check_formats(formats)
+    instances = encode_masks(instances)
+    if image is not None and not isinstance(image, np.ndarray):
+        image = read_pixels(os.fspath(image)) if {"overlay", "csv"} & set(formats) else None
+    if image is not None and image.shape[:2] != tuple(instances.image_size):
+        raise ValueError(
+            f"{name}: the image has size {image.shape[:2]} (H, W) but its predictions {instances.image_size}"
+        )
+    written = {}
+    for kind in FORMATS:  # in this order whatever the order of `formats`
+        if kind not in formats:
+            continue
+        suffix = {"overlay": ".png", "coco": ".json", "csv": ".csv", "geojson": ".geojson"}.get(kind)
+        if kind == "overlay":
+            if image is None:
+                raise ValueError(f"{name}: an overlay needs the image")
+            content = encode_png(draw_overlay(display_image(image, channels, name), instances, class_names))
+        elif kind == "labels":
+            suffix, content = encode_labels(instances)
+        elif kind == "coco":
+            content = coco_results(instances, file_name or name, name)
+        elif kind == "csv":
+            content = object_table(instances, name, image, class_names, pixel_size, channels)
+        else:
+            content = partial(write_geojson, instances=instances, class_names=class_names)
+        written[kind] = Path(output) / FORMATS[kind] / f"{name}{suffix}"
+        written[kind].parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(written[kind], content)
+        if kind == "labels":  # of an earlier run with another number of objects
+            other = {".png": ".tif", ".tif": ".png"}[suffix]
+            (written[kind].parent / f"{written[kind].name.removesuffix(suffix)}{other}").unlink(missing_ok=True)
+    return written
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Refuse a format that there is not.
+
+    Raises:
+        ValueError: with those that there are.
+    """
+    unknown = [kind for kind in formats if kind not in FORMATS]
+    if unknown:
+        raise ValueError(f"there is no format {unknown[0]!r}; choose of {', '.join(FORMATS)}")

@@ -1,0 +1,133 @@
+"""A table of objects with their measures, as CSV.
+
+Shape shorthand: N objects of one image of H x W pixels, C channels.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from detectron2.structures import Instances
+
+from maskrcnn_plus.atomic import write_atomically
+from maskrcnn_plus.inference.overlay import class_label
+from maskrcnn_plus.masks.measure import rle_areas, rle_centroids, rle_perimeters
+from maskrcnn_plus.masks.runs import decode_runs
+
+_LENGTHS = ("x0", "y0", "x1", "y1", "area", "centroid_x", "centroid_y", "perimeter")
+_PIXELS_AT_ONCE = 1 << 22
+
+
+def _columns(unit: str) -> list[str]:
+    return [f"{key}_{unit}{'2' if key == 'area' and unit != 'px' else ''}" for key in _LENGTHS]
+
+
+ALL_COLUMNS = ["image", "id", "class", "score", *_columns("px"), *_columns("um"), "mean_intensity"]
+"""Columns of a table of images in pixels and images in micrometres."""
+
+
+def object_table(
+    instances: Instances,
+    name: str,
+    image: np.ndarray | None,
+    class_names: Sequence[str] | None = None,
+    pixel_size: float | None = None,
+    channels: int = 3,
+) -> bytes:
+    """CSV with a header and a row an object.
+
+    Columns: `image` (its name), `id` (value in the label image, from 1), `class`, `score`, the predicted box `x0`,
+    `y0`, `x1`, `y1`, and of the mask `area`, `centroid_x`, `centroid_y`, `perimeter` and `mean_intensity`. Names of
+    lengths and areas end with their unit: `_px`, or `_um` and `_um2`. The origin is the image's top left corner, the
+    centre of the first pixel is at half a pixel. Intensities are the grey values of the file, of colour images the mean
+    of the channels. A mask without pixels has neither centroid nor intensity.
+
+    Args:
+        instances: with `pred_boxes`, `scores`, `pred_classes` and `pred_masks_rle`.
+        name: of the image.
+        image: [H, W] or [H, W, C] in its own grey values; None leaves `mean_intensity` empty.
+        class_names: name of each class.
+        pixel_size: micrometres a pixel; None measures in pixels.
+        channels: C of the model; where it is one less than the image's 2 or 4, the last one is alpha.
+    """
+    rles = instances.pred_masks_rle
+    lengths = np.column_stack(
+        [instances.pred_boxes.tensor.numpy(), rle_areas(rles), rle_centroids(rles), rle_perimeters(rles)]
+    )  # [N, 8]
+    if pixel_size is not None:
+        lengths *= [pixel_size**2 if key == "area" else pixel_size for key in _LENGTHS]
+    means = np.full(len(rles), np.nan) if image is None else mean_intensities(rles, image, channels)
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(
+        ["image", "id", "class", "score", *_columns("px" if pixel_size is None else "um"), "mean_intensity"]
+    )
+    labels = [class_label(class_names, k) for k in instances.pred_classes.tolist()]
+    rows = zip(labels, instances.scores.tolist(), lengths.tolist(), means.tolist(), strict=True)
+    for index, (label, score, numbers, mean) in enumerate(rows, start=1):
+        writer.writerow([name, index, label, _text(score), *map(_text, numbers), _text(mean)])
+    return file.getvalue().encode("utf-8", errors="replace")  # a file name may be no text
+
+
+def mean_intensities(rles: Sequence[dict], image: np.ndarray, channels: int = 3) -> np.ndarray:
+    """Mean grey value of an image [H, W] or [H, W, C] under each mask, float64 [N]; NaN where a mask is empty."""
+    image = image[:, :, None] if image.ndim == 2 else image
+    has_alpha = image.shape[2] in (2, 4) and image.shape[2] - channels in (1, 3)
+    planes = [image[:, :, c].ravel(order="F") for c in range(image.shape[2] - has_alpha)]  # each [H, W] -> [W * H]
+    runs = decode_runs(rles)
+    lengths = runs.ends - runs.starts
+    sums = np.zeros(len(rles))
+    steps = np.searchsorted(np.cumsum(lengths), np.arange(0, lengths.sum(), _PIXELS_AT_ONCE)[1:])
+    for part in np.split(np.arange(len(lengths)), steps):
+        length = lengths[part]
+        offsets = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+        indices = np.repeat(runs.starts[part], length) + offsets
+        owners = np.repeat(runs.owners[part], length)
+        for plane in planes:
+            sums += np.bincount(owners, weights=plane[indices], minlength=len(rles))
+    areas = np.bincount(runs.owners, weights=lengths, minlength=len(rles))
+    with np.errstate(invalid="ignore"):
+        return sums / (areas * len(planes))
+
+
+def merge_tables(path: str | Path, parts: Sequence[str | Path]) -> None:
+    """Write the tables of all images as one.
+
+    Where some are in micrometres and some in pixels, it has the columns of both, each row with one of them filled.
+
+    Args:
+        path: the file to write.
+        parts: a file of `object_table` an image.
+    """
+
+    def rows(part):
+        with open(part, encoding="utf-8", newline="") as file:
+            yield from csv.DictReader(file)
+
+    def header(part):
+        with open(part, encoding="utf-8", newline="") as file:
+            return next(csv.reader(file), [])
+
+    used = {column for part in parts for column in header(part)}
+    if not used:
+        used = set(ALL_COLUMNS) - set(_columns("um"))
+    columns = [column for column in ALL_COLUMNS if column in used]
+
+    def write(file):
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        for part in parts:
+            writer.writerows(rows(part))
+        text.flush()
+        text.detach()
+
+    write_atomically(path, write, durable=True)
+
+
+def _text(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.8g}"

@@ -1,0 +1,257 @@
+"""Models after optimize_for_inference give what they gave before, with fewer layers."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.layers.batch_norm import NaiveSyncBatchNorm
+from detectron2.model_zoo import get_config
+from detectron2.modeling import FPN, Backbone
+from timm.layers import BatchNormAct2d
+from torch import nn
+
+from maskrcnn_plus.backbones import TimmBackbone
+from maskrcnn_plus.inference.optimize import fold_batch_norms, optimize_for_inference
+from maskrcnn_plus.inference.winograd import WinogradConv2d, is_fast
+from maskrcnn_plus.mask_rcnn import MaskRCNNPlus
+
+BATCH_NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
+
+
+def count(model, kind):
+    return sum(isinstance(module, kind) for module in model.modules())
+
+
+def randomise_norms(model):
+    """Statistics and weights as after training, not those that do nothing."""
+    generator = torch.Generator().manual_seed(3)
+    for module in model.modules():
+        if isinstance(module, (*BATCH_NORMS, nn.GroupNorm)):
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                tensor = getattr(module, name, None)
+                if tensor is not None:
+                    positive = name in ("weight", "running_var")
+                    values = torch.rand(tensor.shape, generator=generator)
+                    tensor.data.copy_(values + 0.5 if positive else values - 0.5)
+            if isinstance(getattr(module, "weight", None), torch.Tensor):
+                module.weight.data.mul_(0.5)  # features of one magnitude through residual blocks
+
+
+def mask_rcnn(neck_norm="", mask_norm="", bottom_up=None):
+    """A Mask R-CNN with a ResNet-50, or another bottom-up network, and narrow heads that detect at random."""
+    model = get_config("common/models/mask_rcnn_fpn.py").model
+    model._target_ = MaskRCNNPlus
+    if bottom_up is not None:
+        model.backbone.bottom_up = bottom_up
+    model.backbone.out_channels = 32
+    model.backbone.norm = neck_norm
+    model.proposal_generator.head.in_channels = 32
+    model.proposal_generator.post_nms_topk = (50, 40)
+    model.roi_heads.num_classes = 2
+    model.roi_heads.box_head.input_shape = L(ShapeSpec)(channels=32, height=7, width=7)
+    model.roi_heads.box_head.fc_dims = [32]
+    model.roi_heads.box_predictor.input_shape = L(ShapeSpec)(channels=32)
+    model.roi_heads.box_predictor.test_score_thresh = 0.0
+    model.roi_heads.mask_head.input_shape = L(ShapeSpec)(channels=32, height=14, width=14)
+    model.roi_heads.mask_head.conv_dims = [32, 32, 32]
+    model.roi_heads.mask_head.conv_norm = mask_norm
+    torch.manual_seed(0)
+    built = instantiate(model).eval()
+    randomise_norms(built)
+    built.roi_heads.box_predictor.cls_score.weight.data.mul_(30)
+    built.proposal_generator.rpn_head.conv.weight.data.mul_(30)
+    return built
+
+
+FEATURES = ["res2", "res3", "res4", "res5"]
+LITE0 = L(TimmBackbone)(name="tf_efficientnet_lite0", out_features=FEATURES)
+FROZEN_LITE0 = L(TimmBackbone)(name="tf_efficientnet_lite0", out_features=FEATURES, norm="FrozenBN")
+RESNET = L(TimmBackbone)(name="resnet18", out_features=FEATURES)
+
+
+@pytest.mark.parametrize(
+    ("options", "batch_norms", "kept"),
+    [
+        ({}, 53, 0),
+        ({"neck_norm": "BN", "mask_norm": "BN"}, 53 + 8 + 2, 0),
+        ({"neck_norm": "GN", "mask_norm": "GN", "bottom_up": LITE0}, 48, 10),
+        ({"mask_norm": "naiveSyncBN_N", "bottom_up": FROZEN_LITE0}, 48 + 2, 0),
+        ({"bottom_up": RESNET}, 20, 0),
+    ],
+    ids=["detectron2", "norms in neck and mask head", "lite0 and group norms", "frozen lite0", "timm resnet"],
+)
+@torch.inference_mode()
+def test_same_detections_with_fewer_layers(options, batch_norms, kept):
+    model = mask_rcnn(**options)
+    assert count(model, BATCH_NORMS) == batch_norms
+    image = torch.randint(0, 256, (3, 96, 128), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    example = {"image": image, "height": 96, "width": 128}
+    (first,) = model.inference([example], do_postprocess=False)
+    model.roi_heads.mask_head.predictor.weight.data.mul_(1.5 / first.pred_masks.logit().std())
+    (expected,) = model.inference([example], do_postprocess=False)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimized = optimize_for_inference(model)
+    assert optimized is model
+    assert count(model, BATCH_NORMS) == 0
+    assert count(model, nn.GroupNorm) == kept
+    (found,) = model.inference([example], do_postprocess=False)
+
+    assert len(found) == len(expected) >= 20
+    # Two detections of nearly equal score may change places.
+    distances = (found.pred_boxes.tensor[None] - expected.pred_boxes.tensor[:, None]).abs().amax(dim=2)
+    distances[found.pred_classes[None] != expected.pred_classes[:, None]] = torch.inf
+    distance, partner = distances.min(dim=1)
+    assert sorted(partner.tolist()) == list(range(len(found)))
+    assert distance.max() < 1e-4 * 128
+    assert (found.scores[partner] - expected.scores).abs().max() < 1e-4
+    assert (found.pred_masks[partner] - expected.pred_masks).abs().max() < 1e-4
+    assert expected.pred_masks.std() > 0.2
+
+
+@torch.no_grad()
+def test_pyramid_equals_itself_and_uses_the_new_convolutions():
+    model = mask_rcnn("BN")
+    backbone = copy.deepcopy(model.backbone)
+    optimize_for_inference(model)
+    x = torch.randn(1, 3, 64, 96)
+    for name, feature in backbone(x).items():
+        change = (model.backbone(x)[name] - feature).abs().max() / feature.abs().max()
+        assert change < 2e-5, name
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not model.training
+    if is_fast():
+        # FPN runs the convolutions of its plain lists.
+        assert all(isinstance(conv, WinogradConv2d) for conv in model.backbone.output_convs)
+        assert isinstance(model.backbone.fpn_output2, WinogradConv2d)
+        assert type(model.roi_heads.mask_head.mask_fcn1) is WinogradConv2d
+
+
+class Normed(Backbone):
+    """A convolution and a batch norm in an arrangement that decides whether they may become one."""
+
+    size_divisibility = 32
+
+    def __init__(self, arrangement, norm=None):
+        super().__init__()
+        self.arrangement = arrangement
+        self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=arrangement == "bias")
+        self.other = nn.Conv2d(8, 8, 3, padding=1)
+        self.norm = norm or nn.BatchNorm2d(8)
+        randomise_norms(self)
+
+    def forward(self, x):
+        y = self.conv(x)
+        z = self.norm(y)
+        if self.arrangement == "conv is read twice":
+            z = z + y
+        if self.arrangement == "conv is read through a view":
+            z = z + y[:, :1]
+        if self.arrangement == "conv is returned":
+            return {"a": y, "b": z}
+        if self.arrangement == "conv runs twice":
+            z = z + self.conv(x.flip(2))
+        if self.arrangement == "norm runs twice":
+            z = self.norm(z)
+        if self.arrangement == "two convolutions":
+            z = self.norm(self.other(z))
+        if self.arrangement == "norm of a sum":
+            z = self.norm(y + 1)
+        if self.arrangement == "random":
+            z = z * torch.rand(1)
+        return {"b": z}
+
+
+class Model(nn.Module):
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+
+class OwnConv(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x).abs()
+
+
+@pytest.mark.parametrize(
+    ("arrangement", "folds"),
+    [
+        ("plain", True),
+        ("bias", True),
+        ("conv is read twice", False),
+        ("conv is read through a view", False),
+        ("conv is returned", False),
+        ("conv runs twice", False),
+        ("norm runs twice", False),
+        ("two convolutions", False),
+        ("norm of a sum", False),
+    ],
+)
+@torch.no_grad()
+def test_norms_fold_only_behind_a_convolution_of_their_own(arrangement, folds):
+    model = Model(Normed(arrangement)).eval()
+    x = torch.randn(2, 3, 32, 64)
+    expected = model.backbone(x)
+    assert fold_batch_norms(model) == folds
+    assert isinstance(model.backbone.norm, nn.Identity if folds else nn.BatchNorm2d)
+    for name, feature in model.backbone(x).items():
+        torch.testing.assert_close(feature, expected[name], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("norm", "folds"),
+    [
+        (nn.BatchNorm2d(8, affine=False), True),
+        (nn.BatchNorm2d(8, eps=0.1), True),
+        (NaiveSyncBatchNorm(8), True),
+        (BatchNormAct2d(8), True),
+        (BatchNormAct2d(8, act_layer=nn.SiLU, drop_layer=nn.Dropout), True),
+        (FrozenBatchNorm2d(8), True),
+        (nn.BatchNorm2d(8, track_running_stats=False), False),
+        (nn.InstanceNorm2d(8, track_running_stats=True), False),
+        (nn.GroupNorm(2, 8), False),
+    ],
+    ids=lambda value: str(value),
+)
+@torch.no_grad()
+def test_kinds_of_norms(norm, folds):
+    model = Model(Normed("plain", copy.deepcopy(norm))).eval()
+    x = torch.randn(2, 3, 32, 64)
+    expected = model.backbone(x)["b"]
+    assert fold_batch_norms(model) == folds
+    torch.testing.assert_close(model.backbone(x)["b"], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_convolutions_with_more_to_them_are_left_alone():
+    backbone = Normed("plain")
+    backbone.conv = OwnConv(3, 8, 3, padding=1)
+    assert fold_batch_norms(Model(backbone).eval()) == 0
+    assert isinstance(backbone.norm, nn.BatchNorm2d)
+
+
+@torch.no_grad()
+def test_folding_that_changes_the_output_is_undone():
+    backbone = Normed("random")
+    weight, norm = backbone.conv.weight, backbone.norm
+    with pytest.warns(UserWarning, match="stay as they are"):
+        assert fold_batch_norms(Model(backbone).eval()) == 0
+    assert backbone.conv.weight is weight
+    assert backbone.conv.bias is None
+    assert backbone.norm is norm
+
+
+@torch.no_grad()
+def test_models_without_a_backbone_or_norms():
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1))
+    x = torch.randn(1, 3, 9, 9)
+    expected = model(x)
+    torch.testing.assert_close(optimize_for_inference(model)(x), expected, atol=1e-5, rtol=1e-4)
+    assert isinstance(model[1], WinogradConv2d) == is_fast()
+    fpn = mask_rcnn().backbone
+    assert isinstance(fpn, FPN)
+    assert fold_batch_norms(fpn) == 53
