@@ -126,13 +126,14 @@ TILES_TARGET void write_tile(const WinogradBlock& block, int64_t row) {
       transform_output(column, 1, &sums[0][j], 6);
     }
     const Vec bias = *reinterpret_cast<const Vec*>(block.bias + k);
+    const Vec zero = {};
     for (int64_t i = 0; i < 4 && i < rows; ++i) {
       Vec result[4];
       transform_output(sums[i], 1, result, 1);
       for (int64_t j = 0; j < 4 && j < columns; ++j) {
         Vec value = result[j] + bias;
         if (block.relu) {
-          value = value < 0.0f ? value - value : value; // NaN stays
+          value = value < zero ? zero : value; // NaN stays
         }
         *reinterpret_cast<Vec*>(output + (i * block.width + j) * block.out_channels + k) = value;
       }

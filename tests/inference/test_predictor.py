@@ -183,6 +183,12 @@ def test_optimized_model_gives_what_the_plain_one_gives(tiny_mask_rcnn, image_fi
     assert fast.pred_masks_rle.to_dense().shape == (len(fast), 48, 60)
 
 
+def test_compile_concerns_the_backbone_alone(tiny_mask_rcnn):
+    predictor = Predictor(tiny_mask_rcnn, compile=True)
+    compiled = [name for name, module in predictor.model.named_modules() if module._compiled_call_impl is not None]
+    assert compiled == ["backbone"]
+
+
 def test_scale_of_an_image(tiny_mask_rcnn):
     predictor = Predictor(tiny_mask_rcnn)  # shortest edge 96, at most 200
     assert predictor.scale_of(48, 60) == pytest.approx(2)

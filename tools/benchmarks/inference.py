@@ -169,7 +169,7 @@ def benchmark_inference(folder: str, size: tuple[int, int], rounds: int) -> None
         print(f"- ours and torchvision: {agreement(ours, ours.pred_masks_rle.to_dense(), expected)}")
         print(f"- Detectron2 and torchvision: {agreement(stock, stock.pred_masks, expected)}")
     print(
-        "\nDetectron2 samples masks at pixel centres; torchvision, and ours by this config, resizes them to whole pixels."
+        "\nDetectron2 samples masks at the centres of pixels; torchvision, and ours here, resizes them to whole pixels."
     )
 
     functions = [lambda f=f: [f(image) for image in images] for f in (sides.ours, sides.torchvision, sides.detectron2)]
