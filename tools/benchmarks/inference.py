@@ -104,10 +104,11 @@ def agreement(found: Instances, masks: Tensor, expected: dict[str, Tensor]) -> s
     paired = len(partner.unique())
     score = (found.scores[partner] - expected["scores"]).abs().max()
     a, b = masks[partner].flatten(1), expected["masks"].flatten(1)  # [N, H * W]
-    iou = ((a & b).sum(1) / (a | b).sum(1).clamp(min=1)).median()
+    union = (a | b).sum(1)
+    iou = torch.where(union > 0, (a & b).sum(1) / union, 1.0)  # [N]
     return (
         f"{paired} of {len(found)} objects paired, boxes to {distance.max():.4f} px, scores to {score:.1e}, "
-        f"median IoU of masks {iou:.4f}"
+        f"median IoU of masks {iou.median():.4f}, lowest {iou.min():.4f}"
     )
 
 
