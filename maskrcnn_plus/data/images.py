@@ -26,7 +26,7 @@ IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION_TAG = 274
-_MINISWHITE, _MINISBLACK, _RGB = 0, 1, 2  # TIFF photometric interpretation
+MINISWHITE, MINISBLACK, RGB = 0, 1, 2  # TIFF photometric interpretation
 _size_limit_lock = threading.Lock()
 
 
@@ -54,8 +54,8 @@ def read_image(path: str, channels: int | None = 3, percentiles: tuple[float, fl
         ValueError: `channels` or `percentiles` is out of range.
     """
     check_arguments(channels, percentiles)
-    with _reading(path) as local_path:
-        pixels, has_alpha = _decode(path, local_path)
+    with reading(path) as local_path:
+        pixels, has_alpha = decode(path, local_path)
     if channels is not None:
         pixels = match_channels(path, pixels, has_alpha, channels)
     return np.ascontiguousarray(rescale(path, pixels, percentiles))
@@ -74,8 +74,8 @@ def read_label_map(path: str) -> np.ndarray:
     Raises:
         ImageReadError: the file is missing, damaged, has colour channels, fractions or negative labels.
     """
-    with _reading(path) as local_path:
-        pixels, _ = _decode(path, local_path, as_labels=True)
+    with reading(path) as local_path:
+        pixels, _ = decode(path, local_path, as_labels=True)
     remedy = "Save label images as single-channel 16-bit PNG or TIFF (0 = background, k = object k)."
     if pixels.shape[2] != 1:
         raise ImageReadError(f"{path}: a label image must have one channel, this file has {pixels.shape[2]}. {remedy}")
@@ -100,12 +100,12 @@ def read_image_size(path: str) -> tuple[int, int]:
     Raises:
         ImageReadError: the file is missing or its header is not that of an image.
     """
-    with _reading(path) as local_path:
-        if _is_tiff(local_path):
+    with reading(path) as local_path:
+        if is_tiff(local_path):
             with tifffile.TiffFile(local_path) as tiff:
-                series = _first_series(path, tiff)
+                series = first_series(path, tiff)
                 width, height = series.sizes.get("width", 0), series.sizes.get("height", 0)
-                orientation = _tiff_orientation(tiff)
+                orientation = tiff_orientation(tiff)
         else:
             with _open_pil(local_path) as image:
                 width, height = image.size
@@ -116,7 +116,7 @@ def read_image_size(path: str) -> tuple[int, int]:
 
 
 @contextmanager
-def _reading(path: str) -> Iterator[str]:
+def reading(path: str) -> Iterator[str]:
     """Yield the local file of `path`; whatever goes wrong inside becomes an ImageReadError that names `path`."""
     try:
         local_path = PathManager.get_local_path(os.fspath(path))
@@ -140,9 +140,9 @@ def _reading(path: str) -> Iterator[str]:
         ) from error
 
 
-def _decode(path: str, local_path: str, as_labels: bool = False) -> tuple[np.ndarray, bool]:
+def decode(path: str, local_path: str, as_labels: bool = False) -> tuple[np.ndarray, bool]:
     """Decode a file to [H, W, C] in its own depth, in upright orientation; the flag says that the last C is alpha."""
-    decoded = _decode_tiff(path, local_path, as_labels) if _is_tiff(local_path) else None
+    decoded = _decode_tiff(path, local_path, as_labels) if is_tiff(local_path) else None
     pixels, has_alpha, orientation = decoded or _decode_pil(local_path, as_labels)
     if pixels.size == 0:
         raise ImageReadError(f"{path}: the image has zero size {pixels.shape}. Remove or replace the file.")
@@ -152,13 +152,13 @@ def _decode(path: str, local_path: str, as_labels: bool = False) -> tuple[np.nda
     return _upright(pixels, orientation), has_alpha
 
 
-def _is_tiff(local_path: str) -> bool:
+def is_tiff(local_path: str) -> bool:
     """Whether the file starts like a TIFF, whatever its name ends with."""
     with open(local_path, "rb") as file:
         return file.read(4) in _TIFF_MAGIC
 
 
-def _first_series(path: str, tiff: tifffile.TiffFile) -> tifffile.TiffPageSeries:
+def first_series(path: str, tiff: tifffile.TiffFile) -> tifffile.TiffPageSeries:
     """Return the first image of a TIFF; a z-stack or a film is refused."""
     if not tiff.series:
         raise ImageReadError(f"{path}: the TIFF holds no image. The file is truncated: copy it again or remove it.")
@@ -169,7 +169,7 @@ def _first_series(path: str, tiff: tifffile.TiffFile) -> tifffile.TiffPageSeries
     return series
 
 
-def _tiff_orientation(tiff: tifffile.TiffFile) -> int:
+def tiff_orientation(tiff: tifffile.TiffFile) -> int:
     """Return the orientation tag of the first page, 1 (upright) where there is none."""
     tag = tiff.pages[0].tags.get(_ORIENTATION_TAG)
     return 1 if tag is None else int(tag.value)
@@ -178,9 +178,9 @@ def _tiff_orientation(tiff: tifffile.TiffFile) -> int:
 def _decode_tiff(path: str, local_path: str, as_labels: bool) -> tuple[np.ndarray, bool, int] | None:
     """Decode a grey, RGB or multi-channel TIFF; None for palette, CMYK and compressions that are left to Pillow."""
     with tifffile.TiffFile(local_path) as tiff:
-        series, page = _first_series(path, tiff), tiff.pages[0]
+        series, page = first_series(path, tiff), tiff.pages[0]
         photometric = page.photometric
-        if photometric not in (_MINISWHITE, _MINISBLACK, _RGB):
+        if photometric not in (MINISWHITE, MINISBLACK, RGB):
             return None
         try:
             pixels = series.asarray()
@@ -193,9 +193,9 @@ def _decode_tiff(path: str, local_path: str, as_labels: bool) -> tuple[np.ndarra
                     "imagecodecs, or save the file without compression."
                 ) from error
             return None
-        orientation = _tiff_orientation(tiff)
-        has_alpha = bool(page.extrasamples) and (photometric == _RGB or page.extrasamples[0] != 0)
-    if photometric == _MINISWHITE and not as_labels and pixels.dtype.kind in "ub":
+        orientation = tiff_orientation(tiff)
+        has_alpha = bool(page.extrasamples) and (photometric == RGB or page.extrasamples[0] != 0)
+    if photometric == MINISWHITE and not as_labels and pixels.dtype.kind in "ub":
         pixels = ~pixels
     kept = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True) if axis in "YX" or size > 1]
     pixels = pixels.reshape([size for _, size in kept])  # [H, W], [H, W, C] or [C, H, W]

@@ -18,14 +18,14 @@ import numpy as np
 import tifffile
 
 from .images import (
-    _MINISBLACK,
-    _MINISWHITE,
-    _RGB,
-    _decode,
-    _first_series,
-    _is_tiff,
-    _reading,
-    _tiff_orientation,
+    MINISBLACK,
+    MINISWHITE,
+    RGB,
+    decode,
+    first_series,
+    is_tiff,
+    reading,
+    tiff_orientation,
 )
 from .pixels import ImageReadError
 
@@ -119,7 +119,7 @@ class TiffWindows(ImageWindows):
         grain_rows, grain_columns = self._grain
         down, across = (-(-side // grain) for side, grain in zip(self.shape[:2], self._grain, strict=True))
         window = np.zeros((height, width, self.shape[2]), dtype=self.dtype)
-        with _reading(self.name):
+        with reading(self.name):
             for number in range(len(self._pages)):
                 for plane in range(self._key.shaped[0]):
                     first = number * self._page_channels + plane
@@ -173,8 +173,8 @@ def open_windows(source: str | os.PathLike | np.ndarray, page: int | None = None
     name = os.fspath(source)
     tiff = None
     try:
-        with _reading(name) as local_path:
-            if _is_tiff(local_path):
+        with reading(name) as local_path:
+            if is_tiff(local_path):
                 tiff = tifffile.TiffFile(local_path)
                 windows = _tiff_windows(name, tiff, page)
             elif page is not None:
@@ -182,7 +182,7 @@ def open_windows(source: str | os.PathLike | np.ndarray, page: int | None = None
             else:
                 windows = None
             if windows is None:
-                windows = ImageWindows(name, *_decode(name, local_path))
+                windows = ImageWindows(name, *decode(name, local_path))
         yield windows
     finally:
         if tiff is not None:
@@ -192,7 +192,7 @@ def open_windows(source: str | os.PathLike | np.ndarray, page: int | None = None
 def _tiff_windows(name: str, tiff: tifffile.TiffFile, number: int | None) -> ImageWindows | None:
     """Windows of a TIFF image; None where it must be decoded as a whole (rotated, palette, JPEG, ...)."""
     if number is None:
-        series, first = _first_series(name, tiff), tiff.pages[0]
+        series, first = first_series(name, tiff), tiff.pages[0]
         pages, axes, shape, offset = list(series.pages), series.axes, series.shape, series.dataoffset
     else:
         if not 0 <= number < len(tiff.pages):
@@ -202,11 +202,11 @@ def _tiff_windows(name: str, tiff: tifffile.TiffFile, number: int | None) -> Ima
         offset = first.dataoffsets[0] if first.is_contiguous else None
     if 0 in shape:
         raise ImageReadError(f"{name}: the image has zero size {shape}. Remove or replace the file.")
-    plain = first.photometric in (_MINISWHITE, _MINISBLACK, _RGB) and _tiff_orientation(tiff) == 1
+    plain = first.photometric in (MINISWHITE, MINISBLACK, RGB) and tiff_orientation(tiff) == 1
     if not plain or first.dtype is None:
         return _refuse_page(name, number)
-    has_alpha = bool(first.extrasamples) and (first.photometric == _RGB or first.extrasamples[0] != 0)
-    inverted = first.photometric == _MINISWHITE and first.dtype.kind in "ub"
+    has_alpha = bool(first.extrasamples) and (first.photometric == RGB or first.extrasamples[0] != 0)
+    inverted = first.photometric == MINISWHITE and first.dtype.kind in "ub"
     if offset is not None and first.bitspersample == 8 * first.dtype.itemsize:
         stored = first.dtype.newbyteorder(tiff.byteorder)
         pixels = np.memmap(tiff.filehandle.path, dtype=stored, mode="r", offset=offset, shape=shape)
