@@ -1,28 +1,34 @@
 """The zoo's configs find what torchvision's own models find, from the image file to the masks.
 
-The weights are random, as none can be downloaded here, but spread like trained ones: batch norms with statistics, and
-heads whose outputs vary from place to place. Logits of the classes that COCO never annotated are low, as training
-makes them.
+The weights are random, as none can be downloaded here, but spread like trained ones, as in the benchmark of inference.
 """
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
 from detectron2.config import instantiate
-from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from PIL import Image
-from torch import nn
 from torchvision.transforms.functional import to_tensor
 
 from maskrcnn_plus.checkpoints import load_weights
 from maskrcnn_plus.config import get_config
 
-IMAGES = Path(__file__).resolve().parents[3] / "shared" / "data" / "coco_tiny" / "images"
-THING_IDS = torch.tensor([category["id"] for category in COCO_CATEGORIES if category["isthing"]])
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES = ROOT.parent / "shared" / "data" / "coco_tiny" / "images"
 # Of the network's input, its proposals and detections: 800, 1333, 1000 and 100 take ten times as long.
 MIN_SIZE, MAX_SIZE, NUM_PROPOSALS, NUM_DETECTIONS = 256, 427, 200, 50
+
+
+@pytest.fixture(scope="module")
+def random_weights():
+    path = ROOT / "tools" / "benchmarks" / "random_weights.py"
+    spec = importlib.util.spec_from_file_location("random_weights_under_test", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +41,7 @@ def images():
 
 @pytest.mark.parametrize("version", ["", "_v2"])
 @torch.inference_mode()
-def test_same_detections(version, images, tmp_path):
+def test_same_detections(version, images, random_weights, tmp_path):
     build = getattr(torchvision.models.detection, f"maskrcnn_resnet50_fpn{version}")
     theirs = build(
         weights=None,
@@ -45,7 +51,7 @@ def test_same_detections(version, images, tmp_path):
         rpn_post_nms_top_n_test=NUM_PROPOSALS,
         box_detections_per_img=NUM_DETECTIONS,
     ).eval()
-    randomise(theirs, read(images[0]), seed=0)
+    random_weights.randomise(theirs, read(images[0]), seed=0)
     torch.save(theirs.state_dict(), tmp_path / "model.pth")
 
     cfg = get_config(f"zoo/torchvision_mask_rcnn_r50_fpn{version}")
@@ -61,7 +67,7 @@ def test_same_detections(version, images, tmp_path):
         (expected,) = theirs([read(path)])
         (found,) = ours([mapper({"file_name": str(path)})])
         assert len(expected["boxes"]) >= 30
-        assert_same(found["instances"], expected, path.name)
+        assert_same(found["instances"], expected, random_weights.THING_IDS, path.name)
 
 
 def read(path):
@@ -69,12 +75,12 @@ def read(path):
         return to_tensor(image.convert("RGB"))
 
 
-def assert_same(found, expected, name):
+def assert_same(found, expected, thing_ids, name):
     """Every detection has its own partner of the same class, box, score and mask."""
     assert found.image_size == tuple(expected["masks"].shape[-2:])
     assert len(found) == len(expected["boxes"]), name
     distances = (found.pred_boxes.tensor[None] - expected["boxes"][:, None]).abs().amax(dim=2)  # [theirs, ours]
-    distances[THING_IDS[found.pred_classes][None] != expected["labels"][:, None]] = torch.inf
+    distances[thing_ids[found.pred_classes][None] != expected["labels"][:, None]] = torch.inf
     distance, partner = distances.min(dim=1)
     assert distance.max() < 0.05, f"{name}: {distance.max()} px"
     assert sorted(partner.tolist()) == list(range(len(found))), name
@@ -85,47 +91,3 @@ def assert_same(found, expected, name):
     iou = torch.where(union > 0, (a & b).sum(1) / union, 1.0)
     assert iou.min() >= 0.999, f"{name}: {iou.min()}"
     assert b.any(1).float().mean() > 0.9  # there is something to compare
-
-
-def randomise(model, image, seed):
-    """Give a torchvision model random weights under which it finds many objects of many classes in the image."""
-    random = torch.Generator().manual_seed(seed)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.BatchNorm2d):
-            # Residual branches add less, so that the features stay of one magnitude.
-            low = 0.1 if name.endswith("bn3") else 0.7
-            module.weight.copy_(low + 0.5 * torch.rand(module.weight.shape, generator=random))
-            module.running_var.copy_(0.5 + torch.rand(module.weight.shape, generator=random))
-            module.running_mean.copy_(0.1 * torch.randn(module.weight.shape, generator=random))
-            module.bias.copy_(0.1 * torch.randn(module.weight.shape, generator=random))
-        elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            inputs = module.in_channels if isinstance(module, nn.ConvTranspose2d) else module.weight[0].numel()
-            module.weight.copy_((2 / inputs) ** 0.5 * torch.randn(module.weight.shape, generator=random))
-            if module.bias is not None:
-                module.bias.copy_(0.1 * torch.randn(module.bias.shape, generator=random))
-
-    def spread(layer, inputs, std, offset=0.0):
-        """Scale and shift each output of the last layer of a head to `std` and about `offset` over the inputs."""
-        outputs = torch.cat([layer(x).transpose(0, 1).flatten(1) for x in inputs], dim=1)
-        scale = std / outputs.std(dim=1)
-        layer.weight.mul_(scale.view(-1, *[1] * (layer.weight.dim() - 1)))
-        noise = 0.3 * torch.randn(scale.shape, generator=random)
-        layer.bias.copy_((layer.bias - outputs.mean(dim=1)) * scale + noise + offset)
-
-    batch, _ = model.transform([image])
-    features = model.backbone(batch.tensors)
-    hidden = [model.rpn.head.conv(feature) for feature in features.values()]
-    spread(model.rpn.head.cls_logits, hidden, std=2.0)
-    spread(model.rpn.head.bbox_pred, hidden, std=0.3)
-
-    heads, (height, width) = model.roi_heads, batch.image_sizes[0]
-    corners = torch.rand(60, 2, 2, generator=random).sort(dim=1).values.flatten(1)
-    boxes = [corners * torch.tensor([width, height, width, height])]
-    hidden = [heads.box_head(heads.box_roi_pool(features, boxes, batch.image_sizes))]
-    spread(heads.box_predictor.cls_score, hidden, std=2.5)
-    spread(heads.box_predictor.bbox_pred, hidden, std=1.0)
-    unused = sorted(set(range(1, 91)) - set(THING_IDS.tolist()))
-    heads.box_predictor.cls_score.bias[unused] -= 10
-    hidden = heads.mask_head(heads.mask_roi_pool(features, boxes, batch.image_sizes))
-    hidden = [heads.mask_predictor.relu(heads.mask_predictor.conv5_mask(hidden))]
-    spread(heads.mask_predictor.mask_fcn_logits, hidden, std=1.5, offset=1.0)
