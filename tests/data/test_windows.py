@@ -39,7 +39,7 @@ def write(path, image, byteorder=None, **layout):
         tiff.write(image, **({"photometric": "rgb" if image.shape[-1] in (3, 4) else "minisblack"} | layout))
 
 
-def check(source, whole, page=None):
+def assert_reads_as(source, whole, page=None):
     height, width = whole.shape[:2]
     with open_windows(source, page) as windows:
         assert windows.shape == whole.shape
@@ -66,7 +66,7 @@ def test_tiff_windows_are_those_of_the_whole(tmp_path, layout, shape, dtype):
     if "photometric" in options and dtype != "float32":
         whole = ~whole
         np.testing.assert_array_equal(whole / np.float32(257 if dtype == "uint16" else 1), read_image(path, channels=1))
-    check(path, whole)
+    assert_reads_as(path, whole)
 
 
 @pytest.mark.parametrize("options", [dict(), dict(tile=(32, 16)), dict(rowsperstrip=7, compression="zlib")])
@@ -76,7 +76,7 @@ def test_channels_in_planes_and_pages(tmp_path, options):
     tifffile.imwrite(planar, image, photometric="minisblack", planarconfig="separate", **options)
     tifffile.imwrite(paged, image, photometric="minisblack", metadata={"axes": "CYX"}, ome=True, **options)
     for path in (planar, paged):
-        check(path, np.moveaxis(image, 0, 2))
+        assert_reads_as(path, np.moveaxis(image, 0, 2))
         np.testing.assert_array_equal(np.moveaxis(image, 0, 2) / np.float32(257), read_image(path, channels=None))
 
 
@@ -86,7 +86,7 @@ def test_a_page_of_a_stack(tmp_path):
         path = str(tmp_path / "stack.tif")
         tifffile.imwrite(path, stack, photometric="minisblack", metadata={"axes": "ZYX"}, **options)
         for page in (0, 3):
-            check(path, stack[page][:, :, None], page)
+            assert_reads_as(path, stack[page][:, :, None], page)
         with pytest.raises(ImageReadError, match=r"stack\.tif.*stack"), open_windows(path):
             pass
         with pytest.raises(ImageReadError, match=r"stack\.tif: there is no page 4"), open_windows(path, 4):
@@ -99,7 +99,7 @@ def test_png_and_arrays(tmp_path, shape, dtype):
     path = str(tmp_path / "image.png")
     cv2.imwrite(path, image[:, :, ::-1] if image.ndim == 3 else image)
     whole = image if image.ndim == 3 else image[:, :, None]
-    check(image, whole)
+    assert_reads_as(image, whole)
     with open_windows(path) as windows:
         np.testing.assert_array_equal(windows.read(3, 4, 20, 30), whole[4:34, 3:23])
         with pytest.raises(ImageReadError, match="only a TIFF has pages"), open_windows(path, 1):
@@ -110,10 +110,10 @@ def test_what_tifffile_cannot_enter_is_read_whole(tmp_path):
     image = pixels(RGB, "uint8")
     for name, options in {"jpeg.tif": dict(compression="jpeg"), "lzw.tif": dict(compression="tiff_lzw")}.items():
         Image.fromarray(image).save(tmp_path / name, **options)
-        check(str(tmp_path / name), read_image(str(tmp_path / name)))
+        assert_reads_as(str(tmp_path / name), read_image(str(tmp_path / name)))
     rotated = str(tmp_path / "rotated.tif")
     tifffile.imwrite(rotated, image, photometric="rgb", extratags=[(274, 3, 1, 6, True)])
-    check(rotated, np.rot90(image, -1))
+    assert_reads_as(rotated, np.rot90(image, -1))
 
 
 def test_alpha_is_told(tmp_path):

@@ -18,7 +18,7 @@ def covers(ring, x, y):
     return sum(x0 == x1 and x0 > x and min(y0, y1) < y < max(y0, y1) for (x0, y0), (x1, y1) in pieces) % 2 == 1
 
 
-def check(mask):
+def assert_outlined(mask):
     polygons = [[ring.tolist() for ring in polygon] for polygon in mask_polygons(mask)]
     assert len(polygons) == cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)[0] - 1
     painted = np.zeros(mask.shape, dtype=int)
@@ -41,7 +41,7 @@ def check(mask):
 @pytest.mark.parametrize("seed", range(60))
 def test_random_masks(seed):
     rng = np.random.default_rng(seed)
-    check(rng.random(rng.integers(1, 8, 2)) < rng.uniform(0.2, 0.95))
+    assert_outlined(rng.random(rng.integers(1, 8, 2)) < rng.uniform(0.2, 0.95))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_random_masks(seed):
     ],
 )
 def test_awkward_masks(rows):
-    check(np.array([[pixel == "#" for pixel in row] for row in rows]))
+    assert_outlined(np.array([[pixel == "#" for pixel in row] for row in rows]))
 
 
 def test_a_pixel_is_a_square_with_its_corners_in_order():
