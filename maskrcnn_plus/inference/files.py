@@ -230,8 +230,7 @@ class _Run:
             instances = predict_tiled(self.predictor, source, tile_size=self.tile_size)
         else:
             instances = self.predictor.predict(source)
-            limit = getattr(getattr(self.predictor.model, "roi_heads", None), "box_predictor", None)
-            limit = getattr(limit, "test_topk_per_image", None)
+            limit = self.predictor.max_objects
             if limit is not None and len(instances) >= limit:
                 _say(
                     f"{image.path}: {len(instances)} objects, the most that the model gives, so that more may be "

@@ -94,6 +94,12 @@ class Predictor:
         """A name a class: `dataset.thing_classes`, or "class 0", "class 1", ... where the config has none."""
         return self._class_names
 
+    @property
+    def max_objects(self) -> int | None:
+        """Most objects that the model gives an image; None where it does not say."""
+        box_predictor = getattr(getattr(self.model, "roi_heads", None), "box_predictor", None)
+        return getattr(box_predictor, "test_topk_per_image", None)
+
     def predict(
         self,
         images: AnyImage | Sequence[AnyImage],

@@ -161,7 +161,7 @@ def _predict_windows(
     tiling = plan_tiling(predictor, tile_size, overlap, scale)
     predictor = _at_scale(predictor, tiling.scale, *(min(side, tiling.tile_size) for side in (height, width)))
     limits = _intensity_range(predictor, windows)
-    limit = _detection_limit(predictor.model)
+    limit = predictor.max_objects
     lowest: list[float] = []  # score in each tile with as many objects as the model gives at most
     tiles = []
     corners = product(tile_starts(height, tiling), tile_starts(width, tiling))
@@ -230,9 +230,3 @@ def _largest_anchor(model: torch.nn.Module) -> float | None:
     generator = getattr(getattr(model, "proposal_generator", None), "anchor_generator", None)
     anchors = [level for level in getattr(generator, "cell_anchors", []) if len(level)]
     return max((float(Boxes(level).area().max()) ** 0.5 for level in anchors), default=None)
-
-
-def _detection_limit(model: torch.nn.Module) -> int | None:
-    """Most objects that the model gives an image; None where it does not say."""
-    predictor = getattr(getattr(model, "roi_heads", None), "box_predictor", None)
-    return getattr(predictor, "test_topk_per_image", None)

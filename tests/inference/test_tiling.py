@@ -24,8 +24,8 @@ class LabelPredictor:
 
     def __init__(self, limit=None):
         self.mapper = SimpleNamespace(channels=1, augmentations=None)
-        heads = SimpleNamespace(box_predictor=SimpleNamespace(test_topk_per_image=limit))
-        self.model = SimpleNamespace(roi_heads=heads)
+        self.model = SimpleNamespace()
+        self.max_objects = limit
         self.seen = []
 
     def scale_of(self, height, width):
@@ -165,6 +165,10 @@ def real():
     return Predictor(config)
 
 
+def test_the_predictor_knows_its_limit_of_objects(real):
+    assert real.max_objects == 20
+
+
 def test_one_tile_gives_what_the_predictor_gives(real, tmp_path):
     image = np.random.default_rng(0).integers(100, 5000, (70, 90), dtype=np.uint16)
     path = str(tmp_path / "image.tif")
@@ -184,7 +188,11 @@ def test_tiles_see_the_grey_values_of_the_whole_image(real):
     image[:75] += 1000
     seen = []
     predictor = SimpleNamespace(
-        mapper=real.mapper, model=real.model, scale_of=real.scale_of, intensity_range=real.intensity_range
+        mapper=real.mapper,
+        model=real.model,
+        max_objects=real.max_objects,
+        scale_of=real.scale_of,
+        intensity_range=real.intensity_range,
     )
 
     def predict(tile, *, intensity_range=None):
