@@ -1,0 +1,65 @@
+"""Ground-truth masks whose crops say how much of each cell is covered, instead of 0 or 1.
+
+Shorthand: R masks, M mask side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.structures import BitMasks, PolygonMasks
+from torch import Tensor
+from torch.nn import functional as F
+
+from maskrcnn_plus.masks.label_masks import LabelMapMasks
+
+_SUBSAMPLES = 4  # a cell and axis
+
+
+class SoftMasks:
+    """Masks of another type with soft crops.
+
+    Detectron2's mask loss takes targets in [0, 1]: its cross-entropy as they are, its accuracy above 0.5.
+
+    Attributes:
+        masks: the R masks behind it.
+    """
+
+    def __init__(self, masks: LabelMapMasks | BitMasks | PolygonMasks) -> None:
+        """Keep a reference to the masks, of any type with `crop_and_resize`, indexing, `to`, `device` and a length."""
+        self.masks = masks
+
+    def __len__(self) -> int:
+        """Return the number of masks R."""
+        return len(self.masks)
+
+    def __getitem__(self, item: int | slice | Tensor) -> SoftMasks:
+        """Select as the masks behind it do."""
+        return SoftMasks(self.masks[item])
+
+    def __repr__(self) -> str:
+        """Tell the masks behind it."""
+        return f"SoftMasks({self.masks!r})"
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the masks."""
+        return self.masks.device
+
+    def to(self, *args: Any, **kwargs: Any) -> SoftMasks:
+        """Move to a device; takes the arguments of `torch.Tensor.to`."""
+        return SoftMasks(self.masks.to(*args, **kwargs))
+
+    def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
+        """Cut mask i by box i: the mean of a crop of four times the side.
+
+        Args:
+            boxes: [R, 4] xyxy in absolute pixels.
+            mask_size: side M of the result.
+
+        Returns:
+            float32 [R, M, M] in [0, 1].
+        """
+        crops = self.masks.crop_and_resize(boxes, mask_size * _SUBSAMPLES).float()  # [R, 4 M, 4 M]
+        return F.avg_pool2d(crops[:, None], _SUBSAMPLES)[:, 0]
