@@ -8,6 +8,7 @@ Shorthand: N images, L levels, A anchors a place, [N, H_l * W_l * A] predictions
 from __future__ import annotations
 
 import torch
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
@@ -41,34 +42,91 @@ class BatchedRPN(RPN):
         Raises:
             FloatingPointError: in training, where a prediction is not finite.
         """
-        limit = self.pre_nms_topk[self.training]
-        boxes, scores, levels = [], [], []
-        for level, predictions in enumerate(zip(anchors, pred_objectness_logits, pred_anchor_deltas, strict=True)):
-            anchors_l, logits_l, deltas_l = predictions
-            logits_l, order = logits_l.sort(descending=True, dim=1)
-            logits_l, order = logits_l[:, :limit], order[:, :limit]
-            deltas_l = deltas_l.gather(1, order[..., None].expand(-1, -1, 4))  # [N, topk, 4]
-            boxes_l = self.box2box_transform.apply_deltas(
-                deltas_l.flatten(0, 1), anchors_l.tensor[order].flatten(0, 1)
-            )  # [N * topk, 4]
-            boxes.append(boxes_l.view(*order.shape, 4))  # [N, topk, 4]
-            scores.append(logits_l)
-            levels.append(torch.full_like(order, level))
-        boxes, scores, levels = torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels, 1)  # [N, K, ...]
+        boxes, scores = [], []
+        for anchors_l, logits_l, deltas_l in zip(anchors, pred_objectness_logits, pred_anchor_deltas, strict=True):
+            boxes_l, scores_l = decode_best(
+                self.box2box_transform, anchors_l.tensor[None], logits_l, deltas_l, self.pre_nms_topk[self.training]
+            )
+            boxes.append(boxes_l)
+            scores.append(scores_l)
+        return choose_proposals(
+            boxes,
+            scores,
+            image_sizes,
+            nms_thresh=self.nms_thresh,
+            post_nms_topk=self.post_nms_topk[self.training],
+            min_box_size=self.min_box_size,
+            training=self.training,
+        )
 
-        usable = torch.isfinite(boxes).all(dim=2) & torch.isfinite(scores)
-        if self.training and not usable.all():
-            raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. Training has diverged.")
-        bounds = boxes.new_tensor([[w, h, w, h] for h, w in image_sizes])  # [N, 4]
-        boxes = torch.minimum(boxes.clamp(min=0), bounds[:, None])
-        sides = boxes[..., 2:] - boxes[..., :2]
-        usable &= (sides > self.min_box_size).all(dim=2)
 
-        images, places = usable.nonzero(as_tuple=True)
-        boxes, scores, levels = boxes[images, places], scores[images, places], levels[images, places]
-        keep = batched_nms(boxes, scores, images * len(anchors) + levels, self.nms_thresh)
-        results = []
-        for image, size in enumerate(image_sizes):
-            chosen = keep[images[keep] == image][: self.post_nms_topk[self.training]]
-            results.append(Instances(size, proposal_boxes=Boxes(boxes[chosen]), objectness_logits=scores[chosen]))
-        return results
+def decode_best(
+    transform: Box2BoxTransform, anchors: Tensor, logits: Tensor, deltas: Tensor, limit: int
+) -> tuple[Tensor, Tensor]:
+    """Boxes of the best anchors of one level.
+
+    Args:
+        transform: what `deltas` mean.
+        anchors: [1 or N, P, 4] xyxy, for all images or each its own.
+        logits: [N, P].
+        deltas: [N, P, 4].
+        limit: the number of anchors of an image that stay.
+
+    Returns:
+        Boxes [N, k, 4] and their logits [N, k], the best first, where k is P or `limit`.
+    """
+    logits, order = logits.sort(descending=True, dim=1)
+    logits, places = logits[:, :limit], order[:, :limit, None].expand(-1, -1, 4)  # [N, k], [N, k, 4]
+    anchors = anchors.expand(len(deltas), -1, -1).gather(1, places)
+    boxes = transform.apply_deltas(deltas.gather(1, places).flatten(0, 1), anchors.flatten(0, 1))  # [N * k, 4]
+    return boxes.view(anchors.shape), logits  # [N, k, 4]
+
+
+def choose_proposals(
+    boxes: list[Tensor],
+    logits: list[Tensor],
+    image_sizes: list[tuple[int, int]],
+    *,
+    nms_thresh: float,
+    post_nms_topk: int,
+    min_box_size: float,
+    training: bool,
+) -> list[Instances]:
+    """Clip boxes to their images, drop the small and suppress the doubles of each level.
+
+    Args:
+        boxes: L tensors [N, k_l, 4] xyxy in pixels.
+        logits: L tensors [N, k_l].
+        image_sizes: (height, width) in pixels of each image.
+        nms_thresh: a box goes whose IoU with a better one of its image and level is above it.
+        post_nms_topk: the number of proposals of an image.
+        min_box_size: a box goes that has a side of this many pixels or less.
+        training: whether boxes and logits that are not finite are an error; they are dropped else.
+
+    Returns:
+        N Instances with `proposal_boxes` and `objectness_logits`, the best first.
+
+    Raises:
+        FloatingPointError: in training, where a prediction is not finite.
+    """
+    levels = torch.cat(
+        [torch.full_like(logits_l, index, dtype=torch.int64) for index, logits_l in enumerate(logits)], 1
+    )
+    num_levels, boxes, scores = len(boxes), torch.cat(boxes, 1), torch.cat(logits, 1)  # [N, K, ...]
+
+    usable = torch.isfinite(boxes).all(dim=2) & torch.isfinite(scores)
+    if training and not usable.all():
+        raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. Training has diverged.")
+    bounds = boxes.new_tensor([[w, h, w, h] for h, w in image_sizes])  # [N, 4]
+    boxes = torch.minimum(boxes.clamp(min=0), bounds[:, None])
+    sides = boxes[..., 2:] - boxes[..., :2]
+    usable &= (sides > min_box_size).all(dim=2)
+
+    images, places = usable.nonzero(as_tuple=True)
+    boxes, scores, levels = boxes[images, places], scores[images, places], levels[images, places]
+    keep = batched_nms(boxes, scores, images * num_levels + levels, nms_thresh)
+    results = []
+    for image, size in enumerate(image_sizes):
+        chosen = keep[images[keep] == image][:post_nms_topk]
+        results.append(Instances(size, proposal_boxes=Boxes(boxes[chosen]), objectness_logits=scores[chosen]))
+    return results
