@@ -2,5 +2,6 @@
 
 from .coco import COCOMaskEvaluator
 from .matching import MatchingEvaluator
+from .proposals import ProposalRecallEvaluator
 
-__all__ = ["COCOMaskEvaluator", "MatchingEvaluator"]
+__all__ = ["COCOMaskEvaluator", "MatchingEvaluator", "ProposalRecallEvaluator"]

@@ -1,0 +1,197 @@
+"""Average recall of box proposals: which part of the objects some proposal covers well, whatever their class.
+
+Source: Hosang et al., "What makes for effective detection proposals?" (2016), Sec. 4, with COCO's IoU thresholds and
+area ranges (cocodataset.org, "Detection Evaluation"). Proposals and objects are matched one to one, the best covered
+object first, as Detectron2 does. Unlike there, the objects of an image without proposals count as missed.
+
+Shape shorthand: D proposals and G objects of an image, T IoU thresholds (0.5, 0.55, ..., 0.95), R area ranges (all,
+small, medium, large), L limits of proposals an image.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as coco_mask
+import torch
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import BoxMode
+from detectron2.utils.logger import create_small_table
+
+from .coco import IOU_THRESHOLDS
+from .ground_truth import ground_truth_rles, image_name, load_ground_truth
+from .predictions import gather_images
+
+# Least and largest area in pixels, both included, by the suffix of a figure's name.
+AREA_RANGES = {"": (0, np.inf), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, np.inf)}
+
+
+class ProposalRecallEvaluator(DatasetEvaluator):
+    """Detectron2 evaluator of the average recall (AR) of proposals, from `ProposalNetwork` or `proposals_of`."""
+
+    def __init__(self, dataset_name: str, limits: Sequence[int] = (100, 300, 1000)) -> None:
+        """Read the list of images.
+
+        Args:
+            dataset_name: a name in Detectron2's DatasetCatalog.
+            limits: L numbers of best proposals of an image that count. A model that gives fewer is judged by those: its
+                proposal generator's `post_nms_topk` must reach the largest limit for AR at that limit.
+
+        Raises:
+            ValueError: limits that are not different numbers from 1 on, or a data set without images or with ambiguous
+                image ids.
+        """
+        self._limits = tuple(limits)
+        if not self._limits or min(self._limits) < 1 or len(set(self._limits)) < len(self._limits):
+            raise ValueError(f"limits must be different numbers from 1 on, as (100, 1000), not {self._limits}.")
+        self._dataset_name = dataset_name
+        self._ground_truth = load_ground_truth(dataset_name)
+        self._counts: dict[Any, tuple[np.ndarray, np.ndarray]] = {}  # image id -> found [R, L, T], objects [R]
+
+    def reset(self) -> None:
+        """Forget all proposals."""
+        self._counts = {}
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Match the proposals of a batch at once; only the counts are kept.
+
+        Args:
+            inputs: dicts with "image_id".
+            outputs: dicts with "proposals": `proposal_boxes` (xyxy in pixels of the original image) and
+                `objectness_logits` [D], in any order.
+
+        Raises:
+            ValueError: naming the image, where it is not of the data set or its proposals or ground truth are bad.
+        """
+        for entry, output in zip(inputs, outputs, strict=True):
+            truth = self._ground_truth.get(entry["image_id"])
+            if truth is None:
+                raise ValueError(f"{image_name(entry)} is not in the data set {self._dataset_name!r} under evaluation.")
+            boxes, areas = _objects_of(truth)
+            ious = _pairwise_iou(_proposals_of(output, truth), boxes)
+            self._counts[entry["image_id"]] = count_found(ious, areas, self._limits)
+
+    def evaluate(self) -> OrderedDict:
+        """Summarise over all images and processes.
+
+        Returns:
+            {"box_proposals": {"AR@100", "ARs@100", "ARm@100", "ARl@100", and so for each limit}} in percent on the main
+            process, {} on the others; the names are Detectron2's. s, m and l are objects of up to 32 x 32 pixels, up to
+            96 x 96 and from there on. NaN stands for a figure without ground truth.
+
+        Raises:
+            ValueError: images of the data set never got proposals.
+        """
+        counts = gather_images(self._counts, self._ground_truth)
+        if counts is None:
+            return OrderedDict()
+        found = np.sum([found for found, _ in counts.values()], axis=0)  # [images, R, L, T] -> [R, L, T]
+        objects = np.sum([objects for _, objects in counts.values()], axis=0)  # [images, R] -> [R]
+        figures = {}
+        for column, limit in enumerate(self._limits):
+            for row, suffix in enumerate(AREA_RANGES):
+                recall = found[row, column].mean() / objects[row] if objects[row] else np.nan
+                figures[f"AR{suffix}@{limit}"] = float(100 * recall)
+        logging.getLogger(__name__).info(
+            "Average recall of proposals on %s (%d images, %d objects):\n%s",
+            self._dataset_name,
+            len(counts),
+            objects[0],
+            create_small_table(figures),
+        )
+        return OrderedDict(box_proposals=figures)
+
+
+def count_found(ious: np.ndarray, areas: np.ndarray, limits: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Count the objects of one image that its proposals cover.
+
+    Args:
+        ious: [D, G], the best proposal first.
+        areas: [G] in pixels.
+        limits: L numbers of best proposals that count.
+
+    Returns:
+        Found objects [R, L, T] and all objects [R], int64.
+    """
+    found = np.zeros((len(AREA_RANGES), len(limits), len(IOU_THRESHOLDS)), dtype=np.int64)
+    objects = np.zeros(len(AREA_RANGES), dtype=np.int64)
+    for row, (least, largest) in enumerate(AREA_RANGES.values()):
+        in_range = (areas >= least) & (areas <= largest)
+        objects[row] = np.count_nonzero(in_range)
+        for column, limit in enumerate(limits):
+            covered = coverage(ious[:limit, in_range], IOU_THRESHOLDS[0])
+            found[row, column] = np.count_nonzero(covered[:, None] >= IOU_THRESHOLDS, axis=0)
+    return found, objects
+
+
+def coverage(ious: np.ndarray, least: float) -> np.ndarray:
+    """IoU of each object with the proposal that it gets when the pair with the highest IoU is taken again and again.
+
+    Args:
+        ious: [D, G].
+        least: pairs below this IoU are not taken.
+
+    Returns:
+        [G], 0 for an object without a proposal.
+    """
+    proposals, objects = np.nonzero(ious >= least)
+    values = ious[proposals, objects]
+    covered = np.zeros(ious.shape[1])
+    used = np.zeros(ious.shape[0], dtype=bool)
+    # Of equal pairs that of the first object, then of the better proposal, comes first.
+    for pair in np.lexsort((proposals, objects, -values)):
+        if not used[proposals[pair]] and not covered[objects[pair]]:
+            used[proposals[pair]] = True
+            covered[objects[pair]] = values[pair]
+    return covered
+
+
+def _pairwise_iou(proposals: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """IoU [D, G] of boxes [D, 4] and [G, 4], all xyxy."""
+    if not len(proposals) or not len(objects):
+        return np.zeros((len(proposals), len(objects)))
+    as_xywh = [np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]) for boxes in (proposals, objects)]
+    return coco_mask.iou(*as_xywh, [0] * len(objects))
+
+
+def _proposals_of(output: dict[str, Any], dataset_dict: dict[str, Any]) -> np.ndarray:
+    """Boxes [D, 4] xyxy of the proposals of one image, the best first."""
+    proposals = output.get("proposals")
+    if proposals is None or not (proposals.has("proposal_boxes") and proposals.has("objectness_logits")):
+        raise ValueError(
+            f"{image_name(dataset_dict)}: the model gave no proposals with proposal_boxes and objectness_logits; "
+            "maskrcnn_plus.inference.proposals.proposals_of gives those of a whole Mask R-CNN."
+        )
+    size = (dataset_dict["height"], dataset_dict["width"])
+    if tuple(proposals.image_size) != size:
+        raise ValueError(
+            f"{image_name(dataset_dict)}: proposals are of an image of {tuple(proposals.image_size)} pixels (height, "
+            f"width), the data set says {size}: the model must scale its boxes to the original image."
+        )
+    boxes, scores = proposals.proposal_boxes.tensor.detach().cpu(), proposals.objectness_logits.detach().cpu()
+    if not (boxes.isfinite().all() and scores.isfinite().all()):
+        raise ValueError(f"{image_name(dataset_dict)}: a proposal is NaN or infinite; has the model diverged?")
+    return boxes[torch.argsort(scores, descending=True, stable=True)].double().numpy()
+
+
+def _objects_of(dataset_dict: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes [G, 4] xyxy and areas [G] of the objects of one image without its crowd regions.
+
+    The areas are those of the masks, or of the boxes in an image where an object has no mask.
+    """
+    annotations = [each for each in dataset_dict.get("annotations", []) if not each.get("iscrowd", 0)]
+    boxes = np.zeros((len(annotations), 4))
+    for index, annotation in enumerate(annotations):
+        try:
+            boxes[index] = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
+        except (KeyError, TypeError, ValueError, AssertionError) as error:
+            raise ValueError(f"{image_name(dataset_dict)}: an object has no box of 4 numbers: {annotation}.") from error
+    if not np.isfinite(boxes).all():
+        raise ValueError(f"{image_name(dataset_dict)}: the box of an object is NaN or infinite.")
+    if all("label_id" in each or "segmentation" in each for each in annotations):
+        rles = ground_truth_rles({**dataset_dict, "annotations": annotations})
+        return boxes, np.array([coco_mask.area(rle) for rle in rles], dtype=np.float64)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return boxes, sides[:, 0] * sides[:, 1]
