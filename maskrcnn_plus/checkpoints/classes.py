@@ -15,7 +15,7 @@ from torch import Tensor
 
 _HEAD = re.compile(
     r"(?:.*\.)?(?:box_predictor\.(?:\d+\.)?(?P<cls>cls_score)|box_predictor\.(?:\d+\.)?(?P<box>bbox_pred)"
-    r"|mask_head\.(?P<mask>predictor))\.(?:weight|bias)"
+    r"|mask_head\.(?:mask_head\.|mask_iou_head\.)?(?P<mask>predictor|boundary_predictor|fc_mask_iou))\.(?:weight|bias)"
 )
 
 

@@ -1,0 +1,19 @@
+"""Mask heads: RoI features -> mask logits and their quality."""
+
+from maskrcnn_plus.mask_heads.boundary import BoundaryMaskHead
+from maskrcnn_plus.mask_heads.mask_iou import MaskIoUHead, MaskScoringHead, mask_iou_loss
+from maskrcnn_plus.mask_heads.mask_iou_targets import areas_in_boxes, mask_iou_targets
+from maskrcnn_plus.mask_heads.point_rend import PointRendHead
+from maskrcnn_plus.mask_heads.targets import boundary_targets, mask_targets
+
+__all__ = [
+    "BoundaryMaskHead",
+    "MaskIoUHead",
+    "MaskScoringHead",
+    "PointRendHead",
+    "areas_in_boxes",
+    "boundary_targets",
+    "mask_iou_loss",
+    "mask_iou_targets",
+    "mask_targets",
+]
