@@ -13,6 +13,7 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.roi_heads import RoIHeads
 
 from maskrcnn_plus.roi import FastRCNNOutput
+from maskrcnn_plus.roi.soft_nms import soft_nms
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 SIZE = (90, 120)
@@ -96,7 +97,9 @@ def test_class_agnostic_boxes():
     assert {0, 1} <= set(result.pred_classes.tolist())
 
 
-@pytest.mark.parametrize("arguments", [{}, {"num_unused_classes": 2}, {"min_box_size": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [{}, {"num_unused_classes": 2}, {"min_box_size": 1.0}, {"soft_nms_method": "linear"}], ids=str
+)
 def test_no_images_and_images_without_boxes(arguments):
     layers = predictor(**arguments)
     empty = layers(torch.zeros(0, 8))
@@ -165,4 +168,65 @@ def test_of_a_yacs_config():
 @pytest.mark.parametrize("arguments", [{"num_unused_classes": -1}, {"min_box_size": -1e-3}], ids=str)
 def test_negative_numbers_are_refused(arguments):
     with pytest.raises(ValueError, match="must not be negative"):
+        predictor(**arguments)
+
+
+@pytest.mark.parametrize("method", ["linear", "gaussian"])
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_soft_nms_class_by_class(method, agnostic):
+    layers = predictor(soft_nms_method=method, soft_nms_sigma=0.3, cls_agnostic_bbox_reg=agnostic, test_nms_thresh=0.1)
+    boxes, logits, deltas = predictions(150, 5, 1 if agnostic else 4)
+    instances = [Instances(SIZE, proposal_boxes=Boxes(boxes))]
+    (result,), (indices,) = layers.inference((logits, deltas), instances)
+    probs = layers.predict_probs((logits, deltas), instances)[0]
+    decoded = layers.predict_boxes((logits, deltas), instances)[0].view(150, -1, 4)
+    decoded[..., 0::2].clamp_(0, SIZE[1])
+    decoded[..., 1::2].clamp_(0, SIZE[0])
+    expected = []
+    for number in range(4):
+        above = (probs[:, number] > 0.05).nonzero()[:, 0]
+        kept, scores = soft_nms(
+            decoded[above, 0 if agnostic else number],
+            probs[above, number],
+            method=method,
+            iou_threshold=0.1,
+            sigma=0.3,
+            score_threshold=0.05,
+        )
+        expected += [(score, number, row) for score, row in zip(scores.tolist(), above[kept].tolist(), strict=True)]
+    expected = sorted(expected, reverse=True)[:50]
+    found = list(zip(result.scores.tolist(), result.pred_classes.tolist(), indices.tolist(), strict=True))
+    assert len(found) == len(expected) == 50
+    assert [each[1:] for each in found] == [each[1:] for each in expected]
+    assert [each[0] for each in found] == pytest.approx([each[0] for each in expected])
+    assert (result.scores < probs[indices, result.pred_classes] - 1e-3).any()
+    chosen = decoded[indices, torch.zeros_like(indices) if agnostic else result.pred_classes]
+    assert torch.equal(result.pred_boxes.tensor, chosen)
+
+
+def test_soft_nms_that_drops_every_overlap_is_nms():
+    boxes, logits, deltas = predictions(200, 5, 4)
+    logits[:, :4] *= 3
+    instances = [Instances(SIZE, proposal_boxes=Boxes(boxes))]
+    found = []
+    for arguments in ({}, {"soft_nms_method": "linear"}, {"soft_nms_method": "gaussian", "soft_nms_sigma": 1e-12}):
+        layers = predictor(min_box_size=1.0, **arguments)
+        layers.test_score_thresh = 0.6  # half of 1 is below it
+        layers.test_nms_thresh = 0.0 if "soft_nms_sigma" in arguments else 0.5
+        found.append(layers.inference((logits, deltas), instances))
+    (hard,), (hard_indices,) = found[0]
+    (linear,), (linear_indices,) = found[1]
+    assert torch.equal(linear_indices, hard_indices)
+    assert torch.equal(linear.scores, hard.scores)
+    assert torch.equal(linear.pred_boxes.tensor, hard.pred_boxes.tensor)
+    layers = predictor(min_box_size=1.0)
+    layers.test_score_thresh, layers.test_nms_thresh = 0.6, 0.0
+    (none,), (none_indices,) = layers.inference((logits, deltas), instances)
+    assert torch.equal(found[2][1][0], none_indices)
+    assert 5 < len(none) < len(hard)
+
+
+@pytest.mark.parametrize("arguments", [{"soft_nms_method": "hard"}, {"soft_nms_sigma": 0.0}], ids=str)
+def test_wrong_soft_nms_is_refused(arguments):
+    with pytest.raises(ValueError, match="linear, gaussian"):
         predictor(**arguments)
