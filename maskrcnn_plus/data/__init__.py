@@ -3,6 +3,7 @@
 from maskrcnn_plus.data.augmentation import RandomIntensity, RandomRotate90, RandomScaleCrop, ScaleImage
 from maskrcnn_plus.data.check import checked_dataset
 from maskrcnn_plus.data.coco import register_coco
+from maskrcnn_plus.data.copy_paste import CopyPasteMapper
 from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.data.registration import register_label_maps
 from maskrcnn_plus.data.resize import InterpolateShortestEdge
@@ -11,6 +12,7 @@ from maskrcnn_plus.data.stream import TrainingStream
 from maskrcnn_plus.data.synthetic import register_synthetic_cells
 
 __all__ = [
+    "CopyPasteMapper",
     "InstanceMapper",
     "InterpolateShortestEdge",
     "MMCVResize",
