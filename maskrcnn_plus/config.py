@@ -74,7 +74,9 @@ def add_config(cfg: CfgNode) -> None:
     """Adds this package's keys to a yacs config, in place; call it before merging a file that sets them.
 
     `MODEL.TIMM` configures `TimmBackbone` (MODEL.BACKBONE.NAME), together with Detectron2's MODEL.BACKBONE.FREEZE_AT;
-    `MODEL.VIT` configures `PlainViT`, also below `SimpleFeaturePyramid`. Their arguments are explained there.
+    `MODEL.VIT` configures `PlainViT`, also below `SimpleFeaturePyramid`; `MODEL.CASCADE_RPN`, `MODEL.IOU_AWARE_RPN`,
+    `MODEL.BOUNDARY_MASK_HEAD` and `MODEL.MASK_SCORING` the parts of those names; further keys of `MODEL.ROI_HEADS` are
+    of `DenseROIHeads`. Their arguments are explained there.
     """
     cfg.MODEL.TIMM = CfgNode()
     cfg.MODEL.TIMM.NAME = "resnet50"
@@ -103,6 +105,61 @@ def add_config(cfg: CfgNode) -> None:
     cfg.MODEL.VIT.ACTIVATION_CHECKPOINTING = False
     # further arguments of timm.create_model by their own names
     cfg.MODEL.VIT.OPTIONS = CfgNode(new_allowed=True)
+
+    # the rest is MODEL.RPN's
+    cfg.MODEL.CASCADE_RPN = CfgNode()
+    # side of an anchor in strides
+    cfg.MODEL.CASCADE_RPN.ANCHOR_SCALE = 8.0
+    cfg.MODEL.CASCADE_RPN.INITIAL_BBOX_REG_WEIGHTS = (10.0, 10.0, 2.0, 2.0)
+    cfg.MODEL.CASCADE_RPN.BBOX_REG_WEIGHTS = (20.0, 20.0, 10.0, 10.0)
+    cfg.MODEL.CASCADE_RPN.CENTER_RATIO = 0.2
+    cfg.MODEL.CASCADE_RPN.IGNORE_RATIO = 0.5
+    cfg.MODEL.CASCADE_RPN.MIN_POSITIVE_IOU = 0.3
+    # "iou" or "giou"
+    cfg.MODEL.CASCADE_RPN.BBOX_REG_LOSS_TYPE = "iou"
+    cfg.MODEL.CASCADE_RPN.INITIAL_BBOX_REG_LOSS_WEIGHT = 7.0
+    cfg.MODEL.CASCADE_RPN.CLS_LOSS_WEIGHT = 0.7
+    cfg.MODEL.CASCADE_RPN.BBOX_REG_LOSS_WEIGHT = 7.0
+
+    cfg.MODEL.IOU_AWARE_RPN = CfgNode()
+    # "iou" or "centerness"
+    cfg.MODEL.IOU_AWARE_RPN.QUALITY = "iou"
+    # what ranks the proposals: "product", "quality" or "objectness"
+    cfg.MODEL.IOU_AWARE_RPN.SCORE = "product"
+    cfg.MODEL.IOU_AWARE_RPN.LOSS_TYPE = "bce"
+    cfg.MODEL.IOU_AWARE_RPN.SMOOTH_L1_BETA = 0.0
+    cfg.MODEL.IOU_AWARE_RPN.IOU_THRESHOLD = 0.3
+    cfg.MODEL.IOU_AWARE_RPN.BATCH_SIZE_PER_IMAGE = 256
+    # multiplied by MODEL.RPN.LOSS_WEIGHT
+    cfg.MODEL.IOU_AWARE_RPN.LOSS_WEIGHT = 1.0
+
+    # 0: masks are learned from all positive RoIs
+    cfg.MODEL.ROI_HEADS.MASK_BATCH_SIZE_PER_IMAGE = 0
+    cfg.MODEL.ROI_HEADS.SOFT_MASK_TARGETS = False
+    # "", "linear" or "gaussian"
+    cfg.MODEL.ROI_HEADS.SOFT_NMS_METHOD = ""
+    cfg.MODEL.ROI_HEADS.SOFT_NMS_SIGMA = 0.5
+
+    # the rest is MODEL.ROI_MASK_HEAD's
+    cfg.MODEL.BOUNDARY_MASK_HEAD = CfgNode()
+    cfg.MODEL.BOUNDARY_MASK_HEAD.NUM_CONV = 2
+    cfg.MODEL.BOUNDARY_MASK_HEAD.STRIDE = 1
+    cfg.MODEL.BOUNDARY_MASK_HEAD.NUM_UPSAMPLES = 1
+    cfg.MODEL.BOUNDARY_MASK_HEAD.MASK_LOSS_WEIGHT = 1.0
+    cfg.MODEL.BOUNDARY_MASK_HEAD.BOUNDARY_LOSS_WEIGHT = 1.0
+    cfg.MODEL.BOUNDARY_MASK_HEAD.DICE_WEIGHT = 1.0
+
+    cfg.MODEL.MASK_SCORING = CfgNode()
+    # the mask head that is scored
+    cfg.MODEL.MASK_SCORING.MASK_HEAD = "MaskRCNNConvUpsampleHead"
+    cfg.MODEL.MASK_SCORING.NUM_CONV = 4
+    cfg.MODEL.MASK_SCORING.CONV_DIM = 256
+    cfg.MODEL.MASK_SCORING.NUM_FC = 2
+    cfg.MODEL.MASK_SCORING.FC_DIM = 1024
+    cfg.MODEL.MASK_SCORING.NORM = ""
+    cfg.MODEL.MASK_SCORING.LOSS_WEIGHT = 1.0
+    cfg.MODEL.MASK_SCORING.MIN_IOU = 0.0
+    cfg.MODEL.MASK_SCORING.RESCORE = True
 
 
 def _config_folder() -> Path:
