@@ -29,15 +29,19 @@ def extension_options() -> dict:
     if os.environ.get("MASKRCNN_PLUS_NO_EXT", "0") not in ("", "0"):
         return {}
     try:
+        from torch.backends import openmp
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError:
         print(NO_TORCH, file=sys.stderr)
         return {}
     sources = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.cpp"))
     headers = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.h"))
-    extension = CppExtension(
-        "maskrcnn_plus._C", sources, depends=headers, extra_compile_args={"cxx": ["-O3", "-fvisibility=hidden"]}
-    )
+    options = ["-O3", "-fvisibility=hidden"]
+    if openmp.is_available():
+        # Without it parallel_for runs on one thread. The library is not linked: that of PyTorch is loaded already, and
+        # a second one would have threads of its own.
+        options.append("-fopenmp")
+    extension = CppExtension("maskrcnn_plus._C", sources, depends=headers, extra_compile_args={"cxx": options})
     return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
 
 

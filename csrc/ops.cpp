@@ -11,6 +11,7 @@
 
 TORCH_LIBRARY(maskrcnn_plus, m) {
   m.def("cpu_capability() -> str", maskrcnn_plus::cpu_capability);
+  m.def("parallel_threads() -> int", maskrcnn_plus::parallel_threads);
 
   // features: L maps [N, C, H_l, W_l]; rois: [K, 5] (batch index, x0, y0, x1, y1); levels: [K] map of each box, None for
   // the only one; spatial_scales: of the maps; sampling_ratio: samples a bin and axis, 0 = one a pixel; channels_last:

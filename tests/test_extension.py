@@ -23,6 +23,18 @@ def test_cpu_capability_is_what_the_processor_has():
     assert (capability == "DEFAULT") == ("avx2" not in flags)
 
 
+@pytest.mark.skipif(not extension.is_available(), reason=extension.why_missing())
+@pytest.mark.skipif(not torch.backends.openmp.is_available(), reason="PyTorch without OpenMP")
+def test_operators_run_on_as_many_threads_as_pytorch():
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert torch.ops.maskrcnn_plus.parallel_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_missing_library_is_explained_and_warned_of_once(monkeypatch, tmp_path):
     monkeypatch.setattr(extension, "__file__", str(tmp_path / "extension.py"))
     reason = extension._load()

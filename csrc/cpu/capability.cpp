@@ -1,6 +1,10 @@
 #include "capability.h"
 
+#include <ATen/Parallel.h>
+
+#include <algorithm>
 #include <cstdlib>
+#include <vector>
 
 namespace maskrcnn_plus {
 
@@ -19,6 +23,12 @@ std::string cpu_capability() {
   }
 #endif
   return "DEFAULT";
+}
+
+int64_t parallel_threads() {
+  std::vector<char> worked(at::get_num_threads(), 0);
+  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) { worked[at::get_thread_num()] = 1; });
+  return std::count(worked.begin(), worked.end(), 1);
 }
 
 } // namespace maskrcnn_plus

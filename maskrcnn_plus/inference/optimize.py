@@ -1,7 +1,7 @@
 """A trained model made faster for prediction, with the same results.
 
-Batch norms become part of the convolutions before them. On CPUs 3 x 3 convolutions run by Winograd's method, the others
-with the sums and ReLUs after them, and the mask head computes only the masks that are wanted.
+Batch norms become part of the convolutions before them. On CPUs 3 x 3 convolutions run by Winograd's method, and
+the mask head computes only the masks that are wanted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskrcnn_plus.backbones.freezing import FrozenBatchNormAct2d
-from maskrcnn_plus.inference.fused import FusedBottleneck, FusedConv2d
 from maskrcnn_plus.inference.mask_head import SelectiveMaskHead
 from maskrcnn_plus.inference.winograd import WinogradConv2d
 
@@ -47,8 +46,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     heads = getattr(model, "roi_heads", None)
     if SelectiveMaskHead.takes(getattr(heads, "mask_head", None)):
         heads.mask_head = SelectiveMaskHead(heads.mask_head)
-    for kind in (FusedBottleneck, WinogradConv2d, FusedConv2d):  # the last takes what the others leave
-        _replace(model, {module: kind(module) for module in model.modules() if kind.takes(module)})
+    _replace(model, {conv: WinogradConv2d(conv) for conv in model.modules() if WinogradConv2d.takes(conv)})
     return model
 
 

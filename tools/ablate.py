@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Compare configs that each change one thing of a base config, after equal training time, over several seeds.
+
+Examples:
+    python tools/ablate.py --base nuclei/mask_rcnn_lite0_fpn --variants nuclei/variants --seeds 0 1 2 --minutes 5 \\
+        --table docs/ablations.md dataset.root=datasets/nuclei
+    python tools/ablate.py --base nuclei/mask_rcnn_lite0_fpn --variants nuclei/variants/groie my_variant.py \\
+        --seeds 0 --minutes 5 --output output/mine dataset.root=datasets/nuclei
+    python tools/ablate.py ... --only-table --table docs/ablations.md
+
+First the training iteration of all variants is timed in turn in one process; each variant then trains for as many
+iterations as take the given minutes at its own speed. The trainings run one at a time, all variants with the first
+seed, then with the next, so that the table of an ablation that was stopped is complete up to a seed. At last the
+trained models predict images in turn. Below --output:
+    settings.json            what all runs share; variants and seeds may be added later
+    speed.json               seconds of an iteration, milliseconds of an image, parameters
+    VARIANT/seed_N/          console.txt, metrics.json, the weights, and result.json or failed.json
+
+The same command continues an ablation that was stopped or killed: finished runs are kept, a half one goes on from its
+last checkpoint, failed ones are tried again. A failed run is recorded, and the others go on.
+
+Exit code: 0 all finished, 1 some failed, 2 nothing could be started or written, 130 interrupted (Ctrl-C).
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ablation.plan import Plan, alone, check_settings, make_plan
+from ablation.runs import Evaluate, Train, evaluate_run, run_all, train_net, trained_weights
+from ablation.speed import measure_inference, measure_training
+from ablation.table import read_document, write_table
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", required=True, help="a LazyConfig file, or the name of a shipped config")
+    parser.add_argument("--variants", nargs="+", default=[], help="the same, or a folder of shipped configs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    parser.add_argument("--minutes", type=float, default=5, help="of training, a run (default: 5)")
+    parser.add_argument("--output", default="output/ablation", help="folder (default: %(default)s)")
+    parser.add_argument("--table", type=Path, metavar="FILE.md", help="document to put the table into")
+    parser.add_argument("--only-table", action="store_true", help="write the table of what is there")
+    parser.add_argument("--rounds", type=int, default=7, help="runs of each that are timed (default: 7)")
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to all configs; at the end")
+    args = parser.parse_intermixed_args(argv)
+    if args.only_table and not args.table:
+        parser.error("--only-table needs --table FILE.md")
+    if args.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    return args
+
+
+def main(argv: Sequence[str] | None = None, train: Train = train_net, evaluate: Evaluate = evaluate_run) -> int:
+    args = parse_arguments(argv)
+    try:
+        plan = make_plan(args.base, args.variants, args.seeds, args.minutes, args.output, args.opts)
+        if args.only_table:
+            if not (plan.output / "settings.json").exists():
+                raise ValueError(f"{plan.output} holds no ablation.")
+            check_settings(plan)
+            write_table(plan, args.table)
+            return 0
+        check_settings(plan)
+        with alone(plan.output) as lock:
+            failed = run(plan, args.rounds, args.table, lock, train, evaluate)
+    except (ValueError, KeyError, OSError) as error:
+        print(f"ablate: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ablate: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    if failed:
+        print(f"ablate: failed: {'; '.join(failed)}. The same command tries again.", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def run(plan: Plan, rounds: int, table: Path | None, lock: int, train: Train, evaluate: Evaluate) -> list[str]:
+    """Measure, train, measure; the table is written at the end, also of an interrupted ablation.
+
+    Returns:
+        What failed.
+    """
+    if table:
+        read_document(table)  # a document without markers is refused now, not after hours
+    try:
+        failed = run_all(plan, measure_training(plan, rounds), lock, train, evaluate)
+        failed += measure_inference(plan, trained_weights(plan), rounds)
+    finally:
+        if table:
+            write_table(plan, table)
+    return failed
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job scheduler's stop ends cleanly as Ctrl-C does
+    sys.exit(main())
