@@ -7,7 +7,7 @@ from detectron2.data import DatasetMapper, build_detection_test_loader, build_de
 from maskrcnn_plus.data.check import checked_dataset
 from maskrcnn_plus.data.coco import register_coco
 from maskrcnn_plus.data.stream import TrainingStream
-from maskrcnn_plus.evaluation import COCOMaskEvaluator
+from maskrcnn_plus.evaluation import COCOMaskEvaluator, ProposalRecallEvaluator
 
 dataset = dict(
     root="datasets/coco",
@@ -64,4 +64,5 @@ dataloader = dict(
     evaluator=L(COCOMaskEvaluator)(
         dataset_name="${dataloader.test.dataset.names}", max_detections="${dataset.max_objects}"
     ),
+    proposal_evaluator=L(ProposalRecallEvaluator)(dataset_name="${dataloader.test.dataset.names}"),
 )

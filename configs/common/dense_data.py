@@ -9,7 +9,7 @@ from maskrcnn_plus.data.augmentation import RandomIntensity, RandomRotate90, Ran
 from maskrcnn_plus.data.check import checked_dataset
 from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.data.stream import TrainingStream
-from maskrcnn_plus.evaluation import COCOMaskEvaluator, MatchingEvaluator
+from maskrcnn_plus.evaluation import COCOMaskEvaluator, MatchingEvaluator, ProposalRecallEvaluator
 
 dataloader = dict(
     train=L(build_detection_train_loader)(
@@ -46,4 +46,5 @@ dataloader = dict(
         L(MatchingEvaluator)(dataset_name="${dataloader.test.dataset.names}"),
         L(COCOMaskEvaluator)(dataset_name="${dataloader.test.dataset.names}", max_detections="${dataset.max_objects}"),
     ],
+    proposal_evaluator=L(ProposalRecallEvaluator)(dataset_name="${dataloader.test.dataset.names}"),
 )

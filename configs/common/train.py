@@ -15,6 +15,7 @@ train = dict(
     checkpointer=dict(period=200, max_to_keep=2),
     best=dict(metric="", mode="max"),  # the metric that chooses model_best.pth; "" keeps none
     eval_period=0,  # 0 evaluates after the last iteration only
+    eval_proposals=False,  # evaluations also tell the recall of proposals, `dataloader.proposal_evaluator`
     log_period=20,
     cudnn_benchmark=False,
 )

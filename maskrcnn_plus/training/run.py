@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import glob
 import json
 import logging
@@ -15,7 +16,7 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup, hooks
 from detectron2.engine.defaults import create_ddp_model
-from detectron2.evaluation import DatasetEvaluators, inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluators, inference_context, inference_on_dataset, print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
@@ -28,6 +29,7 @@ from maskrcnn_plus.atomic import TEMPORARY, write_atomically
 from maskrcnn_plus.checkpoints import Checkpointer, load_weights
 from maskrcnn_plus.config import skip_pretrained
 from maskrcnn_plus.device import usable_device
+from maskrcnn_plus.inference.proposals import proposals_of
 from maskrcnn_plus.training.hooks import (
     BestWeights,
     PeriodicCheckpoint,
@@ -104,7 +106,7 @@ class _Interruptible:
 
 
 def evaluate(cfg: DictConfig, model: nn.Module, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """Run the config's test loader through the model and its evaluators.
+    """Run the config's test loader through the model and its evaluators, and through its proposal generator if wanted.
 
     Returns:
         Nested results, {"segm": {"AP": ...}, ...}; empty on all but the main process.
@@ -114,6 +116,12 @@ def evaluate(cfg: DictConfig, model: nn.Module, check: Callable[[], None] = lamb
     if not hasattr(evaluators, "process"):  # a list of them
         evaluators = DatasetEvaluators(list(evaluators))
     results = inference_on_dataset(model, loader, evaluators) or {}
+    if OmegaConf.select(cfg, "train.eval_proposals"):
+        with inference_context(model):
+            generator = functools.partial(proposals_of, model)
+            results.update(
+                inference_on_dataset(generator, loader, instantiate(cfg.dataloader.proposal_evaluator)) or {}
+            )
     if results:
         print_csv_format(results)
     return results

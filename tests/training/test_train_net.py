@@ -136,10 +136,14 @@ def test_a_signal_saves_and_ends(tmp_path, number):
 
 def test_evaluation_alone_repeats_the_final_result(uninterrupted, tmp_path):
     whole, _ = uninterrupted
-    text = _finish(_start(tmp_path, "--eval-only", f"train.init_checkpoint={whole}/model_final.pth"))
+    options = [f"train.init_checkpoint={whole}/model_final.pth", "train.eval_proposals=true"]
+    text = _finish(_start(tmp_path, "--eval-only", *options))
     last = [json.loads(line) for line in (whole / "metrics.json").read_text().splitlines()][-1]
     figures = text.rsplit("copypaste: Task: segm", 1)[1].splitlines()[2].split("copypaste: ")[1].split(",")
     assert float(figures[1]) == pytest.approx(last["segm/AP50"], abs=1e-4)
+    names, recall = text.rsplit("copypaste: Task: box_proposals", 1)[1].splitlines()[1:3]
+    recall = dict(zip(names.split("copypaste: ")[1].split(","), recall.split("copypaste: ")[1].split(","), strict=True))
+    assert 0 < float(recall["AR@100"]) == float(recall["AR@1000"]) < 100  # the model gives 20
     missing = _finish(_start(tmp_path, "--eval-only", "train.init_checkpoint=nowhere.pth"), returncode=1)
     assert "nowhere.pth does not exist" in missing
     assert "Traceback" not in missing
