@@ -15,13 +15,12 @@ Shorthand: R boxes of all images, L levels, N images, C channels, P x Q bins.
 from __future__ import annotations
 
 import fvcore.nn.weight_init as weight_init
-import torch
 from detectron2.layers import Conv2d
-from detectron2.modeling.poolers import convert_boxes_to_pooler_format
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskrcnn_plus.roi.pooler import pair_of_bins, rois_of
 from maskrcnn_plus.roi.roi_align import roi_align
 
 
@@ -60,9 +59,6 @@ class GenericRoIExtractor(nn.Module):
             ValueError: an argument is out of range.
         """
         super().__init__()
-        size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
-        if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
-            raise ValueError(f"output_size must be a positive number or a pair of them, got {output_size!r}.")
         if len(scales) == 0 or min(scales) <= 0:
             raise ValueError(f"scales must be positive, one a map, got {tuple(scales)}.")
         if pooler_type not in ("ROIAlign", "ROIAlignV2"):
@@ -75,7 +71,7 @@ class GenericRoIExtractor(nn.Module):
             raise ValueError(f"pre_kernel must be odd, or 0 for no convolution, got {pre_kernel}.")
         if post_kernel % 2 == 0 or post_kernel < 0:
             raise ValueError(f"post_kernel must be odd, got {post_kernel}.")
-        self.output_size = size
+        self.output_size = pair_of_bins(output_size)
         self.scales = tuple(float(scale) for scale in scales)
         self.sampling_ratio = sampling_ratio
         self.aligned = pooler_type == "ROIAlignV2"
@@ -102,14 +98,7 @@ class GenericRoIExtractor(nn.Module):
         Raises:
             ValueError: the numbers of maps or images do not fit, or a box is not finite.
         """
-        if len(x) != len(self.scales):
-            raise ValueError(f"GenericRoIExtractor: {len(x)} maps for {len(self.scales)} scales.")
-        if len(box_lists) != x[0].shape[0]:
-            raise ValueError(f"GenericRoIExtractor: boxes of {len(box_lists)} images, maps of {x[0].shape[0]}.")
-        if len(box_lists) == 0:
-            return x[0].new_zeros(0, x[0].shape[1], *self.output_size)
-        rois = convert_boxes_to_pooler_format(box_lists)  # [R, 5]
-        return self.extract(x, rois.to(torch.promote_types(x[0].dtype, torch.float32)))
+        return self.extract(x, rois_of(x, box_lists, len(self.scales)))
 
     def extract(self, x: list[Tensor], rois: Tensor) -> Tensor:
         """The same for boxes of all images in one tensor.

@@ -42,9 +42,6 @@ class PyramidROIAlign(nn.Module):
             ValueError: an argument is out of range.
         """
         super().__init__()
-        size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
-        if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
-            raise ValueError(f"output_size must be a positive number or a pair of them, got {output_size!r}.")
         if pooler_type not in ("ROIAlign", "ROIAlignV2"):
             raise ValueError(
                 f"pooler_type {pooler_type!r}: PyramidROIAlign knows ROIAlign and ROIAlignV2; for others take "
@@ -58,7 +55,7 @@ class PyramidROIAlign(nn.Module):
             raise ValueError(f"scales must fall by halves, got {tuple(scales)}.")
         if canonical_box_size <= 0:
             raise ValueError(f"canonical_box_size must be positive, got {canonical_box_size}.")
-        self.output_size = size
+        self.output_size = pair_of_bins(output_size)
         self.scales = tuple(float(scale) for scale in scales)
         self.sampling_ratio = sampling_ratio
         self.aligned = pooler_type == "ROIAlignV2"
@@ -82,24 +79,44 @@ class PyramidROIAlign(nn.Module):
         Raises:
             ValueError: the numbers of maps or images do not fit, or a box is not finite.
         """
-        if len(x) != len(self.scales):
-            raise ValueError(f"PyramidROIAlign: {len(x)} maps for {len(self.scales)} scales.")
-        if len(box_lists) != x[0].shape[0]:
-            raise ValueError(f"PyramidROIAlign: boxes of {len(box_lists)} images, maps of {x[0].shape[0]}.")
-        if len(box_lists) == 0:
-            return x[0].new_zeros(0, x[0].shape[1], *self.output_size)
-        rois = convert_boxes_to_pooler_format(box_lists)  # [K, 5]
+        rois = rois_of(x, box_lists, len(self.scales))
         levels = None
-        if len(x) > 1:
+        if len(x) > 1 and box_lists:
             levels = assign_boxes_to_levels(
                 box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
             )
         return roi_align_pyramid(
             x,
-            rois.to(torch.promote_types(x[0].dtype, torch.float32)),
+            rois,
             levels,
             self.output_size,
             self.scales,
             self.sampling_ratio,
             self.aligned,
         )
+
+
+def pair_of_bins(output_size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) in bins.
+
+    Raises:
+        ValueError: it is neither a positive number nor two of them.
+    """
+    size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise ValueError(f"output_size must be a positive number or a pair of them, got {output_size!r}.")
+    return size
+
+
+def rois_of(x: list[Tensor], box_lists: list[Boxes], num_scales: int) -> Tensor:
+    """The boxes of all images as [K, 5], each (image index, x0, y0, x1, y1), at least in float32.
+
+    Raises:
+        ValueError: the numbers of maps and scales, or of images, do not fit.
+    """
+    if len(x) != num_scales:
+        raise ValueError(f"RoI features: {len(x)} maps for {num_scales} scales.")
+    if len(box_lists) != x[0].shape[0]:
+        raise ValueError(f"RoI features: boxes of {len(box_lists)} images, maps of {x[0].shape[0]}.")
+    kind = torch.promote_types(x[0].dtype, torch.float32)
+    return convert_boxes_to_pooler_format(box_lists).to(kind) if box_lists else x[0].new_zeros(0, 5, dtype=kind)

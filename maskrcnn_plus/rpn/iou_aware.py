@@ -23,7 +23,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskrcnn_plus.rpn.batched import choose_proposals, decode_best
+from maskrcnn_plus.rpn.batched import BatchedRPN
 
 
 @RPN_HEAD_REGISTRY.register()
@@ -181,27 +181,7 @@ class IoUAwareRPN(RPN):
                 scores = [geometric_mean_logits(*pair) for pair in zip(objectness, quality, strict=True)]
         return self.predict_proposals(anchors, scores, deltas, images.image_sizes), losses
 
-    @torch.no_grad()
-    def predict_proposals(
-        self,
-        anchors: list[Boxes],
-        pred_objectness_logits: list[Tensor],
-        pred_anchor_deltas: list[Tensor],
-        image_sizes: list[tuple[int, int]],
-    ) -> list[Instances]:
-        """Decode and choose the proposals of each image, as `BatchedRPN.predict_proposals`."""
-        limit = self.pre_nms_topk[self.training]
-        predictions = zip(anchors, pred_objectness_logits, pred_anchor_deltas, strict=True)
-        levels = [decode_best(self.box2box_transform, a.tensor[None], s, d, limit) for a, s, d in predictions]
-        return choose_proposals(
-            [boxes for boxes, _ in levels],
-            [scores for _, scores in levels],
-            image_sizes,
-            nms_thresh=self.nms_thresh,
-            post_nms_topk=self.post_nms_topk[self.training],
-            min_box_size=self.min_box_size,
-            training=self.training,
-        )
+    predict_proposals = BatchedRPN.predict_proposals
 
     @torch.no_grad()
     def sample_quality(
