@@ -19,7 +19,6 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import instantiate
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from maskrcnn_plus.config import get_config, skip_pretrained
 from maskrcnn_plus.overrides import apply_overrides
@@ -110,16 +109,6 @@ for line in sys.stdin:
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _data_sets_are_forgotten():
-    """The demo's names are taken by sets of another size here."""
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from maskrcnn_plus.overrides import apply_overrides
 
@@ -22,16 +21,6 @@ cfg = get_config("demo/mask_rcnn_lite0_fpn")
 dataloader, dataset, lr_multiplier = cfg.dataloader, cfg.dataset, cfg.lr_multiplier
 model, optimizer, train = cfg.model, cfg.optimizer, cfg.train
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _data_sets_are_forgotten():
-    """The demo's names are taken by sets of another size here."""
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
 
 
 @pytest.fixture(scope="module")
