@@ -17,7 +17,8 @@ trained models predict images in turn. Below --output:
     VARIANT/seed_N/          console.txt, metrics.json, the weights, and result.json or failed.json
 
 The same command continues an ablation that was stopped or killed: finished runs are kept, a half one goes on from its
-last checkpoint, failed ones are tried again. A failed run is recorded, and the others go on.
+last checkpoint, failed ones are tried again. A failed run is recorded, and the others go on. Beside a table FILE.md is
+FILE.json with the figures of all runs, from which the command goes on where --output is lost or on another machine.
 
 Exit code: 0 all finished, 1 some failed, 2 nothing could be started or written, 130 interrupted (Ctrl-C).
 """
@@ -30,7 +31,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ablation.plan import Plan, alone, check_settings, make_plan
+from ablation.plan import Plan, alone, keep_settings, make_plan
+from ablation.record import record_path, restore_record, write_record
 from ablation.runs import Evaluate, Train, evaluate_run, run_all, train_net, trained_weights
 from ablation.speed import measure_inference, measure_training
 from ablation.table import read_document, write_table
@@ -59,13 +61,12 @@ def main(argv: Sequence[str] | None = None, train: Train = train_net, evaluate: 
     args = parse_arguments(argv)
     try:
         plan = make_plan(args.base, args.variants, args.seeds, args.minutes, args.output, args.opts)
+        if args.only_table and not (plan.output / "settings.json").exists():
+            raise ValueError(f"{plan.output} holds no ablation.")
+        keep_settings(plan)
         if args.only_table:
-            if not (plan.output / "settings.json").exists():
-                raise ValueError(f"{plan.output} holds no ablation.")
-            check_settings(plan)
-            write_table(plan, args.table)
+            write_document(plan, args.table)
             return 0
-        check_settings(plan)
         with alone(plan.output) as lock:
             failed = run(plan, args.rounds, args.table, lock, train, evaluate)
     except (ValueError, KeyError, OSError) as error:
@@ -87,13 +88,20 @@ def run(plan: Plan, rounds: int, table: Path | None, lock: int, train: Train, ev
     """
     if table:
         read_document(table)  # a document without markers is refused now, not after hours
+        restore_record(plan, record_path(table))
     try:
         failed = run_all(plan, measure_training(plan, rounds), lock, train, evaluate)
         failed += measure_inference(plan, trained_weights(plan), rounds)
     finally:
         if table:
-            write_table(plan, table)
+            write_document(plan, table)
     return failed
+
+
+def write_document(plan: Plan, table: Path) -> None:
+    """The table, and what it shows as a record beside it."""
+    write_table(plan, table)
+    write_record(plan, record_path(table))
 
 
 if __name__ == "__main__":

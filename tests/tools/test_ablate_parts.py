@@ -28,7 +28,8 @@ def tool():
     """The parts of the tool, as it sees them itself."""
     sys.path.insert(0, str(ROOT / "tools"))
     try:
-        modules = {name: importlib.import_module(f"ablation.{name}") for name in ("plan", "runs", "speed", "table")}
+        names = ("plan", "record", "runs", "speed", "table")
+        modules = {name: importlib.import_module(f"ablation.{name}") for name in names}
         yield {"ablate": importlib.import_module("ablate"), **modules}
     finally:
         sys.path.remove(str(ROOT / "tools"))
@@ -44,10 +45,10 @@ def plan(tool, tmp_path):
 
 def test_other_settings_are_refused_and_variants_may_be_added(tool, plan, tmp_path):
     parts = tool["plan"]
-    parts.check_settings(plan)
+    parts.keep_settings(plan)
     (tmp_path / "d.py").write_text(CONFIG)
     more = [*list(plan.variants.values())[1:], str(tmp_path / "d.py")]
-    parts.check_settings(
+    parts.keep_settings(
         parts.make_plan(plan.variants["a"], more, [0, 1, 5], 2.0, tmp_path / "out", ["dataset.num_val=2"])
     )
     for base, minutes, overrides, message in (
@@ -57,7 +58,7 @@ def test_other_settings_are_refused_and_variants_may_be_added(tool, plan, tmp_pa
     ):
         other = parts.make_plan(plan.variants[base], [], [0], minutes, tmp_path / "out", overrides)
         with pytest.raises(ValueError, match=message):
-            parts.check_settings(other)
+            parts.keep_settings(other)
 
 
 @pytest.mark.parametrize(
@@ -174,3 +175,82 @@ def test_later_variants_are_measured_beside_the_base(tool, plan, monkeypatch):
     assert entries["c"]["quartiles"] == pytest.approx([0.1975, 0.225])
     assert speed.measure_training(plan, 3)["training"] == entries
     assert calls == [2, 2]
+
+
+def test_later_models_predict_beside_the_base(tool, plan, monkeypatch):
+    """As above: c takes 1.5 times the base's time. Of b the weights are gone, not its figure."""
+    speed, calls = tool["speed"], []
+
+    def times(functions, rounds):
+        calls.append(len(functions))
+        return [[10, 10, 10], [40, 40, 40]] if len(calls) == 1 else [[20, 20, 20], [30, 30, 30]]
+
+    monkeypatch.setattr(speed, "spread_images", lambda cfg: ["x.png", "y.png"])
+    monkeypatch.setattr(speed, "Predictor", lambda *_, **__: None)
+    monkeypatch.setattr(speed, "prediction_of", lambda *_: lambda: None)
+    monkeypatch.setattr(speed, "time_in_turn", times)
+    plan.output.mkdir()
+    assert speed.measure_inference(plan, {"a": "a.pth", "b": "b.pth"}, 3) == []
+    assert speed.measure_inference(plan, {"a": "a.pth", "c": "c.pth"}, 3) == []
+    entries = speed.read_speed(plan)["inference"]
+    assert {name: entry["ms"] for name, entry in entries.items()} == pytest.approx({"a": 5, "b": 20, "c": 7.5})
+    assert speed.measure_inference(plan, {"a": "a.pth", "b": "b.pth"}, 3) == []
+    assert calls == [2, 2]
+
+
+def test_an_ablation_goes_on_from_the_record_beside_its_table(tool, plan, tmp_path):
+    record, table = tool["record"], tmp_path / "doc.md"
+    speed = {"machine": "m", "training": {name: {"seconds": 0.5, "parameters": 1} for name in "abc"}}
+    speed |= {"inference": {"a": {"ms": 3.0}}, "failed": {}}
+    keys = ("AP50", "AP75", "AP90", "mAP", "AR@300")
+    for name, seed in (("a", 0), ("a", 1), ("b", 0)):
+        plan.folder(name, seed).mkdir(parents=True)
+        (plan.folder(name, seed) / "result.json").write_text(json.dumps(dict.fromkeys(keys, 0.1 * seed)))
+    (plan.output / "speed.json").write_text(json.dumps(speed))
+    tool["ablate"].write_document(plan, table)
+
+    make = tool["plan"].make_plan
+    paths = list(plan.variants.values())
+    elsewhere = make(paths[0], paths[1:2], [0, 1, 2], 2.0, tmp_path / "elsewhere", plan.overrides)
+    elsewhere.folder("a", 1).mkdir(parents=True)
+    (elsewhere.folder("a", 1) / "result.json").write_text(json.dumps(dict.fromkeys(keys, 0.9)))
+    record.restore_record(elsewhere, record.record_path(table))
+    results = {name: record.read_results(elsewhere, name) for name in elsewhere.variants}
+    assert {name: {seed: run["mAP"] for seed, run in runs.items()} for name, runs in results.items()} == {
+        "a": {0: 0.0, 1: 0.9},  # its own stays
+        "b": {0: 0.0},
+    }
+    restored = tool["speed"].read_speed(elsewhere)
+    assert (sorted(restored["training"]), restored["inference"], restored["machine"]) == (
+        ["a", "b"],
+        {"a": {"ms": 3.0}},
+        "m",
+    )
+    trained = []
+
+    def train(config, overrides, log, lock):
+        trained.append(log.parent.relative_to(elsewhere.output).as_posix())
+        return 0
+
+    tool["runs"].run_all(elsewhere, restored, 0, train, lambda *_: dict.fromkeys(keys, 0.5))
+    assert trained == ["b/seed_1", "a/seed_2", "b/seed_2"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            '{"settings": {"base": "other", "minutes": 2.0, "overrides": []}, "speed": {}, "results": {}}',
+            "base 'other'",
+        ),
+        ('{"settings": {}}', "no record of an ablation"),
+        ("{", "no record of an ablation"),
+    ],
+)
+def test_a_record_of_something_else_is_refused(tool, plan, tmp_path, content, message):
+    path = tmp_path / "doc.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        tool["record"].restore_record(plan, path)
+    assert path.read_text() == content
+    assert not plan.output.exists()

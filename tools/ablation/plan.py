@@ -125,24 +125,38 @@ def evaluator_key(cfg: DictConfig) -> str:
     raise ValueError(f"{key} has no MatchingEvaluator, whose figures an ablation compares.")
 
 
-def check_settings(plan: Plan) -> None:
-    """Write what all runs share to `settings.json`, or compare it with that of an ablation that is there already.
+def settings_of(plan: Plan) -> dict[str, object]:
+    """What all runs share."""
+    return {"base": plan.variants[plan.base], "minutes": plan.minutes, "overrides": list(plan.overrides)}
 
-    Variants and seeds may be added to an ablation.
+
+def check_settings(plan: Plan, found: dict[str, object], where: str) -> None:
+    """Compare what all runs share with that of an ablation that is there already; variants and seeds may be added.
 
     Raises:
-        ValueError: the folder holds an ablation of another base config, time or overrides.
+        ValueError: `where` holds an ablation of another base config, time or overrides.
+    """
+    changes = [
+        f"{key} {found.get(key)!r}, now {value!r}"
+        for key, value in settings_of(plan).items()
+        if found.get(key) != value
+    ]
+    if changes:
+        raise ValueError(f"{where} holds an ablation with {'; '.join(changes)}. Choose another.")
+
+
+def keep_settings(plan: Plan) -> None:
+    """Write what all runs share to `settings.json` of the ablation's folder, or compare it with what is there.
+
+    Raises:
+        ValueError: as `check_settings`.
     """
     path = plan.output / "settings.json"
-    settings = {"base": plan.variants[plan.base], "minutes": plan.minutes, "overrides": list(plan.overrides)}
     if path.exists():
-        found = json.loads(path.read_text())
-        changes = [f"{key} {found.get(key)!r}, now {value!r}" for key, value in settings.items() if found[key] != value]
-        if changes:
-            raise ValueError(f"{plan.output} holds an ablation with {'; '.join(changes)}. Choose another --output.")
+        check_settings(plan, json.loads(path.read_text()), f"The folder {plan.output}")
     else:
         plan.output.mkdir(parents=True, exist_ok=True)
-        write_json(path, settings)
+        write_json(path, settings_of(plan))
 
 
 def write_json(path: Path, content: object) -> None:

@@ -171,13 +171,14 @@ def run_overrides(plan: Plan, cfg: DictConfig, seed: int, max_iter: int, seconds
 
 
 def trained_weights(plan: Plan) -> dict[str, str]:
-    """Short name -> weights of its finished run with the first seed that has one."""
+    """Short name -> weights of its finished run with the first seed that has them."""
     found = {}
     for name in plan.variants:
         folders = [plan.folder(name, seed) for seed in plan.seeds]
-        finished = [folder / WEIGHTS for folder in folders if (folder / "result.json").exists()]
-        if finished:
-            found[name] = str(finished[0])
+        files = [folder / WEIGHTS for folder in folders if (folder / "result.json").exists()]
+        kept = [file for file in files if file.exists()]  # not of a run that a record tells of
+        if kept:
+            found[name] = str(kept[0])
     return found
 
 

@@ -82,9 +82,8 @@ def measure_training(plan: Plan, rounds: int) -> dict[str, dict]:
             speed["failed"][name] = last_lines(traceback.format_exc())
             print(f"{name} cannot be trained:\n{speed['failed'][name]}", flush=True)
     times = dict(zip(steps, time_in_turn(list(steps.values()), rounds), strict=True))
-    base = plan.base
-    known = speed["training"].get(base)
-    scale = known["seconds"] / (statistics.median(times[base]) / 1e3) if known else 1.0
+    known = speed["training"].get(plan.base)
+    scale = known["seconds"] / (statistics.median(times[plan.base]) / 1e3) if known else 1.0
     for name in missing:
         if name in times:
             middle, quartiles = summary([scale * ms / 1e3 for ms in times[name]])
@@ -138,7 +137,9 @@ def training_step(cfg: DictConfig, num_batches: int) -> tuple[Callable[[], None]
 
 
 def measure_inference(plan: Plan, weights: dict[str, str], rounds: int) -> list[str]:
-    """Measure the prediction of an image by the trained models in turn, unless `speed.json` has just these.
+    """Measure the prediction of an image by the trained models that `speed.json` lacks, and add them to it.
+
+    The base model runs beside them, for the same purpose as in `measure_training`.
 
     Args:
         plan: the ablation.
@@ -149,23 +150,28 @@ def measure_inference(plan: Plan, weights: dict[str, str], rounds: int) -> list[
         "variant, prediction" for each that cannot predict.
     """
     speed = read_speed(plan)
-    if not weights or list(speed["inference"]) == list(weights):
+    missing = [name for name in weights if name not in speed["inference"]]
+    if not missing:
         return []
-    print(f"Measuring the prediction of an image by {', '.join(weights)} ...", flush=True)
+    measured = [name for name in weights if name in missing or name == plan.base]
+    print(f"Measuring the prediction of an image by {', '.join(measured)} ...", flush=True)
     images = spread_images(plan.config(plan.base))
     predictions, failed = {}, []
-    for name, path in weights.items():
+    for name in measured:
         try:
-            predictions[name] = prediction_of(Predictor(plan.config(name), path, score_threshold=0.5), images)
+            predictions[name] = prediction_of(Predictor(plan.config(name), weights[name], score_threshold=0.5), images)
             predictions[name]()
         except Exception:
             predictions.pop(name, None)
             failed.append(f"{name}, prediction")
             print(f"{name} cannot predict:\n{last_lines(traceback.format_exc())}", flush=True)
-    speed["inference"] = {}
-    for name, times in zip(predictions, time_in_turn(list(predictions.values()), rounds), strict=True):
-        middle, quartiles = summary([ms / len(images) for ms in times])
-        speed["inference"][name] = {"ms": middle, "quartiles": quartiles}
+    times = dict(zip(predictions, time_in_turn(list(predictions.values()), rounds), strict=True))
+    known, now = speed["inference"].get(plan.base), times.get(plan.base)
+    scale = known["ms"] / (statistics.median(now) / len(images)) if known and now else 1.0
+    for name in missing:
+        if name in times:
+            middle, quartiles = summary([scale * ms / len(images) for ms in times[name]])
+            speed["inference"][name] = {"ms": middle, "quartiles": quartiles}
     write_json(plan.output / "speed.json", speed)
     return failed
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ablation.plan import Plan
+from ablation.record import read_results
 from ablation.runs import AP_FIGURES, RECALL
 from ablation.speed import IMAGES, iterations, read_speed
 from maskrcnn_plus.atomic import write_atomically
@@ -61,12 +62,6 @@ def render(plan: Plan) -> str:
     for name in plan.variants:
         lines += [f"- {name}: {problem}" for problem in _failures(plan, speed, name)]
     return "\n".join(lines).rstrip() + "\n\n"
-
-
-def read_results(plan: Plan, name: str) -> dict[int, dict]:
-    """Seed -> content of `result.json` of the finished runs of a variant."""
-    paths = {seed: plan.folder(name, seed) / "result.json" for seed in plan.seeds}
-    return {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.exists()}
 
 
 def spread(values: Sequence[float], sign: str = "") -> str:
