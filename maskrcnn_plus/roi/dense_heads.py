@@ -13,9 +13,14 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads, select_foreground_proposals
+from detectron2.modeling.roi_heads import (
+    ROI_HEADS_REGISTRY,
+    CascadeROIHeads,
+    StandardROIHeads,
+    select_foreground_proposals,
+)
 from detectron2.structures import BitMasks, Instances
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskrcnn_plus.masks.bit_crops import IndexedBitMasks
 from maskrcnn_plus.masks.soft_masks import SoftMasks
@@ -112,3 +117,33 @@ class DenseROIHeads(StandardROIHeads):
             return positives
         order = torch.randperm(len(positives), device=positives.gt_classes.device)
         return positives[order[: self.mask_batch_size_per_image]]
+
+
+@ROI_HEADS_REGISTRY.register()
+class DenseCascadeROIHeads(CascadeROIHeads, DenseROIHeads):
+    """Drop-in for `CascadeROIHeads` (Cascade R-CNN, Cai and Vasconcelos, 2018) with the masks of `DenseROIHeads`.
+
+    Its box predictors are Detectron2's in yacs configs. `CascadeROIHeads` chooses its detections by plain NMS.
+    """
+
+    @configurable
+    def __init__(self, *, box_predictors: list[nn.Module], **kwargs: Any) -> None:
+        """Take the parts.
+
+        Args:
+            box_predictors: one a stage.
+            **kwargs: those of `CascadeROIHeads` and of `DenseROIHeads`.
+
+        Raises:
+            ValueError: a predictor is set to Soft-NMS, or as `DenseROIHeads`.
+        """
+        if any(getattr(predictor, "soft_nms_method", "") for predictor in box_predictors):
+            raise ValueError("DenseCascadeROIHeads has no Soft-NMS: leave soft_nms_method empty.")
+        super().__init__(box_predictors=box_predictors, **kwargs)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Arguments of `__init__` from a yacs config, as `DenseROIHeads`."""
+        if cfg.MODEL.ROI_HEADS.SOFT_NMS_METHOD:
+            raise ValueError("DenseCascadeROIHeads has no Soft-NMS: leave MODEL.ROI_HEADS.SOFT_NMS_METHOD empty.")
+        return super().from_config(cfg, input_shape)

@@ -1,4 +1,4 @@
-"""The variants of the nuclei config with soft mask targets and with Soft-NMS train and detect."""
+"""The nuclei configs with soft mask targets and with Soft-NMS train and detect."""
 
 import pytest
 import torch
@@ -9,19 +9,20 @@ from detectron2.utils.events import EventStorage
 
 from maskrcnn_plus.config import get_config, skip_pretrained
 from maskrcnn_plus.masks.label_masks import LabelMapMasks
-from maskrcnn_plus.roi.dense_heads import DenseROIHeads
+from maskrcnn_plus.roi.dense_heads import DenseCascadeROIHeads, DenseROIHeads
 
 
 @pytest.mark.parametrize(
     ("name", "heads", "method"),
     [
-        ("soft_nms", StandardROIHeads, "gaussian"),
-        ("soft_targets", DenseROIHeads, ""),
+        ("variants/soft_nms", StandardROIHeads, "gaussian"),
+        ("variants/soft_targets", DenseROIHeads, ""),
+        ("mask_rcnn_plus", DenseCascadeROIHeads, ""),
     ],
 )
 def test_variant_trains_and_detects(name, heads, method):
     torch.manual_seed(0)
-    cfg = get_config(f"nuclei/variants/{name}")
+    cfg = get_config(f"nuclei/{name}")
     skip_pretrained(cfg)
     model = instantiate(cfg.model)
     label_map = torch.zeros(128, 128, dtype=torch.int32)
@@ -36,6 +37,7 @@ def test_variant_trains_and_detects(name, heads, method):
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
     predictor = model.roi_heads.box_predictor
+    predictor = predictor[-1] if isinstance(predictor, torch.nn.ModuleList) else predictor
     assert (type(model.roi_heads), getattr(predictor, "soft_nms_method", "")) == (heads, method)
     predictor.test_score_thresh = 0.0
     with torch.no_grad():

@@ -1,0 +1,13 @@
+# The parts that help on nuclei, together: copy-paste, a cascade of box heads, soft mask targets.
+from maskrcnn_plus.roi import DenseCascadeROIHeads
+
+from .variants.cascade_box_head import dataset, lr_multiplier, model, optimizer, train
+from .variants.copy_paste import dataloader
+
+model.roi_heads._target_ = DenseCascadeROIHeads
+model.roi_heads.soft_mask_targets = True
+model.roi_heads.positive_fraction = 0.5  # most proposals of a dense image are on objects
+model.roi_heads.box_predictors[2].test_nms_thresh = 0.3  # nuclei touch, but do not hide each other
+
+train.amp.enabled = True
+train.output_dir = "output/nuclei_plus"
