@@ -12,11 +12,10 @@ import pytest
 import torch
 from detectron2.data import DatasetMapper, build_detection_train_loader
 from detectron2.data import transforms as T
-from detectron2.structures import BitMasks, BoxMode, PolygonMasks
+from detectron2.structures import BitMasks, PolygonMasks
 from fvcore.transforms.transform import Transform
 
 from maskrcnn_plus.data.augmentation import RandomIntensity, RandomRotate90, RandomScaleCrop, ScaleImage
-from maskrcnn_plus.data.images import ImageReadError
 from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.data.stream import TrainingStream
 from maskrcnn_plus.masks.label_masks import LabelMapMasks
@@ -33,58 +32,6 @@ AUGMENTATIONS = [
 def seed_generators(seed):
     np.random.seed(seed)  # noqa: NPY002 - Detectron2's augmentations draw from the global generator
     random.seed(seed)
-
-
-@pytest.fixture
-def label_entry(tmp_path):
-    """An image of 30 touching squares whose grey level tells the label, its label image and its dataset dict."""
-    labels = np.arange(1, 31, dtype=np.uint16).reshape(5, 6).repeat(12, 0).repeat(12, 1) * 7
-    labels[::12] = labels[:, ::12] = 0
-    cv2.imwrite(str(tmp_path / "image.png"), labels.astype(np.uint8))
-    cv2.imwrite(str(tmp_path / "labels.png"), labels)
-    annotations = []
-    for label_id in np.unique(labels)[1:]:
-        y, x = np.nonzero(labels == label_id)
-        annotations.append(
-            {
-                "bbox": [float(x.min()), float(y.min()), float(x.max() + 1), float(y.max() + 1)],
-                "bbox_mode": BoxMode.XYXY_ABS,
-                "category_id": int(label_id) % 3,
-                "label_id": int(label_id),
-                "iscrowd": 0,
-            }
-        )
-    return {
-        "file_name": str(tmp_path / "image.png"),
-        "label_file_name": str(tmp_path / "labels.png"),
-        "image_id": "squares",
-        "height": 60,
-        "width": 72,
-        "annotations": annotations,
-    }
-
-
-@pytest.fixture
-def coco_entry(tmp_path):
-    """Polygons of every kind: inner, concave, in two parts; and a function that turns them into RLEs."""
-    cv2.imwrite(str(tmp_path / "coco.png"), np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
-    polygons = [
-        [[10.0, 10, 30, 10, 30, 30, 10, 30]],
-        [[40.0, 5, 70, 5, 70, 40, 55, 15, 40, 40]],
-        [[5.0, 45, 15, 45, 15, 55, 5, 55], [20.0, 45, 30, 45, 30, 55]],
-    ]
-    annotations = []
-    for i, polygon in enumerate(polygons):
-        points = np.concatenate(polygon).reshape(-1, 2)
-        box = [*points.min(0).tolist(), *(points.max(0) - points.min(0)).tolist()]
-        annotations.append({"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": i, "segmentation": polygon})
-    return {
-        "file_name": str(tmp_path / "coco.png"),
-        "image_id": 7,
-        "height": 60,
-        "width": 80,
-        "annotations": annotations,
-    }
 
 
 def with_rle(entry, index):
@@ -308,74 +255,6 @@ def test_percentiles_give_float_images_also_through_augmentations(label_entry):
     example = InstanceMapper(True, AUGMENTATIONS, channels=1, percentiles=(1, 99))(label_entry)
     assert example["image"].dtype == torch.float32
     assert example["image"].max() <= 255
-
-
-def broken(entry, **changes):
-    entry = copy.deepcopy(entry)
-    for key, value in changes.items():
-        if key == "annotation":
-            entry["annotations"][1].update(value)
-        else:
-            entry[key] = value
-    return entry
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"height": 61}, r"image\.png is 72x60 .*'squares' says 72x61"),
-        ({"label_file_name": "missing.png"}, r"missing\.png"),
-        ({"annotation": {"label_id": None}}, r"image\.png: annotation 1 needs the key 'label_id'.*labels\.png"),
-        ({"annotation": {"label_id": 0}}, r"annotation 1 needs the key 'label_id'"),
-        ({"file_name": "nowhere.png"}, r"nowhere\.png"),
-    ],
-)
-def test_errors_of_label_images_name_the_file(label_entry, changes, message):
-    with pytest.raises(ValueError, match=message):
-        InstanceMapper(True, [])(broken(label_entry, **changes))
-
-
-def test_label_image_of_another_size_is_refused_with_both_names(label_entry, tmp_path):
-    cv2.imwrite(str(tmp_path / "small.png"), np.zeros((10, 12), np.uint16))
-    label_entry["label_file_name"] = str(tmp_path / "small.png")
-    with pytest.raises(ValueError, match=r"image\.png is 72x60 .*small\.png is 12x10"):
-        InstanceMapper(True, [])(label_entry)
-
-
-@pytest.mark.parametrize(
-    ("annotation", "message"),
-    [
-        ({"segmentation": None}, "needs a 'segmentation'"),
-        ({"segmentation": []}, "needs a 'segmentation'"),
-        ({"segmentation": [[1.0, 2, 3, 4]]}, "at least 3 points"),
-        ({"segmentation": [[1.0, 2, 3, 4, 5, 6, 7]]}, "at least 3 points"),
-        ({"segmentation": {"size": [10, 10], "counts": [100]}}, r"RLE of size \[10, 10\]"),
-        ({"segmentation": {"size": [60, 80], "counts": [100]}}, "do not add up"),
-    ],
-)
-def test_errors_of_coco_annotations_name_file_and_annotation(coco_entry, annotation, message):
-    with pytest.raises(ValueError, match=rf"coco\.png: annotation 1 .*{message}"):
-        InstanceMapper(True, [])(broken(coco_entry, annotation=annotation))
-
-
-def test_missing_keys_are_named(label_entry, coco_entry):
-    del label_entry["annotations"][3]["category_id"]
-    with pytest.raises(ValueError, match="annotation 3 has no 'category_id'"):
-        InstanceMapper(True, [])(label_entry)
-    with pytest.raises(ValueError, match="needs the key 'annotations'"):
-        InstanceMapper(True, [])({"file_name": label_entry["file_name"]})
-    for annotation in coco_entry["annotations"]:
-        del annotation["segmentation"], annotation["bbox"]
-    with pytest.raises(ValueError, match="annotation 0 needs the keys 'bbox'"):
-        InstanceMapper(True, [], use_masks=False)(coco_entry)
-    with pytest.raises(ValueError, match="min_area"):
-        InstanceMapper(True, [], min_area=-1)
-
-
-def test_damaged_image_is_an_image_read_error(label_entry, tmp_path):
-    (tmp_path / "image.png").write_bytes(b"not an image")
-    with pytest.raises(ImageReadError, match=r"image\.png"):
-        InstanceMapper(True, [])(label_entry)
 
 
 def test_a_resumed_stream_gives_the_same_examples_in_any_number_of_workers(label_entry):
