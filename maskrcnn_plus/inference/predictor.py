@@ -21,6 +21,7 @@ from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.structures import Instances
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from torch import nn
 
 from maskrcnn_plus.allocator import keep_freed_memory
 from maskrcnn_plus.checkpoints import load_weights
@@ -98,6 +99,8 @@ class Predictor:
     def max_objects(self) -> int | None:
         """Most objects that the model gives an image; None where it does not say."""
         box_predictor = getattr(getattr(self.model, "roi_heads", None), "box_predictor", None)
+        if isinstance(box_predictor, nn.ModuleList):  # of a cascade, whose last one decides
+            box_predictor = box_predictor[-1]
         return getattr(box_predictor, "test_topk_per_image", None)
 
     def predict(

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from maskrcnn_plus.config import get_config as get_shipped_config
+from maskrcnn_plus.config import skip_pretrained
 from maskrcnn_plus.data import InstanceMapper
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.masks.rle_masks import RLEMasks
@@ -201,6 +202,14 @@ def test_config_by_name():
     assert predictor.class_names == list(get_shipped_config("demo/mask_rcnn_lite0_fpn").dataset.thing_classes)
     with pytest.raises(ValueError, match="no_such"):
         Predictor("no_such/config")
+
+
+@pytest.mark.parametrize("name", ["nuclei/mask_rcnn_lite0_fpn", "nuclei/mask_rcnn_plus"])
+def test_most_objects_are_those_of_the_last_box_predictor(name):
+    cfg = get_shipped_config(name)
+    skip_pretrained(cfg)
+    cfg.dataset.max_objects = 7
+    assert Predictor(cfg, optimize=False).max_objects == 7
 
 
 def test_channels_last_can_be_switched_off():
