@@ -76,8 +76,11 @@ def add_config(cfg: CfgNode) -> None:
     `MODEL.TIMM` configures `TimmBackbone` (MODEL.BACKBONE.NAME), together with Detectron2's MODEL.BACKBONE.FREEZE_AT;
     `MODEL.VIT` configures `PlainViT`, also below `SimpleFeaturePyramid`; `MODEL.CASCADE_RPN`, `MODEL.IOU_AWARE_RPN`,
     `MODEL.BOUNDARY_MASK_HEAD` and `MODEL.MASK_SCORING` the parts of those names; further keys of `MODEL.ROI_HEADS` are
-    of `DenseROIHeads`. Their arguments are explained there.
+    of `DenseROIHeads`, and `MODEL.MAX_COVERED` is of `MaskRCNNPlus`. Their arguments are explained there.
     """
+    # of MaskRCNNPlus; 1: no detection is dropped because better ones cover its mask
+    cfg.MODEL.MAX_COVERED = 1.0
+
     cfg.MODEL.TIMM = CfgNode()
     cfg.MODEL.TIMM.NAME = "resnet50"
     # "" random, "timm" download, "package" installed package, or a file

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from detectron2.config import configurable
+import torch
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 
+from maskrcnn_plus.masks.covered import uncovered
 from maskrcnn_plus.masks.rle import paste_masks_rle
 from maskrcnn_plus.masks.rle_masks import RLEMasks, add_dense_masks
 
@@ -21,23 +23,35 @@ class MaskRCNNPlus(GeneralizedRCNN):
     """Drop-in for `GeneralizedRCNN` whose results take no N x H x W array."""
 
     @configurable
-    def __init__(self, *, mask_pasting: str = "detectron2", dense_masks: bool = False, **kwargs) -> None:
+    def __init__(
+        self, *, mask_pasting: str = "detectron2", dense_masks: bool = False, max_covered: float = 1.0, **kwargs
+    ) -> None:
         """Take the parts.
 
         Args:
             mask_pasting: "detectron2" samples a mask at the centres of the pixels of its box; "torchvision" resizes it
                 to the whole pixels of its box.
             dense_masks: results have `pred_masks` (bool [N, H, W]) too, as Detectron2's evaluators and visualiser need.
+            max_covered: drops detections of whose masks better ones of their class cover more than this share
+                (`maskrcnn_plus.masks.covered`); 1 drops none. For objects that touch but do not hide each other.
             **kwargs: those of `GeneralizedRCNN`.
 
         Raises:
-            ValueError: there is no such `mask_pasting`.
+            ValueError: there is no such `mask_pasting`, or `max_covered` is no share.
         """
         super().__init__(**kwargs)
         if mask_pasting not in ("detectron2", "torchvision"):
             raise ValueError(f'mask_pasting must be "detectron2" or "torchvision", got {mask_pasting!r}.')
         self.mask_pasting = mask_pasting
+        if not 0 <= max_covered <= 1:
+            raise ValueError(f"max_covered must be in 0..1, got {max_covered}.")
         self.dense_masks = dense_masks
+        self.max_covered = max_covered
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Arguments of `__init__` from a yacs config; of this package's keys it reads `MODEL.MAX_COVERED`."""
+        return {**super().from_config(cfg), "max_covered": cfg.MODEL.get("MAX_COVERED", 1.0)}
 
     def inference(
         self,
@@ -64,6 +78,10 @@ class MaskRCNNPlus(GeneralizedRCNN):
         for result, each in zip(results, batched_inputs, strict=True):
             height, width = each["image"].shape[-2:]
             result = postprocess(result, each.get("height", height), each.get("width", width), self.mask_pasting)
+            if detected_instances is None and self.max_covered < 1 and result.has("pred_masks_rle"):
+                rles, scores, classes = result.pred_masks_rle, result.scores.cpu(), result.pred_classes.cpu()
+                kept = uncovered(list(rles), scores.numpy(), classes.numpy(), self.max_covered)
+                result = result[torch.from_numpy(kept)]
             if self.dense_masks and result.has("pred_masks_rle"):
                 result = add_dense_masks(result)
             outputs.append({"instances": result})

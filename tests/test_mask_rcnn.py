@@ -13,6 +13,7 @@ from detectron2.utils.visualizer import Visualizer
 from torch import nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
+from maskrcnn_plus.config import add_config
 from maskrcnn_plus.evaluation import COCOMaskEvaluator
 from maskrcnn_plus.mask_rcnn import MaskRCNNPlus
 from maskrcnn_plus.masks.label_map import masks_to_rles
@@ -209,9 +210,32 @@ def test_yacs_configs_can_name_it():
     with torch.device("meta"):
         network = build_model(cfg)
     assert META_ARCH_REGISTRY.get("MaskRCNNPlus") is type(network) is MaskRCNNPlus
-    assert (network.mask_pasting, network.dense_masks) == ("detectron2", False)
+    assert (network.mask_pasting, network.dense_masks, network.max_covered) == ("detectron2", False, 1.0)
+    add_config(cfg)
+    cfg.MODEL.MAX_COVERED = 0.5
+    with torch.device("meta"):
+        assert build_model(cfg).max_covered == 0.5
+
+
+@pytest.mark.parametrize(("max_covered", "kept"), [(1.0, [0, 1, 2, 3]), (0.5, [0, 1, 3]), (0.96, [0, 1, 2, 3])])
+def test_a_detection_that_better_ones_cover_goes(max_covered, kept):
+    """The third lies about the first, which covers 40 of its 42 columns; the fourth is the first, of another class."""
+    boxes = torch.tensor([[0.0, 0, 40, 40], [60, 60, 80, 80], [0, 0, 42, 40], [0, 0, 40, 40]])
+    network = model(boxes, torch.ones(4, 1, 28, 28), max_covered=max_covered)
+    (output,) = network([{"image": torch.zeros(3, 80, 96)}])
+    found = output["instances"]
+    network.max_covered = 1.0
+    (output,) = network([{"image": torch.zeros(3, 80, 96)}])
+    assert torch.equal(found.scores, output["instances"].scores[kept])
+    assert list(found.pred_masks_rle) == [output["instances"].pred_masks_rle[k] for k in kept]
+    network.max_covered = max_covered
+    given = [Instances((80, 96), pred_boxes=Boxes(boxes), scores=torch.ones(4), pred_classes=torch.zeros(4).long())]
+    (output,) = network.inference([{"image": torch.zeros(3, 80, 96)}], given)
+    assert len(output["instances"]) == 4  # what is given is not dropped
 
 
 def test_refuses_an_unknown_pasting():
     with pytest.raises(ValueError, match='mask_pasting must be "detectron2" or "torchvision", got \'soft\''):
         model(*scene(1, 5, 5), mask_pasting="soft")
+    with pytest.raises(ValueError, match="max_covered must be in .*, got 1.5"):
+        model(*scene(1, 5, 5), max_covered=1.5)

@@ -1,9 +1,11 @@
-# The parts that help on nuclei, together: copy-paste, a cascade of box heads, soft mask targets.
+# The parts that help on nuclei, together: copy-paste, a cascade of box heads, soft mask targets, and detections of whole
+# groups dropped where their members are found.
 from maskrcnn_plus.roi import DenseCascadeROIHeads
 
 from .variants.cascade_box_head import dataset, lr_multiplier, model, optimizer, train
 from .variants.copy_paste import dataloader
 
+model.max_covered = 0.5
 model.roi_heads._target_ = DenseCascadeROIHeads
 model.roi_heads.soft_mask_targets = True
 model.roi_heads.positive_fraction = 0.5  # most proposals of a dense image are on objects

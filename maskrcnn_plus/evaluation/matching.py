@@ -89,10 +89,8 @@ class MatchingEvaluator(DatasetEvaluator):
             rles = predicted_rles(instances, truth, kept)
             classes, scores = [classes[index] for index in kept], [scores[index] for index in kept]
             if self._resolve_overlaps:
-                label_map = rles_to_label_map(rles, scores, truth["height"], truth["width"])
-                rles = label_map_to_rles(label_map, range(1, len(rles) + 1))
-                visible = [index for index, rle in enumerate(rles) if coco_mask.area(rle)]
-                rles, classes = [rles[index] for index in visible], [classes[index] for index in visible]
+                rles, visible = visible_masks(rles, scores, truth["height"], truth["width"])
+                classes = [classes[index] for index in visible]
             annotations = truth.get("annotations", [])
             self._counts[entry["image_id"]] = count_matches(
                 rles,
@@ -132,6 +130,25 @@ class MatchingEvaluator(DatasetEvaluator):
             os.makedirs(self._output_dir, exist_ok=True)
             write_atomically(os.path.join(self._output_dir, "matching_results.json"), json.dumps(report).encode())
         return OrderedDict(matching=figures)
+
+
+def visible_masks(
+    rles: list[dict[str, Any]], scores: Sequence[float], height: int, width: int
+) -> tuple[list[dict[str, Any]], list[int]]:
+    """Give every pixel to the mask with the highest score, as a label image would.
+
+    Args:
+        rles: D RLEs of height x width pixels.
+        scores: D scores.
+        height, width: of the image.
+
+    Returns:
+        What is left of the masks that keep a pixel, and their indices.
+    """
+    label_map = rles_to_label_map(rles, scores, height, width)
+    rles = label_map_to_rles(label_map, range(1, len(rles) + 1))
+    visible = [index for index, rle in enumerate(rles) if coco_mask.area(rle)]
+    return [rles[index] for index in visible], visible
 
 
 def count_matches(
