@@ -237,5 +237,5 @@ def test_a_detection_that_better_ones_cover_goes(max_covered, kept):
 def test_refuses_an_unknown_pasting():
     with pytest.raises(ValueError, match='mask_pasting must be "detectron2" or "torchvision", got \'soft\''):
         model(*scene(1, 5, 5), mask_pasting="soft")
-    with pytest.raises(ValueError, match="max_covered must be in .*, got 1.5"):
+    with pytest.raises(ValueError, match="max_covered must be in"):
         model(*scene(1, 5, 5), max_covered=1.5)

@@ -1,5 +1,5 @@
-# The parts that help on nuclei, together: copy-paste, a cascade of box heads, soft mask targets, and detections of whole
-# groups dropped where their members are found.
+# The parts that help on nuclei, together: copy-paste, a cascade of box heads, soft mask targets; detections of whole
+# groups are dropped where their members are found.
 from maskrcnn_plus.roi import DenseCascadeROIHeads
 
 from .variants.cascade_box_head import dataset, lr_multiplier, model, optimizer, train
