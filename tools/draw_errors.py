@@ -125,7 +125,7 @@ def table(images: Sequence[dict]) -> str:
 
 def draw(image: dict, zoom: int, predictor: Predictor) -> np.ndarray:
     """BGR picture [zoom H + legend, zoom W, 3] of an image of H x W pixels."""
-    name, channels = image["file_name"], len(predictor.model.pixel_mean)
+    name, channels = image["file_name"], getattr(predictor.mapper, "channels", 3)
     shown = display_image(read_image(name, channels, getattr(predictor.mapper, "percentiles", None)), channels, name)
     canvas = cv2.cvtColor(cv2.resize(shown, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC), cv2.COLOR_RGB2BGR)
     for rles, kinds, is_object in (
