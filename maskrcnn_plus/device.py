@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import torch
 
 
@@ -20,3 +22,11 @@ def usable_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device (config key `train.device`) {name!r}: no CUDA device is available here, use 'cpu'")
     return device
+
+
+def emulates_bfloat16(device_type: str) -> bool:
+    """Whether bfloat16 costs time here instead of saving it: on an x86 CPU with neither AVX512-BF16 nor AMX."""
+    if device_type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    checks = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    return all(checks) and not any(check() for check in checks)

@@ -7,6 +7,7 @@ run draws the same proposals as an uninterrupted one. The order of the data is t
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Iterable
@@ -18,6 +19,10 @@ from detectron2.engine import TrainerBase
 from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from maskrcnn_plus.device import emulates_bfloat16
+
+logger = logging.getLogger(__name__)
 
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -151,6 +156,8 @@ def _amp_dtype(name: str | None, device_type: str) -> torch.dtype | None:
         raise ValueError(f"train.amp.dtype must be one of {', '.join(AMP_DTYPES)}, got {name!r}.")
     if name == "float16" and device_type == "cpu":
         raise ValueError("train.amp.dtype=float16 needs a GPU; on a CPU use train.amp.dtype=bfloat16.")
+    if name == "bfloat16" and emulates_bfloat16(device_type):
+        logger.warning("This CPU has no bfloat16 instructions: train.amp.enabled=false is faster.")
     return AMP_DTYPES[name]
 
 

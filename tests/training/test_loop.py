@@ -129,6 +129,26 @@ def test_bfloat16_on_a_cpu_is_close_to_full_precision():
 
 
 @pytest.mark.parametrize(
+    ("machine", "avx512", "amx", "warned"),
+    [
+        ("x86_64", False, False, True),
+        ("x86_64", True, False, False),
+        ("AMD64", False, True, False),
+        ("arm64", False, False, False),
+    ],
+)
+def test_a_cpu_without_bfloat16_is_told_so(monkeypatch, caplog, machine, avx512, amx, warned):
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    _trainer(amp_dtype="bfloat16")
+    assert ("train.amp.enabled=false is faster" in caplog.text) == warned
+    caplog.clear()
+    _trainer()
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
     ("options", "key"),
     [
         ({"accumulate": 0}, "train.accumulate"),
