@@ -70,6 +70,12 @@ def skip_pretrained(cfg: DictConfig) -> None:
             node.weights = ""
 
 
+def score_threshold_of(cfg: DictConfig) -> float:
+    """The least score of a detection that a config's users see: its `dataset.score_threshold`, or 0.5."""
+    threshold = OmegaConf.select(cfg, "dataset.score_threshold")
+    return 0.5 if threshold is None else float(threshold)
+
+
 def add_config(cfg: CfgNode) -> None:
     """Adds this package's keys to a yacs config, in place; call it before merging a file that sets them.
 

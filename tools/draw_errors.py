@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from maskrcnn_plus.atomic import write_atomically
-from maskrcnn_plus.config import get_config
+from maskrcnn_plus.config import get_config, score_threshold_of
 from maskrcnn_plus.data.images import read_image
 from maskrcnn_plus.evaluation.errors import DETECTION_KINDS, FOUND, OBJECT_KINDS, sort_errors
 from maskrcnn_plus.evaluation.ground_truth import ground_truth_rles, load_ground_truth
@@ -56,7 +56,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", required=True, type=Path, help="folder for the pictures")
     parser.add_argument("--images", type=int, default=12, help="to draw, those with the most errors (default 12)")
     parser.add_argument("--iou", type=float, default=0.5, help="from which on an object is found (default 0.5)")
-    parser.add_argument("--score-threshold", type=float, default=0.5, help="least score of a detection (default 0.5)")
+    parser.add_argument(
+        "--score-threshold", type=float, help="least score of a detection (default: the config's, or 0.5)"
+    )
     parser.add_argument("--zoom", type=int, default=2, help="pixels of a picture for one of the image (default 2)")
     parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to the config; at the end")
     args = parser.parse_intermixed_args(argv)
@@ -69,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
         cfg = apply_overrides(get_config(args.config_file), args.opts)
-        predictor = Predictor(cfg, args.weights, score_threshold=args.score_threshold)
+        threshold = score_threshold_of(cfg) if args.score_threshold is None else args.score_threshold
+        predictor = Predictor(cfg, args.weights, score_threshold=threshold)
         images = sorted_images(predictor, cfg, args.iou)
         print(table(images))
         worst = sorted(

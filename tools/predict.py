@@ -34,7 +34,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 
-from maskrcnn_plus.config import get_config
+from maskrcnn_plus.config import get_config, score_threshold_of
 from maskrcnn_plus.inference.files import predict_files
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.inference.writers import DEFAULT_FORMATS, FORMATS
@@ -54,7 +54,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=list(DEFAULT_FORMATS),
         help=f"what to write (default: {' '.join(DEFAULT_FORMATS)})",
     )
-    parser.add_argument("--score-threshold", type=float, default=0.5, help="least score of an object (default 0.5)")
+    parser.add_argument(
+        "--score-threshold", type=float, help="least score of an object (default: the config's, or 0.5)"
+    )
     parser.add_argument("--pixel-size", type=float, metavar="UM", help="micrometres a pixel, for csv")
     parser.add_argument(
         "--tile",
@@ -79,11 +81,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
         cfg = apply_overrides(get_config(args.config_file), args.opts)
-        predictor = Predictor(cfg, args.weights, device=args.device, score_threshold=args.score_threshold)
+        threshold = score_threshold_of(cfg) if args.score_threshold is None else args.score_threshold
+        predictor = Predictor(cfg, args.weights, device=args.device, score_threshold=threshold)
         details = {
             "Config": args.config_file,
             "Weights": args.weights,
-            "Score threshold": f"{args.score_threshold:g}",
+            "Score threshold": f"{threshold:g}",
             "Date": datetime.now().strftime("%Y-%m-%d %H:%M"),
             **({"Changes": " ".join(args.opts)} if args.opts else {}),
         }

@@ -1,6 +1,6 @@
 # Loaders and evaluators for dense scenes. A config sets `dataloader.train.dataset.dataset.names` and
 # `dataloader.test.dataset.names`, and has a top-level `dataset` with `max_objects`, `percentiles`,
-# `scale` and `on_error`.
+# `scale`, `score_threshold` and `on_error`.
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
@@ -43,7 +43,9 @@ dataloader = dict(
         num_workers=0,
     ),
     evaluator=[
-        L(MatchingEvaluator)(dataset_name="${dataloader.test.dataset.names}"),
+        L(MatchingEvaluator)(
+            dataset_name="${dataloader.test.dataset.names}", score_threshold="${dataset.score_threshold}"
+        ),
         L(COCOMaskEvaluator)(dataset_name="${dataloader.test.dataset.names}", max_detections="${dataset.max_objects}"),
     ],
     proposal_evaluator=L(ProposalRecallEvaluator)(dataset_name="${dataloader.test.dataset.names}"),

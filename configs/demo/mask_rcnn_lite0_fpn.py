@@ -17,6 +17,7 @@ dataset = dict(
     max_objects=200,  # an image: the limit of detections
     percentiles=None,
     scale=1.0,  # of images at inference
+    score_threshold=0.5,
     on_error="raise",
 )
 

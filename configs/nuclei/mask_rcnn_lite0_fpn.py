@@ -16,6 +16,7 @@ dataset = dict(
     max_objects=500,  # an image: the limit of detections
     percentiles=[1.0, 99.8],  # of an image's pixels, mapped to 0..255
     scale=1.5,  # of images at inference
+    score_threshold=0.5,  # least score of a detection, of MatchingEvaluator and tools/predict.py
     on_error="raise",  # what a bad image or annotation does: "raise" or "skip"
 )
 

@@ -55,7 +55,7 @@ class GreyValues(nn.Module):
 model = L(GreyValues)(ignored=0)
 dataloader = dict(test=dict(mapper=L(InstanceMapper)(is_train=False, augmentations=[], percentiles=None)))
 train = dict(device="cpu")
-dataset = dict(thing_classes=["cell"])
+dataset = dict(thing_classes=["cell"], score_threshold=0.5)
 """
 
 
@@ -119,10 +119,20 @@ def test_labels_and_results_are_those_of_the_model(run, tmp_path, capsys):
     assert cv2.imread(str(tmp_path / "out/overlays/cells.png")).shape == (40, 60, 3)
 
 
-@pytest.mark.parametrize(("threshold", "count"), [(None, 2), ("0.2", 3), ("0.9", 1)])
-def test_score_threshold(run, tmp_path, threshold, count):
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ([], 2),
+        (["--score-threshold", "0.2"], 3),
+        (["--score-threshold", "0.9"], 1),
+        (["--opts", "dataset.score_threshold=0.9"], 1),
+        (["--score-threshold", "0.2", "--opts", "dataset.score_threshold=0.9"], 3),
+        (["--opts", "dataset.score_threshold=null"], 2),
+    ],
+)
+def test_score_threshold(run, tmp_path, options, count):
     draw(tmp_path / "a.png", (100, 0, 5, 0, 5), (130, 10, 15, 0, 5), (240, 20, 25, 0, 5))
-    assert run("--input", "a.png", *(["--score-threshold", threshold] if threshold else [])) == 0
+    assert run("--input", "a.png", *options) == 0
     assert len(results(tmp_path)) == count
 
 

@@ -90,7 +90,7 @@ def _speed_cells(plan: Plan, speed: dict[str, dict], name: str) -> list[str]:
 def _legend(plan: Plan, speed: dict[str, dict]) -> list[str]:
     return [
         "AP = TP / (TP + FP + FN) of masks of all images together at the IoU thresholds 0.5, 0.75 and 0.9, and its "
-        "mean over 0.5, 0.55, ..., 0.9, at a score of 0.5 and more. "
+        "mean over 0.5, 0.55, ..., 0.9, at the score threshold of the config. "
         f"Each run has {plan.minutes:g} minutes of training at its own speed; data loading and evaluation do not "
         "count. Mean ± standard deviation (n - 1) over the seeds; the difference to the base is that of runs with the "
         "same seed. Speeds are medians of runs in turn in one process, of prediction over "
