@@ -49,7 +49,7 @@ def test_matches_are_counted_away_from_the_seams(tiling):
     assert tiling._matches(ious, inside.copy(), np.array([False, False, True])).tolist() == [2, 0, 1]
     assert tiling._matches(np.zeros((0, 2)), inside[:0].copy(), inside[:2].copy()).tolist() == [0, 2, 0]
     boxes = np.array([[32, 32, 60, 60], [31, 40, 60, 60], [40, 40, 69, 60], [40, 40, 68, 88]])
-    assert tiling._away_from_seams(boxes, (120, 100), 32).tolist() == [True, False, False, True]
+    assert tiling._away_from_seams(boxes, (120, 100)).tolist() == [True, False, False, True]
 
 
 def test_doubles_are_pairs_in_an_overlap_that_the_image_alone_has_once(tiling):
