@@ -1,7 +1,11 @@
 """Mask R-CNN components for Detectron2; importing the package registers them."""
 
-__version__ = "0.1.0"
+from maskrcnn_plus.threads import wait_briefly
 
-from maskrcnn_plus import backbones, data, mask_heads, mask_rcnn, necks, roi, rpn
+wait_briefly()  # OpenMP reads it when PyTorch is loaded, by the imports below at the latest
+
+from maskrcnn_plus import backbones, data, mask_heads, mask_rcnn, necks, roi, rpn  # noqa: E402
+
+__version__ = "0.1.0"
 
 __all__ = ["backbones", "data", "mask_heads", "mask_rcnn", "necks", "roi", "rpn"]

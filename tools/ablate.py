@@ -31,6 +31,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import maskrcnn_plus  # noqa: F401 - before PyTorch, see maskrcnn_plus.threads
+
+# isort: split
+
 from ablation.plan import Plan, alone, keep_settings, make_plan
 from ablation.record import record_path, restore_record, write_record
 from ablation.runs import Evaluate, Train, evaluate_run, run_all, train_net, trained_weights

@@ -16,6 +16,10 @@ from __future__ import annotations
 
 import argparse
 
+import maskrcnn_plus  # noqa: F401 - before PyTorch, see maskrcnn_plus.threads
+
+# isort: split
+
 import torch
 from benchmarks.backbones import NAMES, benchmark_backbones
 from benchmarks.inference import benchmark_inference

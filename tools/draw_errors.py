@@ -18,6 +18,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import maskrcnn_plus  # noqa: F401 - before PyTorch, see maskrcnn_plus.threads
+
+# isort: split
+
 import cv2
 import numpy as np
 import supervision as sv

@@ -14,6 +14,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+import maskrcnn_plus  # noqa: F401 - before PyTorch, see maskrcnn_plus.threads
+
+# isort: split
+
 from detectron2.engine import default_argument_parser
 
 from maskrcnn_plus.checkpoints import WeightsError
