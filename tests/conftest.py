@@ -1,4 +1,4 @@
-"""What the tests of the tools share."""
+"""What all tests share."""
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -6,9 +6,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 @pytest.fixture(scope="module", autouse=True)
 def _data_sets_are_forgotten():
-    """The demo's names are taken by sets of other sizes in other rooms' tests."""
+    """Rooms register data sets of the same names with other sizes."""
     before = set(DatasetCatalog.list())
     yield
     for name in set(DatasetCatalog.list()) - before:
         DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+        if name in MetadataCatalog.list():
+            MetadataCatalog.remove(name)
