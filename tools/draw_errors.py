@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         worst = sorted(
             images, key=lambda image: sum(kind != FOUND for kind in image["detection_kinds"] + image["kinds"])
         )
-        for image in reversed(worst[len(worst) - min(args.images, len(worst)) :]):
+        for image in worst[max(len(worst) - args.images, 0) :]:
             picture = draw(image, args.zoom, predictor)
             args.output.mkdir(parents=True, exist_ok=True)
             path = args.output / f"{Path(image['file_name']).stem}.png"

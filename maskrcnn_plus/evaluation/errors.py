@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as coco_mask
 from scipy.optimize import linear_sum_assignment
+
+from .matching import mask_overlaps
 
 FOUND, WRONG_CLASS, MERGED, SPLIT, POOR_OUTLINE = "found", "wrong class", "merged", "split", "poor outline"
 MISSED, DOUBLED, SPURIOUS = "missed", "doubled", "spurious"
@@ -57,9 +58,9 @@ def sort_errors(
     if not predicted or not truth:
         return [SPURIOUS] * len(predicted), [MISSED] * len(truth)
     predicted, truth = list(predicted), list(truth)
-    ious = coco_mask.iou(predicted, truth, [0] * len(truth))  # [D, G]
-    inside = coco_mask.iou(predicted, truth, [1] * len(truth)) >= 0.5  # [D, G]: of the detection in the object
-    covers = coco_mask.iou(truth, predicted, [1] * len(predicted)).T >= 0.5  # [D, G]: of the object in the detection
+    ious = mask_overlaps(predicted, truth, crowd=False)  # [D, G]
+    inside = mask_overlaps(predicted, truth, crowd=True) >= 0.5  # [D, G]: of the detection in the object
+    covers = mask_overlaps(truth, predicted, crowd=True).T >= 0.5  # [D, G]: of the object in the detection
     same = np.asarray(predicted_classes)[:, None] == np.asarray(truth_classes)[None]
     detections, objects = np.full(len(predicted), "", dtype=object), np.full(len(truth), "", dtype=object)
 

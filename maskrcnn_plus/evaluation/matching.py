@@ -173,12 +173,12 @@ def count_matches(
         [T, 3] int64: TP, FP, FN at each threshold.
     """
     objects = [index for index, is_crowd in enumerate(truth_is_crowd) if not is_crowd]
-    ious = _overlaps(predicted, [truth[index] for index in objects], crowd=False)  # [D, G]
+    ious = mask_overlaps(predicted, [truth[index] for index in objects], crowd=False)  # [D, G]
     same_class = np.asarray(predicted_classes)[:, None] == np.asarray([truth_classes[index] for index in objects])[None]
     in_crowd = np.zeros(len(predicted), dtype=bool)
     for category in {truth_classes[index] for index, is_crowd in enumerate(truth_is_crowd) if is_crowd}:
         crowds = [truth[i] for i, is_crowd in enumerate(truth_is_crowd) if is_crowd and truth_classes[i] == category]
-        covered = _overlaps(predicted, [coco_mask.merge(crowds)], crowd=True)[:, 0]  # [D]
+        covered = mask_overlaps(predicted, [coco_mask.merge(crowds)], crowd=True)[:, 0]  # [D]
         in_crowd |= (covered >= 0.5) & (np.asarray(predicted_classes) == category)
     return match_counts(ious * same_class, thresholds, in_crowd)
 
@@ -255,7 +255,7 @@ def metric_names(thresholds: Sequence[float]) -> list[str]:
     return [str(percent) for percent in percents]
 
 
-def _overlaps(detections: list[dict[str, Any]], objects: list[dict[str, Any]], crowd: bool) -> np.ndarray:
+def mask_overlaps(detections: list[dict[str, Any]], objects: list[dict[str, Any]], crowd: bool) -> np.ndarray:
     """[D, G] IoU of masks, or with `crowd` the part of each detection that lies in each object."""
     if not detections or not objects:
         return np.zeros((len(detections), len(objects)))
