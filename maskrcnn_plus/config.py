@@ -70,9 +70,9 @@ def skip_pretrained(cfg: DictConfig) -> None:
             node.weights = ""
 
 
-def score_threshold_of(cfg: DictConfig) -> float:
-    """The least score of a detection that a config's users see: its `dataset.score_threshold`, or 0.5."""
-    threshold = OmegaConf.select(cfg, "dataset.score_threshold")
+def score_threshold_of(cfg: DictConfig, chosen: float | None = None) -> float:
+    """The least score of a detection that is shown: `chosen`, else the config's `dataset.score_threshold`, else 0.5."""
+    threshold = OmegaConf.select(cfg, "dataset.score_threshold") if chosen is None else chosen
     return 0.5 if threshold is None else float(threshold)
 
 

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
         cfg = apply_overrides(get_config(args.config_file), args.opts)
-        threshold = score_threshold_of(cfg) if args.score_threshold is None else args.score_threshold
+        threshold = score_threshold_of(cfg, args.score_threshold)
         predictor = Predictor(cfg, args.weights, device=args.device, score_threshold=threshold)
         details = {
             "Config": args.config_file,

@@ -12,37 +12,10 @@ import pytest
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "draw_errors.py"
 
 CONFIG = """
-import torch
-from detectron2.config import LazyCall as L
-from detectron2.structures import Boxes, Instances
-from torch import nn
-
-from maskrcnn_plus.data.mapper import InstanceMapper
-from maskrcnn_plus.data.registration import register_label_maps
-
-
-class GreyValues(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
-
-    def forward(self, batch):
-        image = batch[0]["image"][0]
-        values = [v for v in image.unique().tolist() if v > 0]
-        instances = Instances(image.shape)
-        instances.pred_masks = torch.stack([image == value for value in values])
-        instances.pred_boxes = Boxes(torch.zeros(len(values), 4))
-        instances.scores = torch.tensor(values) / 255
-        instances.pred_classes = torch.zeros(len(values), dtype=torch.int64)
-        return [{"instances": instances}]
-
-
-model = L(GreyValues)()
 dataset = dict(root="", thing_classes=["cell"])
 names = L(register_label_maps)(name="${dataset.root}", root="${dataset.root}", split="val")
 mapper = L(InstanceMapper)(is_train=False, augmentations=[], percentiles=None)
 dataloader = dict(test=dict(mapper=mapper, dataset=dict(names=names)))
-train = dict(device="cpu")
 del names, mapper
 """
 
@@ -58,7 +31,7 @@ def tool():
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(grey_values, tmp_path):
     """One image without an error; one with a missed, two merged and a found object, and a detection of nothing."""
     for sub in ("images", "labels"):
         (tmp_path / sub).mkdir()
@@ -70,7 +43,7 @@ def folder(tmp_path):
     for name, pixels, truth in (("bad", image, labels), ("good", labels * 60, labels)):
         cv2.imwrite(str(tmp_path / f"images/{name}.png"), pixels)
         cv2.imwrite(str(tmp_path / f"labels/{name}.png"), truth.astype(np.uint16))
-    (tmp_path / "config.py").write_text(CONFIG)
+    (tmp_path / "config.py").write_text(grey_values + CONFIG)
     return tmp_path
 
 

@@ -1,7 +1,4 @@
-"""tools/predict.py killed at random moments: started again, every result is there once and none is broken.
-
-The model finds an object for each grey value of its input image above 0.
-"""
+"""tools/predict.py killed at random moments: started again, every result is there once and none is broken."""
 
 import json
 import os
@@ -20,31 +17,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 
 CONFIG = """
-import torch
-from detectron2.config import LazyCall as L
-from detectron2.structures import Boxes, Instances
-from torch import nn
-
-from maskrcnn_plus.data.mapper import InstanceMapper
-
-
-class GreyValues(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
-
-    def forward(self, batch):
-        image = batch[0]["image"][0]
-        values = image.unique()[1:]
-        instances = Instances(image.shape, pred_masks=image == values[:, None, None], scores=values / 255)
-        instances.pred_boxes = Boxes(torch.zeros(len(values), 4))
-        instances.pred_classes = torch.zeros(len(values), dtype=torch.int64)
-        return [{"instances": instances}]
-
-
-model = L(GreyValues)()
 dataloader = dict(test=dict(mapper=L(InstanceMapper)(is_train=False, augmentations=[])))
-train = dict(device="cpu")
 """
 
 # Imports everything once. For each line "SECONDS SIGNAL ARGUMENTS" runs the tool in a new process, sends it the signal
@@ -67,9 +40,9 @@ for line in sys.stdin:
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(grey_values, tmp_path):
     """Run the tool in tmp_path and send it a signal after some seconds; gives its exit code, minus the signal's."""
-    (tmp_path / "config.py").write_text(CONFIG)
+    (tmp_path / "config.py").write_text(grey_values + CONFIG)
     torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "weights.pth")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
