@@ -86,11 +86,32 @@ class ImageWindows:
         Returns:
             [H / k, W / k, C] in the depth of the image.
         """
+        step = int(np.ceil(np.sqrt(np.prod(self.shape) / SAMPLE_VALUES)))
+        return np.concatenate([np.ascontiguousarray(band[::step, ::step]) for band in self._bands(step)])
+
+    def reduced(self, factor: int) -> np.ndarray:
+        """The image smaller: the mean of every `factor` x `factor` pixels, of fewer at the right and lower border.
+
+        Returns:
+            [H / factor, W / factor, C], rounded up, in the depth of the image; the image itself for a factor of 1.
+        """
+        if factor == 1:
+            return self.read(0, 0, self.shape[1], self.shape[0])
+        bands = []
+        for band in self._bands(factor):
+            rows, columns = (np.arange(0, side, factor) for side in band.shape[:2])
+            sums = np.add.reduceat(np.add.reduceat(band, rows, axis=0, dtype=np.float64), columns, axis=1)
+            counts = np.outer(*(np.diff(k, append=side) for k, side in zip((rows, columns), band.shape, strict=False)))
+            means = sums / counts[:, :, None]
+            bands.append((means if band.dtype.kind == "f" else np.rint(means)).astype(band.dtype))
+        return np.concatenate(bands)
+
+    def _bands(self, multiple: int) -> Iterator[np.ndarray]:
+        """The image in bands of rows, [rows, W, C], whose number is a multiple but for the last."""
         height, width, channels = self.shape
-        step = int(np.ceil(np.sqrt(height * width * channels / SAMPLE_VALUES)))
-        band = max(CACHE_BYTES // 4 // (width * channels * self.dtype.itemsize) // step, 1) * step  # rows at a time
-        bands = [self.read(0, y, width, min(band, height - y))[::step, ::step] for y in range(0, height, band)]
-        return np.concatenate([np.ascontiguousarray(part) for part in bands])
+        rows = max(CACHE_BYTES // 4 // (width * channels * self.dtype.itemsize) // multiple, 1) * multiple
+        for y in range(0, height, rows):
+            yield self.read(0, y, width, min(rows, height - y))
 
     def _read(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         return self._pixels[y : y + height, x : x + width]

@@ -12,25 +12,26 @@ import base64
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from detectron2.structures import Instances
 from tqdm import tqdm
 
 from maskrcnn_plus.data.images import read_image_size
+from maskrcnn_plus.data.windows import ImageWindows
 from maskrcnn_plus.inference.fingerprint import predictor_fingerprint
 from maskrcnn_plus.inference.inputs import InputFile, list_inputs
-from maskrcnn_plus.inference.overlay import display_image, draw_overlay
+from maskrcnn_plus.inference.overlay import draw_overlay, picture_of
 from maskrcnn_plus.inference.pixel_size import tiff_pixel_size
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.inference.records import Records, file_state
 from maskrcnn_plus.inference.report import MAX_PICTURES, ReportEntry, report_entry, write_report
 from maskrcnn_plus.inference.sources import SourceImage, images_of
 from maskrcnn_plus.inference.tiling import plan_tiling, predict_tiled
-from maskrcnn_plus.inference.writers import DEFAULT_FORMATS, FORMATS, check_formats, write_results
+from maskrcnn_plus.inference.writers import DEFAULT_FORMATS, FORMATS, NEED_IMAGE, check_formats, write_results
 from maskrcnn_plus.inference.writers.coco import merge_coco
 from maskrcnn_plus.inference.writers.table import merge_tables
 from maskrcnn_plus.masks.rle_masks import encode_masks
@@ -182,66 +183,68 @@ class _Run:
     def _process_image(self, image: SourceImage, records: Records) -> bool:
         """Predict an image unless it is done; returns whether it is now."""
         name = f"{image.path}, {image.part}" if image.part else image.path
-        try:
-            state = file_state(image.path)
-            if records.has(image, self.kinds):
-                self.summary.num_before += 1
-                self.summary.num_objects += records.value(image.name, "objects")
-                return True
-            instances, pixels = self._predict(image)
-        except Exception as error:  # of the decoder, the model or the memory: the next image may be all right
-            self._fail(name, error, image.path)
-            return False
-        pixel_size = self.pixel_size
-        if pixel_size is None and "csv" in self.formats:
-            pixel_size = tiff_pixel_size(image.path)
-        # An OSError, such as of a full disk, ends the run: it is not the fault of the image.
-        try:
-            files = write_results(
-                records.output,
-                image.name,
-                instances,
-                pixels,
-                formats=self.formats,
-                class_names=self.predictor.class_names,
-                pixel_size=pixel_size,
-                channels=self.channels,
-                file_name=image.path,
-            )
-            facts = {"objects": len(instances)}
-            if self.with_report:
-                facts["report"] = self._report_facts(name, instances, pixels)
-        except ValueError as error:
-            self._fail(name, error, image.path)
-            return False
+        with ExitStack() as stack:
+            try:
+                state = file_state(image.path)
+                if records.has(image, self.kinds):
+                    self.summary.num_before += 1
+                    self.summary.num_objects += records.value(image.name, "objects")
+                    return True
+                windows = stack.enter_context(image.open()) if self._needs_pixels(image) else None
+                instances = self._predict(image, windows)
+            except Exception as error:  # of the decoder, the model or the memory: the next image may be all right
+                self._fail(name, error, image.path)
+                return False
+            pixel_size = self.pixel_size
+            if pixel_size is None and "csv" in self.formats:
+                pixel_size = tiff_pixel_size(image.path)
+            # An OSError, such as of a full disk, ends the run: it is not the fault of the image.
+            try:
+                files = write_results(
+                    records.output,
+                    image.name,
+                    instances,
+                    windows,
+                    formats=self.formats,
+                    class_names=self.predictor.class_names,
+                    pixel_size=pixel_size,
+                    channels=self.channels,
+                    file_name=image.path,
+                )
+                facts = {"objects": len(instances)}
+                if self.with_report:
+                    facts["report"] = self._report_facts(name, instances, windows)
+            except ValueError as error:
+                self._fail(name, error, image.path)
+                return False
         records.write(image, state, files, **facts)
         self.summary.num_images += 1
         self.summary.num_objects += len(instances)
         return True
 
-    def _predict(self, image: SourceImage) -> tuple[Instances, np.ndarray | None]:
-        """Predictions of an image, and its pixels [H, W, C] where the results need them."""
-        whole_file = image.number == 0
-        needs_pixels = self.with_report or not whole_file or {"overlay", "csv"} & set(self.formats)
-        pixels = image.read() if needs_pixels else None
-        source = image.path if whole_file else pixels
-        height, width = read_image_size(image.path) if pixels is None else pixels.shape[:2]
-        if height * width > self.tiled_from:
-            instances = predict_tiled(self.predictor, source, tile_size=self.tile_size)
-        else:
-            instances = self.predictor.predict(source)
-            limit = self.predictor.max_objects
-            if limit is not None and len(instances) >= limit:
-                _say(
-                    f"{image.path}: {len(instances)} objects, the most that the model gives, so that more may be "
-                    "missing: predict by tiles (--tile) or raise the limit of the config (dataset.max_objects)"
-                )
-        return encode_masks(instances), pixels
+    def _needs_pixels(self, image: SourceImage) -> bool:
+        """Whether the file's name does not do, for the prediction and the results."""
+        if self.with_report or image.number or NEED_IMAGE & set(self.formats):
+            return True
+        return math.prod(read_image_size(image.path)) > self.tiled_from
 
-    def _report_facts(self, name: str, instances: Instances, pixels: np.ndarray) -> dict[str, Any]:
+    def _predict(self, image: SourceImage, windows: ImageWindows | None) -> Instances:
+        """Predictions of an image; `windows` of it are there where `_needs_pixels`."""
+        if windows is not None and math.prod(windows.shape[:2]) > self.tiled_from:
+            return encode_masks(predict_tiled(self.predictor, windows, tile_size=self.tile_size))
+        instances = self.predictor.predict(windows.reduced(1) if image.number else image.path)
+        limit = self.predictor.max_objects
+        if limit is not None and len(instances) >= limit:
+            _say(
+                f"{image.path}: {len(instances)} objects, the most that the model gives, so that more may be "
+                "missing: predict by tiles (--tile) or raise the limit of the config (dataset.max_objects)"
+            )
+        return encode_masks(instances)
+
+    def _report_facts(self, name: str, instances: Instances, windows: ImageWindows) -> dict[str, Any]:
         """A `ReportEntry` for JSON."""
-        shown = display_image(pixels, self.channels, name)
-        entry = report_entry(name, instances, shown, draw_overlay(shown, instances, self.predictor.class_names))
+        shown, reduced = picture_of(windows, instances, self.channels)
+        entry = report_entry(name, instances, shown, draw_overlay(shown, reduced, self.predictor.class_names))
         return {**vars(entry), "pictures": [base64.b64encode(picture).decode() for picture in entry.pictures]}
 
     def _fail(self, name: str, error: Exception, path: str) -> None:

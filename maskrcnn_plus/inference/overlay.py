@@ -4,6 +4,7 @@ Drawing is by supervision on crops of each object, so that no N x H x W array is
 Shape shorthand: N objects of one image of H x W pixels, K colours.
 """
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -12,8 +13,15 @@ import supervision as sv
 from detectron2.structures import Instances
 
 from maskrcnn_plus.data.pixels import prepare_image
-from maskrcnn_plus.masks.measure import rle_areas, rle_boxes
-from maskrcnn_plus.masks.rle_masks import instance_masks
+from maskrcnn_plus.data.windows import ImageWindows
+from maskrcnn_plus.masks.measure import reduce_rles, rle_areas, rle_boxes
+from maskrcnn_plus.masks.rle_masks import RLEMasks, instance_masks
+
+MAX_PIXELS = 2**26
+"""Larger images are drawn on reduced ones: few viewers open larger pictures, and few machines have the memory."""
+
+MAX_SIDE = 2**15
+"""The same of a side, in pixels: supervision's masks allow no more."""
 
 MAX_LABELS = 15
 """With more objects than this, score labels would hide the image and are left out."""
@@ -84,6 +92,31 @@ def draw_overlay(image: np.ndarray, instances: Instances, class_names: Sequence[
         )
         canvas = annotator.annotate(canvas, detections[large], labels=labels, custom_color_lookup=colours[large])
     return cv2.cvtColor(canvas, cv2.COLOR_BGR2RGB)
+
+
+def picture_of(image: ImageWindows, instances: Instances, channels: int = 3) -> tuple[np.ndarray, Instances]:
+    """An image to draw on, and its instances, both reduced by a whole factor where the image is huge.
+
+    Args:
+        image: of H x W pixels in its own grey values; a huge one is read in bands.
+        instances: with `scores`, `pred_classes` and `pred_masks_rle`.
+        channels: as for `display_image`.
+
+    Returns:
+        [h, w, 3] uint8 RGB, about `MAX_PIXELS` at most, no side above `MAX_SIDE`, and the instances as `draw_overlay`
+        takes them. Of objects smaller than the factor nothing may be left.
+
+    Raises:
+        ImageReadError: as `display_image`, or the file is damaged.
+    """
+    height, width = image.shape[:2]
+    factor = max(math.ceil(math.sqrt(height * width / MAX_PIXELS)), math.ceil(max(height, width) / MAX_SIDE))
+    shown = display_image(image.reduced(factor), channels, image.name)
+    if factor == 1:
+        return shown, instances
+    size = shown.shape[:2]
+    masks = RLEMasks(reduce_rles(list(instances.pred_masks_rle), factor), size)
+    return shown, Instances(size, pred_masks_rle=masks, scores=instances.scores, pred_classes=instances.pred_classes)
 
 
 def display_image(pixels: np.ndarray, channels: int = 3, name: str = "the image") -> np.ndarray:

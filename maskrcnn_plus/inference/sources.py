@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +18,7 @@ import tifffile
 from PIL import Image
 
 from maskrcnn_plus.data.images import ImageReadError
-from maskrcnn_plus.data.windows import open_windows
+from maskrcnn_plus.data.windows import ImageWindows, open_windows
 from maskrcnn_plus.inference.inputs import VIDEO_SUFFIXES, InputFile
 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -34,7 +35,7 @@ class SourceImage:
         part: which page or frame it is, for people; "" where it is the whole file.
         number: of the page or frame, from 1; 0 where it is the whole file.
         count: images of the file, as far as known beforehand.
-        read: gives its pixels [H, W, C] in their own grey values; of a video only until the next frame is asked for.
+        open: context manager of its pixels, see `open_windows`; of a video only until the next frame is asked for.
     """
 
     name: str
@@ -42,11 +43,11 @@ class SourceImage:
     part: str
     number: int
     count: int
-    read: Callable[[], np.ndarray]
+    open: Callable[[], AbstractContextManager[ImageWindows]]
 
 
 def images_of(file: InputFile, channels: int = 3) -> Iterator[SourceImage]:
-    """Images of a file in turn; none is decoded before `read` is called.
+    """Images of a file in turn; none is decoded before it is opened.
 
     The pages of a TIFF are images of their own, but for pages that are the channels of one image: so says its metadata
     (axis C), or there are as many pages as the model has channels and the model takes neither grey nor RGB. Thumbnails,
@@ -64,21 +65,10 @@ def images_of(file: InputFile, channels: int = 3) -> Iterator[SourceImage]:
         return
     planes = _planes(file.path, channels) if "://" not in file.path else []
     if len(planes) < 2:
-        yield SourceImage(file.name, file.path, "", 0, 1, partial(read_pixels, file.path))
+        yield SourceImage(file.name, file.path, "", 0, 1, partial(open_windows, file.path))
         return
-    for number, read in enumerate(planes, start=1):
-        yield SourceImage(f"{file.name}_p{number:04d}", file.path, f"page {number}", number, len(planes), read)
-
-
-def read_pixels(path: str, page: int | None = None) -> np.ndarray:
-    """Pixels [H, W, C] of an image file, or of a page (from 0) of a TIFF, in their own grey values.
-
-    Raises:
-        ImageReadError: the file cannot be read; the message names it.
-    """
-    with open_windows(path, page) as windows:
-        height, width, _ = windows.shape
-        return windows.read(0, 0, width, height)
+    for number, plane in enumerate(planes, start=1):
+        yield SourceImage(f"{file.name}_p{number:04d}", file.path, f"page {number}", number, len(planes), plane)
 
 
 def _frames(file: InputFile) -> Iterator[SourceImage]:
@@ -90,7 +80,8 @@ def _frames(file: InputFile) -> Iterator[SourceImage]:
         while capture.grab():
             number += 1
             name = f"{file.name}/frame_{number:06d}"
-            yield SourceImage(name, file.path, f"frame {number}", number, count, partial(_frame, capture, file.path))
+            frame = partial(_open_array, partial(_frame, capture, file.path))
+            yield SourceImage(name, file.path, f"frame {number}", number, count, frame)
         if number < _TRUNCATED * count or number == 0:
             raise ImageReadError(
                 f"{file.path}: only {number} of {count or 'its'} frames can be read. The video is truncated, damaged "
@@ -118,8 +109,8 @@ def _check_readable(path: str) -> None:
         raise ImageReadError(f"{path}: the file is empty. Copy it again or remove it.")
 
 
-def _planes(path: str, channels: int) -> list[Callable[[], np.ndarray]]:
-    """Readers of the images in a TIFF; none where the file is no TIFF."""
+def _planes(path: str, channels: int) -> list[Callable[[], AbstractContextManager[ImageWindows]]]:
+    """Openers of the images in a TIFF; none where the file is no TIFF."""
     _check_readable(path)
     with open(path, "rb") as file:
         if file.read(4) not in _TIFF_MAGIC:
@@ -130,7 +121,7 @@ def _planes(path: str, channels: int) -> list[Callable[[], np.ndarray]]:
             if series and series[0][1].name == "Baseline":  # a slide scanner's; the others are label and overview
                 series = series[:1]
             kept = [(index, each) for index, each in series if index == 0 or not each.keyframe.is_reduced]
-            return [read for index, each in kept for read in _planes_of_series(path, index, each, channels)]
+            return [plane for index, each in kept for plane in _planes_of_series(path, index, each, channels)]
     except Exception as error:  # decoders raise all sorts of things on damaged files
         raise ImageReadError(
             f"{path}: cannot be read ({type(error).__name__}: {error}). The TIFF is damaged or truncated: copy it "
@@ -140,8 +131,8 @@ def _planes(path: str, channels: int) -> list[Callable[[], np.ndarray]]:
 
 def _planes_of_series(
     path: str, index: int, series: tifffile.TiffPageSeries, channels: int
-) -> list[Callable[[], np.ndarray]]:
-    """Readers of the images in a series of pages that belong together, the `index`-th of the file."""
+) -> list[Callable[[], AbstractContextManager[ImageWindows]]]:
+    """Openers of the images in a series of pages that belong together, the `index`-th of the file."""
     sizes = dict(zip(series.axes, series.shape, strict=True))
     # Axes I and Q: pages of which no metadata say what they are.
     unknown = [axis for axis in sizes if axis in "IQ" and sizes[axis] == channels and channels not in (1, 3)]
@@ -150,30 +141,42 @@ def _planes_of_series(
     leading = series.axes.removesuffix(inner) if series.axes.endswith(inner) else ""
     shape = [sizes[axis] for axis in leading]
     in_pages = set(leading) >= set(stacked) and len(series.pages) == math.prod(shape) and not series.is_multifile
-    readers = []
+    planes = []
     whole: list[np.ndarray] = []  # read at first need, for all planes
     for place in itertools.product(*(range(sizes[axis]) for axis in stacked)):
         at = dict(zip(stacked, place, strict=True))
         if in_pages:
             numbers = np.arange(len(series.pages)).reshape(shape)[tuple(at.get(axis, slice(None)) for axis in leading)]
             pages = [series.pages[number].index for number in numbers.ravel().tolist()]
-            readers.append(partial(_read_pages, path, pages))
+            planes.append(partial(_open_pages, path, pages))
         else:
-            readers.append(partial(_read_from_array, path, index, series.axes, at, whole))
-    return readers
+            planes.append(partial(_open_array, partial(_read_from_array, path, index, series.axes, at, whole)))
+    return planes
 
 
-def _read_pages(path: str, pages: list[int]) -> np.ndarray:
-    """Pixels of an image whose channels are in the given pages."""
-    if len(pages) == 1:
+@contextmanager
+def _open_array(read: Callable[[], np.ndarray]) -> Iterator[ImageWindows]:
+    """Open what `read` gives."""
+    with open_windows(read()) as windows:
+        yield windows
+
+
+@contextmanager
+def _open_pages(path: str, pages: list[int]) -> Iterator[ImageWindows]:
+    """Open an image whose channels are in the given pages."""
+    with ExitStack() as stack:
+        if len(pages) > 1:
+            parts = [stack.enter_context(open_windows(path, page)) for page in pages]
+            yield stack.enter_context(open_windows(np.concatenate([part.reduced(1) for part in parts], axis=2)))
+            return
         try:
-            return read_pixels(path, pages[0])
+            windows = stack.enter_context(open_windows(path, pages[0]))
         except ImageReadError as error:
             pixels = _read_page_with_pillow(path, pages[0])
             if pixels is None:
                 raise error
-            return pixels
-    return np.concatenate([read_pixels(path, page) for page in pages], axis=2)
+            windows = stack.enter_context(open_windows(pixels))
+        yield windows
 
 
 def _read_page_with_pillow(path: str, page: int) -> np.ndarray | None:

@@ -7,14 +7,14 @@ API (`maskApi.c`, `rleToString`), as `str` so that it goes into JSON as it is. p
 Shape shorthand: N objects, H x W pixels, R runs.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as coco_mask
 import torch
 
-from maskrcnn_plus.masks.runs import Runs, decode_lengths, decode_runs, encode_runs
+from maskrcnn_plus.masks.runs import Runs, decode_lengths, decode_runs, encode_runs, ranges, split_pieces
 
 
 def label_map_to_rles(label_map: np.ndarray, label_ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -71,6 +71,48 @@ def rles_to_label_map(rles: Sequence[dict[str, Any]], scores: Iterable[float], h
     Raises:
         ValueError: a malformed RLE, one of another size, or scores that are not N finite numbers.
     """
+    runs, order = _checked(rles, scores, height, width)
+    first = np.searchsorted(runs.owners, np.arange(len(rles) + 1)).tolist()
+    starts, ends = runs.starts.tolist(), runs.ends.tolist()
+    pixels = np.zeros(height * width, dtype=label_type(len(rles)))
+    for index in order.tolist():
+        for run in range(first[index], first[index + 1]):
+            pixels[starts[run] : ends[run]] = index + 1
+    return np.ascontiguousarray(pixels.reshape(width, height).T)  # [W * H] -> [H, W]
+
+
+def label_bands(
+    rles: Sequence[dict[str, Any]], scores: Iterable[float], height: int, width: int, rows: int
+) -> Iterator[np.ndarray]:
+    """The image that `rles_to_label_map` paints, in bands of at most `rows` rows, each [rows, W].
+
+    Raises:
+        ValueError: as `rles_to_label_map`.
+    """
+    runs, order = _checked(rles, scores, height, width)
+    rank = np.argsort(order)
+    owners, x, top, bottom = runs.columns()
+    by_rank = np.argsort(rank[owners], kind="stable")
+    owners, x, top, bottom = owners[by_rank], x[by_rank], top[by_rank], bottom[by_rank]
+    for y in range(0, height, rows):
+        band = np.zeros((min(rows, height - y), width), dtype=label_type(len(rles)))
+        upper, lower = np.maximum(top - y, 0), np.minimum(bottom - y, len(band))
+        pieces = np.flatnonzero(upper < lower)
+        for part in split_pieces(pieces, (lower - upper)[pieces]):
+            row, piece = ranges(upper[part], lower[part])
+            band[row, x[part][piece]] = owners[part][piece] + 1  # of equal places the last is kept
+        yield band
+
+
+def label_type(count: int) -> type[np.unsignedinteger]:
+    """Type of a label image of `count` objects."""
+    return np.uint16 if count <= np.iinfo(np.uint16).max else np.uint32
+
+
+def _checked(
+    rles: Sequence[dict[str, Any]], scores: Iterable[float], height: int, width: int
+) -> tuple[Runs, np.ndarray]:
+    """The runs of masks of one image, and the order [N] in which they are painted, the best last."""
     scores = np.asarray(scores, dtype=np.float64)
     if scores.shape != (len(rles),) or not np.isfinite(scores).all():
         raise ValueError(f"{len(rles)} masks need as many finite scores, got {scores.shape}: {scores.ravel()[:5]} ...")
@@ -78,13 +120,7 @@ def rles_to_label_map(rles: Sequence[dict[str, Any]], scores: Iterable[float], h
     wrong = np.flatnonzero((runs.sizes != (height, width)).any(axis=1))
     if len(wrong):
         raise ValueError(f"RLE {wrong[0]} has size {rles[wrong[0]]['size']}, the image has [{height}, {width}].")
-    first = np.searchsorted(runs.owners, np.arange(len(rles) + 1)).tolist()
-    starts, ends = runs.starts.tolist(), runs.ends.tolist()
-    pixels = np.zeros(height * width, dtype=np.uint16 if len(rles) <= np.iinfo(np.uint16).max else np.uint32)
-    for index in np.argsort(-scores, kind="stable")[::-1].tolist():  # the best is painted last
-        for run in range(first[index], first[index + 1]):
-            pixels[starts[run] : ends[run]] = index + 1
-    return np.ascontiguousarray(pixels.reshape(width, height).T)  # [W * H] -> [H, W]
+    return runs, np.argsort(-scores, kind="stable")[::-1]
 
 
 def masks_to_rles(masks: torch.Tensor | np.ndarray) -> list[dict[str, Any]]:

@@ -140,6 +140,34 @@ def move_rles(rles: Sequence[dict[str, Any]], x: int, y: int, height: int, width
     return encode_runs(join_runs(owners, column * height + top, column * height + bottom, sizes))
 
 
+def reduce_rles(rles: Sequence[dict[str, Any]], factor: int) -> list[dict[str, Any]]:
+    """Masks of an image of which every `factor` x `factor` pixels, from the upper left corner, become one.
+
+    One pixel of such a block stands for all: that in its middle, or the last that the blocks at the border have too.
+
+    Args:
+        rles: N masks; sizes may differ.
+        factor: at least 1.
+
+    Returns:
+        N RLEs of size [H / factor, W / factor], rounded up. Masks that lie between the pixels that count are empty.
+
+    Raises:
+        ValueError: a malformed RLE, or a factor below 1.
+    """
+    if factor < 1:
+        raise ValueError(f"reduce_rles: factor is {factor}, it must be at least 1.")
+    runs = decode_runs(rles)
+    owners, x, top, bottom = runs.columns()
+    middle = np.minimum(factor // 2, (runs.sizes - 1) % factor)[owners]  # [pieces, 2], (y, x)
+    top, bottom = (-((middle[:, 0] - row) // factor) for row in (top, bottom))  # rounded up
+    chosen = (x % factor == middle[:, 1]) & (top < bottom)
+    owners, x, top, bottom = owners[chosen], x[chosen] // factor, top[chosen], bottom[chosen]
+    sizes = -(-runs.sizes // factor)
+    height = sizes[owners, 0]
+    return encode_runs(join_runs(owners, x * height + top, x * height + bottom, sizes))
+
+
 def _sum(owners: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
     """Sum of the values of each object, float64 [N]."""
     return np.bincount(owners, weights=values, minlength=count)

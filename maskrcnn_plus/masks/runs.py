@@ -16,6 +16,9 @@ from typing import Any
 
 import numpy as np
 
+PIXELS_AT_ONCE = 1 << 22
+"""Pixels of masks that are written out one by one at a time."""
+
 _LONGEST = 7  # groups of 5 bits that a number may have: 35 bits, enough for runs of 32
 
 
@@ -41,13 +44,27 @@ class Runs:
             int64 [pieces] each: object, column x, first row, and the row after the last.
         """
         height = self.sizes[self.owners, 0]
-        first = self.starts // height
-        count = (self.ends - 1) // height - first + 1  # columns of each run
-        run = np.repeat(np.arange(len(count)), count)  # [R] -> [pieces]
-        x = first[run] + np.arange(len(run)) - np.repeat(np.cumsum(count) - count, count)
+        x, run = ranges(self.starts // height, (self.ends - 1) // height + 1)  # [R] -> [pieces]
         top = np.maximum(self.starts[run] - x * height[run], 0)
         bottom = np.minimum(self.ends[run] - x * height[run], height[run])
         return self.owners[run], x, top, bottom
+
+
+def ranges(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Write out many ranges of integers [start, end), none with its end before its start, one after the other.
+
+    Returns:
+        The integers, and of each the index of its range.
+    """
+    count = ends - starts
+    of = np.repeat(np.arange(len(count)), count)
+    return np.arange(len(of)) + (starts - (np.cumsum(count) - count))[of], of
+
+
+def split_pieces(pieces: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    """Parts of `pieces` in their order whose `lengths` add up to about 2**22 pixels, so that these fit into memory."""
+    steps = np.searchsorted(np.cumsum(lengths), np.arange(0, lengths.sum(), PIXELS_AT_ONCE)[1:])
+    return np.split(pieces, steps)
 
 
 def decode_runs(rles: Sequence[dict[str, Any]]) -> Runs:

@@ -52,6 +52,21 @@ def assert_reads_as(source, whole, page=None):
         np.testing.assert_array_equal(windows.sample(), whole)
 
 
+@pytest.mark.parametrize("factor", [1, 2, 7, 100])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "bool"])
+@pytest.mark.parametrize("side", [(83, 61), (1, 61), (83, 1)])
+def test_reduced_pixels_are_means_of_blocks(monkeypatch, factor, dtype, side):
+    monkeypatch.setattr(windows_module, "CACHE_BYTES", 4 * 61 * 3 * 15)  # bands of some rows
+    image = RNG.random((*side, 3)) > 0.5 if dtype == "bool" else pixels((*side, 3), dtype)
+    with open_windows(image) as windows:
+        reduced = windows.reduced(factor)
+    rows, columns = (range(0, length, factor) for length in side)
+    blocks = [[image[y : y + factor, x : x + factor].mean(axis=(0, 1), dtype=float) for x in columns] for y in rows]
+    assert reduced.dtype == image.dtype
+    tolerance = {"float32": 1e-6}.get(dtype, 0.5 + 1e-6)  # rounded
+    np.testing.assert_allclose(reduced.astype(float), blocks, rtol=0, atol=tolerance)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("shape", "dtype"), [(GREY, "uint8"), (GREY, "uint16"), (GREY, "float32"), (RGB, "uint8")])
 def test_tiff_windows_are_those_of_the_whole(tmp_path, layout, shape, dtype):

@@ -213,9 +213,9 @@ def test_large_images_are_tiled(folder, monkeypatch, tile, tiled):
     seen = []
 
     def predict_tiled(predictor, source, tile_size):
-        seen.append(source)
+        seen.append(source.name)
         assert tile_size == (None if tile == "auto" else 64)
-        return predictor.predict(source)
+        return predictor.predict(source.name)
 
     monkeypatch.setattr("maskrcnn_plus.inference.files.predict_tiled", predict_tiled)
     monkeypatch.setattr("maskrcnn_plus.inference.tiling.INPUT_SIDE", 32)

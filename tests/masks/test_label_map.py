@@ -1,5 +1,6 @@
 """RLE <-> label image against pycocotools and against dense loops."""
 
+import itertools
 import json
 import tracemalloc
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from maskrcnn_plus.masks.label_map import (
+    label_bands,
     label_map_to_rles,
     masks_to_rles,
     normalize_rle,
@@ -146,6 +148,20 @@ def test_rles_to_label_map_equals_a_dense_loop():
         label_map = rles_to_label_map(masks_to_rles(masks), torch.from_numpy(scores), 19, 26)
         assert label_map.dtype == np.uint16
         assert np.array_equal(label_map, expected)
+
+
+def test_bands_of_a_label_map_are_its_rows(monkeypatch):
+    monkeypatch.setattr("maskrcnn_plus.masks.runs.PIXELS_AT_ONCE", 60)
+    rng = np.random.default_rng(3)
+    for count, rows in itertools.product((0, 1, 9, 30), (1, 4, 19, 50)):
+        rles, scores = masks_to_rles(random_masks(rng, count, 19, 26)), rng.integers(0, 4, count) / 4
+        bands = list(label_bands(rles, scores, 19, 26, rows))
+        assert {len(band) for band in bands[:-1]} <= {rows}
+        whole = rles_to_label_map(rles, scores, 19, 26)
+        assert np.concatenate(bands).dtype == whole.dtype
+        assert np.array_equal(np.concatenate(bands), whole)
+    with pytest.raises(ValueError, match="finite scores"):
+        next(label_bands(rles, scores[1:], 19, 26, 4))
 
 
 def test_rles_to_label_map_accepts_uncompressed_and_none():

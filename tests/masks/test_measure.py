@@ -8,6 +8,7 @@ import scipy.ndimage
 from maskrcnn_plus.masks.label_map import label_map_to_rles, masks_to_rles, rles_to_label_map
 from maskrcnn_plus.masks.measure import (
     move_rles,
+    reduce_rles,
     rle_areas,
     rle_boxes,
     rle_centroids,
@@ -138,6 +139,19 @@ def test_moving_into_a_huge_image_and_back():
         move_rles(rles, 0, 0, 0, 5)
 
 
+@pytest.mark.parametrize("factor", [1, 2, 3, 5, 40])
+@pytest.mark.parametrize(("height", "width"), [(37, 41), (1, 30), (10, 10)])
+def test_reduced_masks_are_every_kth_pixel(factor, height, width):
+    masks = random_masks(9, 20, height, width)
+    row, column = (min(factor // 2, (side - 1) % factor) for side in (height, width))
+    assert reduce_rles(masks_to_rles(masks), factor) == masks_to_rles(masks[:, row::factor, column::factor])
+
+
+def test_reducing_by_less_than_one_is_refused():
+    with pytest.raises(ValueError, match="factor is 0"):
+        reduce_rles([], 0)
+
+
 def test_label_image_there_and_back():
     rng = np.random.default_rng(7)
     masks = random_masks(8, 60, 33, 28)[2::5]  # discs
@@ -153,10 +167,12 @@ def test_label_image_there_and_back():
 
 def test_no_masks():
     assert [measure([]).shape for measure in MEASURES] == [(0,), (0, 4), (0, 2), (0,)]
-    assert move_rles([], 1, 2, 3, 4) == []
+    assert move_rles([], 1, 2, 3, 4) == reduce_rles([], 2) == []
 
 
-@pytest.mark.parametrize("measure", [*MEASURES, lambda rles: move_rles(rles, 0, 0, 4, 4)])
+@pytest.mark.parametrize(
+    "measure", [*MEASURES, lambda rles: move_rles(rles, 0, 0, 4, 4), lambda rles: reduce_rles(rles, 2)]
+)
 def test_malformed_masks_are_refused(measure):
     with pytest.raises(ValueError, match="RLE 1"):
         measure([{"size": [4, 4], "counts": "`0"}, {"size": [4, 4], "counts": "X"}])

@@ -4,7 +4,7 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
 
-from maskrcnn_plus.masks.runs import decode_lengths, decode_runs, encode_runs, join_runs
+from maskrcnn_plus.masks.runs import decode_lengths, decode_runs, encode_runs, join_runs, ranges, split_pieces
 
 
 def random_rles(seed, count):
@@ -33,6 +33,25 @@ def test_decoding_and_encoding_many_round_trips():
             assert end > start
             pixels[start:end] += 1
         assert np.array_equal(pixels, coco_mask.decode(rles[index]).ravel(order="F"))
+
+
+def test_ranges_are_written_out_in_their_order():
+    rng = np.random.default_rng(2)
+    for count in (0, 1, 9):
+        starts = rng.integers(-20, 20, count)
+        ends = starts + rng.integers(0, 5, count)
+        values, of = ranges(starts, ends)
+        expected = [(value, k) for k in range(count) for value in range(starts[k], ends[k])]
+        assert list(zip(values.tolist(), of.tolist(), strict=True)) == expected
+
+
+def test_pieces_are_split_in_their_order_into_parts_of_bounded_size(monkeypatch):
+    monkeypatch.setattr("maskrcnn_plus.masks.runs.PIXELS_AT_ONCE", 50)
+    lengths = np.random.default_rng(3).integers(1, 20, 40)
+    parts = split_pieces(np.arange(100, 140), lengths)
+    assert np.concatenate(parts).tolist() == list(range(100, 140))
+    assert max(lengths[part - 100].sum() for part in parts) < 50 + 20
+    assert [len(part) for part in split_pieces(np.arange(0), np.arange(0))] == [0]
 
 
 def test_columns_hold_each_pixel_once():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +18,8 @@ import numpy as np
 from detectron2.structures import Instances
 
 from maskrcnn_plus.atomic import write_atomically
-from maskrcnn_plus.inference.overlay import display_image, draw_overlay
-from maskrcnn_plus.inference.sources import read_pixels
+from maskrcnn_plus.data.windows import ImageWindows, open_windows
+from maskrcnn_plus.inference.overlay import draw_overlay, picture_of
 from maskrcnn_plus.inference.writers.coco import coco_results
 from maskrcnn_plus.inference.writers.geojson import write_geojson
 from maskrcnn_plus.inference.writers.labels import encode_labels, encode_png
@@ -28,6 +29,9 @@ from maskrcnn_plus.masks.rle_masks import encode_masks
 FORMATS = {"overlay": "overlays", "labels": "labels", "coco": "coco", "csv": "csv", "geojson": "geojson"}
 """The sub-folder of each format."""
 
+NEED_IMAGE = {"overlay", "csv"}
+"""Formats that are made of the pixels too."""
+
 DEFAULT_FORMATS = ("overlay", "labels", "coco")
 
 
@@ -35,7 +39,7 @@ def write_results(
     output: str | Path,
     name: str,
     instances: Instances,
-    image: np.ndarray | str | os.PathLike | None = None,
+    image: np.ndarray | str | os.PathLike | ImageWindows | None = None,
     *,
     formats: Sequence[str] = DEFAULT_FORMATS,
     class_names: Sequence[str] | None = None,
@@ -45,9 +49,10 @@ def write_results(
 ) -> dict[str, Path]:
     """Write the predictions of one image below a folder.
 
-    - overlay: `overlays/NAME.png`, the image with its masks drawn in.
+    - overlay: `overlays/NAME.png`, the image with its masks drawn in; of more than 8192 x 8192 pixels on a reduced
+      image, see `picture_of`.
     - labels: `labels/NAME.png`, 16-bit: 0 background, value k the k-th object; a pixel belongs to the object with the
-      highest score. With more than 65535 objects a 32-bit `labels/NAME.tif`.
+      highest score. With more than 65535 objects a 32-bit `labels/NAME.tif`; with more than 8192 x 8192 pixels a TIFF.
     - coco: `coco/NAME.json`, a COCO results list, see `coco_results`.
     - csv: `csv/NAME.csv`, a row an object, see `object_table`.
     - geojson: `geojson/NAME.geojson`, polygons for QuPath and others, see `write_geojson`.
@@ -56,8 +61,8 @@ def write_results(
         output: folder, made if it is not there. Files of the same names are replaced.
         name: NAME, which may have sub-folders ("plate1/well7").
         instances: `pred_boxes`, `scores`, `pred_classes` and `pred_masks_rle` or `pred_masks` [N, H, W] bool.
-        image: the image [H, W] or [H, W, C] in its own grey values, or its file. Overlays need it; without it a csv
-            file has no intensities.
+        image: the image [H, W] or [H, W, C] in its own grey values, its file, or windows from `open_windows`, which are
+            read in parts. Overlays need it; without it a csv file has no intensities.
         formats: keys of `FORMATS`.
         class_names: name of each class.
         pixel_size: micrometres a pixel, for the csv file; None for pixels.
@@ -73,12 +78,28 @@ def write_results(
     """
     check_formats(formats)
     instances = encode_masks(instances)
-    if image is not None and not isinstance(image, np.ndarray):
-        image = read_pixels(os.fspath(image)) if {"overlay", "csv"} & set(formats) else None
-    if image is not None and image.shape[:2] != tuple(instances.image_size):
-        raise ValueError(
-            f"{name}: the image has size {image.shape[:2]} (H, W) but its predictions {instances.image_size}"
-        )
+    with ExitStack() as stack:
+        if isinstance(image, (np.ndarray, str, os.PathLike)):
+            image = stack.enter_context(open_windows(image)) if NEED_IMAGE & set(formats) else None
+        if image is not None and image.shape[:2] != tuple(instances.image_size):
+            raise ValueError(
+                f"{name}: the image has size {image.shape[:2]} (H, W) but its predictions {instances.image_size}"
+            )
+        return _write(Path(output), name, instances, image, formats, class_names, pixel_size, channels, file_name)
+
+
+def _write(
+    output: Path,
+    name: str,
+    instances: Instances,
+    image: ImageWindows | None,
+    formats: Sequence[str],
+    class_names: Sequence[str] | None,
+    pixel_size: float | None,
+    channels: int,
+    file_name: str | None,
+) -> dict[str, Path]:
+    """`write_results` with the image opened and the masks encoded."""
     written = {}
     for kind in FORMATS:  # in this order whatever the order of `formats`
         if kind not in formats:
@@ -87,7 +108,7 @@ def write_results(
         if kind == "overlay":
             if image is None:
                 raise ValueError(f"{name}: an overlay needs the image")
-            content = encode_png(draw_overlay(display_image(image, channels, name), instances, class_names))
+            content = encode_png(draw_overlay(*picture_of(image, instances, channels), class_names))
         elif kind == "labels":
             suffix, content = encode_labels(instances)
         elif kind == "coco":
@@ -96,7 +117,7 @@ def write_results(
             content = object_table(instances, name, image, class_names, pixel_size, channels)
         else:
             content = partial(write_geojson, instances=instances, class_names=class_names)
-        written[kind] = Path(output) / FORMATS[kind] / f"{name}{suffix}"
+        written[kind] = output / FORMATS[kind] / f"{name}{suffix}"
         written[kind].parent.mkdir(parents=True, exist_ok=True)
         write_atomically(written[kind], content)
         if kind == "labels":  # of an earlier run with another number of objects

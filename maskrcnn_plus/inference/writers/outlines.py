@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from maskrcnn_plus.masks.runs import decode_runs
+from maskrcnn_plus.masks.runs import decode_runs, ranges
 
 Polygon = list[np.ndarray]
 """Rings of corners [K, 2] (x, y), not closed: the outer ring, of positive area by the shoelace formula, then holes, of
@@ -37,9 +37,8 @@ def rle_polygons(rles: Sequence[dict[str, Any]]) -> Iterator[list[Polygon]]:
         x, top, bottom = columns[first:last], tops[first:last], bottoms[first:last]
         left, upper = x.min(), top.min()
         mask = np.zeros((bottom.max() - upper, x.max() - left + 1), dtype=bool)
-        height = bottom - top
-        rows = np.arange(height.sum()) - np.repeat(np.cumsum(height) - height - top + upper, height)
-        mask[rows, np.repeat(x - left, height)] = True
+        rows, piece = ranges(top - upper, bottom - upper)
+        mask[rows, (x - left)[piece]] = True
         corner = np.array([left, upper])
         yield [[ring + corner for ring in polygon] for polygon in mask_polygons(mask)]
 

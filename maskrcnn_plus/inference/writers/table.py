@@ -14,12 +14,13 @@ import numpy as np
 from detectron2.structures import Instances
 
 from maskrcnn_plus.atomic import write_atomically
+from maskrcnn_plus.data.windows import ImageWindows
 from maskrcnn_plus.inference.overlay import class_label
 from maskrcnn_plus.masks.measure import rle_areas, rle_centroids, rle_perimeters
-from maskrcnn_plus.masks.runs import decode_runs
+from maskrcnn_plus.masks.runs import decode_runs, ranges, split_pieces
 
 _LENGTHS = ("x0", "y0", "x1", "y1", "area", "centroid_x", "centroid_y", "perimeter")
-_PIXELS_AT_ONCE = 1 << 22
+_BAND_PIXELS = 1 << 24
 
 
 def _columns(unit: str) -> list[str]:
@@ -33,7 +34,7 @@ ALL_COLUMNS = ["image", "id", "class", "score", *_columns("px"), *_columns("um")
 def object_table(
     instances: Instances,
     name: str,
-    image: np.ndarray | None,
+    image: ImageWindows | None,
     class_names: Sequence[str] | None = None,
     pixel_size: float | None = None,
     channels: int = 3,
@@ -49,7 +50,7 @@ def object_table(
     Args:
         instances: with `pred_boxes`, `scores`, `pred_classes` and `pred_masks_rle`.
         name: of the image.
-        image: [H, W] or [H, W, C] in its own grey values; None leaves `mean_intensity` empty.
+        image: in its own grey values, read in bands; None leaves `mean_intensity` empty.
         class_names: name of each class.
         pixel_size: micrometres a pixel; None measures in pixels.
         channels: C of the model; where it is one less than the image's 2 or 4, the last one is alpha.
@@ -73,25 +74,29 @@ def object_table(
     return file.getvalue().encode("utf-8", errors="replace")  # a file name may be no text
 
 
-def mean_intensities(rles: Sequence[dict], image: np.ndarray, channels: int = 3) -> np.ndarray:
-    """Mean grey value of an image [H, W] or [H, W, C] under each mask, float64 [N]; NaN where a mask is empty."""
-    image = image[:, :, None] if image.ndim == 2 else image
-    has_alpha = image.shape[2] in (2, 4) and image.shape[2] - channels in (1, 3)
-    planes = [image[:, :, c].ravel(order="F") for c in range(image.shape[2] - has_alpha)]  # each [H, W] -> [W * H]
-    runs = decode_runs(rles)
-    lengths = runs.ends - runs.starts
+def mean_intensities(rles: Sequence[dict], image: ImageWindows, channels: int = 3) -> np.ndarray:
+    """Mean grey value of an image of C channels under each mask, float64 [N]; NaN where a mask is empty.
+
+    The image is read in bands of rows.
+    """
+    height, width, count = image.shape
+    count -= count in (2, 4) and count - channels in (1, 3)  # without alpha
+    owners, x, top, bottom = decode_runs(rles).columns()
     sums = np.zeros(len(rles))
-    steps = np.searchsorted(np.cumsum(lengths), np.arange(0, lengths.sum(), _PIXELS_AT_ONCE)[1:])
-    for part in np.split(np.arange(len(lengths)), steps):
-        length = lengths[part]
-        offsets = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
-        indices = np.repeat(runs.starts[part], length) + offsets
-        owners = np.repeat(runs.owners[part], length)
-        for plane in planes:
-            sums += np.bincount(owners, weights=plane[indices], minlength=len(rles))
-    areas = np.bincount(runs.owners, weights=lengths, minlength=len(rles))
+    rows = max(_BAND_PIXELS // width, 1)
+    for y in range(0, height, rows):
+        upper, lower = np.maximum(top - y, 0), np.minimum(bottom - y, rows)
+        pieces = np.flatnonzero(upper < lower)
+        if len(pieces) == 0:
+            continue
+        left, right = int(x[pieces].min()), int(x[pieces].max()) + 1
+        band = image.read(left, y, right - left, min(rows, height - y))[:, :, :count].sum(axis=2, dtype=np.float64)
+        for part in split_pieces(pieces, (lower - upper)[pieces]):
+            row, piece = ranges(upper[part], lower[part])
+            values = band[row, (x[part] - left)[piece]]
+            sums += np.bincount(owners[part][piece], weights=values, minlength=len(rles))
     with np.errstate(invalid="ignore"):
-        return sums / (areas * len(planes))
+        return sums / (rle_areas(rles) * count)
 
 
 def merge_tables(path: str | Path, parts: Sequence[str | Path]) -> None:
