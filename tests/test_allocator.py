@@ -1,4 +1,4 @@
-"""Freed memory is reused: page faults of repeated large allocations more than halve."""
+"""Freed memory is reused, with fewer page faults, and what cannot be reused is given back."""
 
 import platform
 import subprocess
@@ -29,3 +29,33 @@ def test_repeated_allocations_cause_fewer_page_faults():
         assert kept == "True"
         faults[mode] = int(count)
     assert faults["keep"] * 2 < faults["default"]
+
+
+GROWTH = """
+import sys, torch
+from maskrcnn_plus.allocator import HeapLimit, _private_bytes, keep_freed_memory
+keep_freed_memory()
+before = _private_bytes()
+limit, results = HeapLimit(), []
+for _ in range(100):
+    large = torch.ones(4 * 2**20)  # 16 MB
+    results.append(torch.ones(2))
+    del large
+    if sys.argv[1] == "limit":
+        limit()
+print((_private_bytes() - before) >> 20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
+def test_results_between_large_blocks_do_not_make_the_process_grow():
+    grown = {
+        mode: int(
+            subprocess.run(
+                [sys.executable, "-W", "ignore", "-c", GROWTH, mode], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for mode in ("limit", "none")
+    }
+    assert grown["limit"] < 400, grown  # the slack, and the first block
+    assert grown["none"] > 800, grown

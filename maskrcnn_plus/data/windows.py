@@ -99,9 +99,8 @@ class ImageWindows:
             return self.read(0, 0, self.shape[1], self.shape[0])
         bands = []
         for band in self._bands(factor):
-            rows, columns = (np.arange(0, side, factor) for side in band.shape[:2])
-            sums = np.add.reduceat(np.add.reduceat(band, rows, axis=0, dtype=np.float64), columns, axis=1)
-            counts = np.outer(*(np.diff(k, append=side) for k, side in zip((rows, columns), band.shape, strict=False)))
+            counts = np.outer(*(_block_sums(np.ones(side), factor) for side in band.shape[:2]))
+            sums = _block_sums(_block_sums(band, factor).swapaxes(0, 1), factor).swapaxes(0, 1)
             means = sums / counts[:, :, None]
             bands.append((means if band.dtype.kind == "f" else np.rint(means)).astype(band.dtype))
         return np.concatenate(bands)
@@ -115,6 +114,15 @@ class ImageWindows:
 
     def _read(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         return self._pixels[y : y + height, x : x + width]
+
+
+def _block_sums(values: np.ndarray, factor: int) -> np.ndarray:
+    """Sums of every `factor` rows, and of the rest: [rows, ...] -> float64 [rows / factor, ...], rounded up."""
+    sums = values[::factor].astype(np.float64)
+    for offset in range(1, min(factor, len(values))):
+        part = values[offset::factor]
+        sums[: len(part)] += part
+    return sums
 
 
 class TiffWindows(ImageWindows):

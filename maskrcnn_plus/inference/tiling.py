@@ -38,6 +38,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 from tqdm import tqdm
 
+from ..allocator import HeapLimit
 from ..data.augmentation import ScaleImage
 from ..data.pixels import ImageReadError, match_channels
 from ..data.windows import ImageWindows, open_windows
@@ -166,6 +167,7 @@ def _predict_windows(
     tiles = []
     corners = product(tile_starts(height, tiling), tile_starts(width, tiling))
     name = os.path.basename(windows.name)
+    limit_heap = HeapLimit()
     for y, x in tqdm(list(corners), desc=name, unit="tile", disable=None if progress else True):
         tile = windows.read(x, y, min(tiling.tile_size, width - x), min(tiling.tile_size, height - y))
         found = predictor.predict(tile, intensity_range=limits)
@@ -174,6 +176,7 @@ def _predict_windows(
         if limit is not None and len(found) >= limit:
             lowest.append(float(found.scores.min()))
         tiles.append(_tile_objects(found, x, y))
+        limit_heap()
     if lowest:
         logging.getLogger(__name__).warning(
             "%s: in %d of %d tiles the model found %d objects, its limit, so that more may be missing (the lowest "
