@@ -79,8 +79,10 @@ def write_results(
     check_formats(formats)
     instances = encode_masks(instances)
     with ExitStack() as stack:
-        if isinstance(image, (np.ndarray, str, os.PathLike)):
-            image = stack.enter_context(open_windows(image)) if NEED_IMAGE & set(formats) else None
+        if isinstance(image, (str, os.PathLike)) and not NEED_IMAGE & set(formats):
+            image = None
+        if image is not None and not isinstance(image, ImageWindows):
+            image = stack.enter_context(open_windows(image))
         if image is not None and image.shape[:2] != tuple(instances.image_size):
             raise ValueError(
                 f"{name}: the image has size {image.shape[:2]} (H, W) but its predictions {instances.image_size}"
