@@ -14,7 +14,7 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import torch
 
-from maskrcnn_plus.masks.runs import Runs, decode_lengths, decode_runs, encode_runs, ranges, split_pieces
+from maskrcnn_plus.masks.runs import Runs, decode_lengths, decode_runs, encode_runs, pixels_in_rows
 
 
 def label_map_to_rles(label_map: np.ndarray, label_ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -96,11 +96,8 @@ def label_bands(
     owners, x, top, bottom = owners[by_rank], x[by_rank], top[by_rank], bottom[by_rank]
     for y in range(0, height, rows):
         band = np.zeros((min(rows, height - y), width), dtype=label_type(len(rles)))
-        upper, lower = np.maximum(top - y, 0), np.minimum(bottom - y, len(band))
-        pieces = np.flatnonzero(upper < lower)
-        for part in split_pieces(pieces, (lower - upper)[pieces]):
-            row, piece = ranges(upper[part], lower[part])
-            band[row, x[part][piece]] = owners[part][piece] + 1  # of equal places the last is kept
+        for pieces, row, column in pixels_in_rows(x, top, bottom, y, y + len(band)):
+            band[row, column] = owners[pieces] + 1  # of equal places the last is kept
         yield band
 
 

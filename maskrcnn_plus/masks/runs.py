@@ -10,7 +10,7 @@ Shape shorthand: N objects, R runs or foreground runs of all objects together, H
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,21 @@ def split_pieces(pieces: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
     """Parts of `pieces` in their order whose `lengths` add up to about 2**22 pixels, so that these fit into memory."""
     steps = np.searchsorted(np.cumsum(lengths), np.arange(0, lengths.sum(), PIXELS_AT_ONCE)[1:])
     return np.split(pieces, steps)
+
+
+def pixels_in_rows(
+    x: np.ndarray, top: np.ndarray, bottom: np.ndarray, first: int, last: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Write out the pixels of pieces of columns, as of `Runs.columns`, that lie in the rows [first, last), in parts.
+
+    Yields:
+        Of each pixel, in the order of the pieces: its piece, its row from `first` on, and its column.
+    """
+    upper, lower = np.maximum(top - first, 0), np.minimum(bottom, last) - first
+    pieces = np.flatnonzero(upper < lower)
+    for part in split_pieces(pieces, (lower - upper)[pieces]):
+        rows, of = ranges(upper[part], lower[part])
+        yield part[of], rows, x[part][of]
 
 
 def decode_runs(rles: Sequence[dict[str, Any]]) -> Runs:

@@ -17,7 +17,7 @@ from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.data.windows import ImageWindows
 from maskrcnn_plus.inference.overlay import class_label
 from maskrcnn_plus.masks.measure import rle_areas, rle_centroids, rle_perimeters
-from maskrcnn_plus.masks.runs import decode_runs, ranges, split_pieces
+from maskrcnn_plus.masks.runs import decode_runs, pixels_in_rows
 
 _LENGTHS = ("x0", "y0", "x1", "y1", "area", "centroid_x", "centroid_y", "perimeter")
 _BAND_PIXELS = 1 << 24
@@ -85,16 +85,13 @@ def mean_intensities(rles: Sequence[dict], image: ImageWindows, channels: int = 
     sums = np.zeros(len(rles))
     rows = max(_BAND_PIXELS // width, 1)
     for y in range(0, height, rows):
-        upper, lower = np.maximum(top - y, 0), np.minimum(bottom - y, rows)
-        pieces = np.flatnonzero(upper < lower)
-        if len(pieces) == 0:
+        inside = x[(top < y + rows) & (bottom > y)]
+        if len(inside) == 0:
             continue
-        left, right = int(x[pieces].min()), int(x[pieces].max()) + 1
+        left, right = int(inside.min()), int(inside.max()) + 1
         band = image.read(left, y, right - left, min(rows, height - y))[:, :, :count].sum(axis=2, dtype=np.float64)
-        for part in split_pieces(pieces, (lower - upper)[pieces]):
-            row, piece = ranges(upper[part], lower[part])
-            values = band[row, (x[part] - left)[piece]]
-            sums += np.bincount(owners[part][piece], weights=values, minlength=len(rles))
+        for pieces, row, column in pixels_in_rows(x, top, bottom, y, y + rows):
+            sums += np.bincount(owners[pieces], weights=band[row, column - left], minlength=len(rles))
     with np.errstate(invalid="ignore"):
         return sums / (rle_areas(rles) * count)
 
