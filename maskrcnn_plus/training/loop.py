@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from maskrcnn_plus.device import emulates_bfloat16
+from maskrcnn_plus.training.fast_gradients import use_fast_gradients
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,8 @@ class Trainer(TrainerBase):
         self.seed = seed
         self.device_type = next(model.parameters()).device.type
         self.amp_dtype = _amp_dtype(amp_dtype, self.device_type)
+        if self.amp_dtype is torch.bfloat16 and self.device_type == "cpu":
+            use_fast_gradients(model)
         scaled = self.amp_dtype is torch.float16
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=scaled)
         self._batches = None
