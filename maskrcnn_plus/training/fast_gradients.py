@@ -68,7 +68,7 @@ class _Upsampling(torch.autograd.Function):
             rows = x.permute(0, 2, 3, 1).reshape(n * h * w, c)
             grad_weight = (rows.T @ cells).view(c, s, s, d).permute(0, 3, 1, 2).to(ctx.types[0])
         if ctx.needs_input_grad[2]:
-            grad_bias = cells.sum(0, dtype=torch.float32).view(s * s, d).sum(0).to(ctx.types[1])
+            grad_bias = cells.sum(0).view(s * s, d).to(ctx.types[1]).sum(0)
         return grad_x, grad_weight, grad_bias, None
 
 
