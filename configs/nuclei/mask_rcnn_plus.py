@@ -17,6 +17,6 @@ model.roi_heads.box_predictors[2].test_nms_thresh = 0.3  # nuclei touch, but do 
 
 optimizer.fused = True
 train.amp.enabled = True
-train.max_iter = 7500  # 50 minutes of iterations on 2 cores with bfloat16
+train.max_iter = 7500  # about an hour on 2 cores with bfloat16
 train.eval_period = 3750
 train.output_dir = "output/nuclei_plus"
