@@ -49,7 +49,6 @@ class _Upsampling(torch.autograd.Function):
         x, half = x.bfloat16(), weight.bfloat16()
         ctx.save_for_backward(x, half)
         ctx.stride = stride
-        ctx.types = weight.dtype, None if bias is None else bias.dtype
         with torch.autocast("cpu", enabled=False):
             return F.conv_transpose2d(x, half, None if bias is None else bias.bfloat16(), stride)
 
@@ -66,9 +65,9 @@ class _Upsampling(torch.autograd.Function):
             grad_x = (cells @ kernel).view(n, h, w, c).permute(0, 3, 1, 2)
         if ctx.needs_input_grad[1]:
             rows = x.permute(0, 2, 3, 1).reshape(n * h * w, c)
-            grad_weight = (rows.T @ cells).view(c, s, s, d).permute(0, 3, 1, 2).to(ctx.types[0])
+            grad_weight = (rows.T @ cells).view(c, s, s, d).permute(0, 3, 1, 2).float()
         if ctx.needs_input_grad[2]:
-            grad_bias = cells.sum(0).view(s * s, d).to(ctx.types[1]).sum(0)
+            grad_bias = cells.sum(0).view(s * s, d).float().sum(0)
         return grad_x, grad_weight, grad_bias, None
 
 
