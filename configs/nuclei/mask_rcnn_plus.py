@@ -1,4 +1,4 @@
-# The parts that help on nuclei, together: copy-paste, a cascade of box heads, soft mask targets; detections of whole
+# For more exact masks of nuclei: copy-paste, a cascade of box heads, soft mask targets; detections of whole
 # groups are dropped where their members are found.
 from maskrcnn_plus.roi import DenseCascadeROIHeads
 
