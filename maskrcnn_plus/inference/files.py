@@ -20,7 +20,7 @@ from typing import Any
 from detectron2.structures import Instances
 from tqdm import tqdm
 
-from maskrcnn_plus.data.images import read_image_size
+from maskrcnn_plus.data.images import read_image, read_image_size
 from maskrcnn_plus.data.windows import ImageWindows
 from maskrcnn_plus.inference.fingerprint import predictor_fingerprint
 from maskrcnn_plus.inference.inputs import InputFile, list_inputs
@@ -213,7 +213,7 @@ class _Run:
                 )
                 facts = {"objects": len(instances)}
                 if self.with_report:
-                    facts["report"] = self._report_facts(name, instances, windows)
+                    facts["report"] = self._report_facts(name, instances, windows, files.get("overlay"))
             except ValueError as error:
                 self._fail(name, error, image.path)
                 return False
@@ -241,10 +241,13 @@ class _Run:
             )
         return encode_masks(instances)
 
-    def _report_facts(self, name: str, instances: Instances, windows: ImageWindows) -> dict[str, Any]:
-        """A `ReportEntry` for JSON."""
+    def _report_facts(
+        self, name: str, instances: Instances, windows: ImageWindows, drawn: Path | None
+    ) -> dict[str, Any]:
+        """A `ReportEntry` for JSON; `drawn` is the overlay's file, where it was written."""
         shown, reduced = picture_of(windows, instances, self.channels)
-        entry = report_entry(name, instances, shown, draw_overlay(shown, reduced, self.predictor.class_names))
+        overlay = read_image(str(drawn)) if drawn else draw_overlay(shown, reduced, self.predictor.class_names)
+        entry = report_entry(name, instances, shown, overlay)
         return {**vars(entry), "pictures": [base64.b64encode(picture).decode() for picture in entry.pictures]}
 
     def _fail(self, name: str, error: Exception, path: str) -> None:

@@ -153,6 +153,13 @@ def test_only_what_is_missing_or_changed_is_predicted_again(folder):
     assert run(overwrite=True) == (4, 0)
 
 
+def test_the_report_is_the_same_with_and_without_overlay_files(folder):
+    for output, formats in (("with", ["overlay"]), ("without", ["labels"])):
+        predict_files(predictor_of(), "in", output, formats=formats, report={})
+    assert "image/jpeg" in (folder / "with/report.html").read_text()
+    assert (folder / "with/report.html").read_bytes() == (folder / "without/report.html").read_bytes()
+
+
 def test_leftovers_of_a_killed_run_are_removed(folder):
     for name in ("out/labels", "out/.records/images/sub"):
         (folder / name).mkdir(parents=True)
