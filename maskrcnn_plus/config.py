@@ -82,10 +82,12 @@ def add_config(cfg: CfgNode) -> None:
     `MODEL.TIMM` configures `TimmBackbone` (MODEL.BACKBONE.NAME), together with Detectron2's MODEL.BACKBONE.FREEZE_AT;
     `MODEL.VIT` configures `PlainViT`, also below `SimpleFeaturePyramid`; `MODEL.CASCADE_RPN`, `MODEL.IOU_AWARE_RPN`,
     `MODEL.BOUNDARY_MASK_HEAD` and `MODEL.MASK_SCORING` the parts of those names; further keys of `MODEL.ROI_HEADS` are
-    of `DenseROIHeads`, and `MODEL.MAX_COVERED` is of `MaskRCNNPlus`. Their arguments are explained there.
+    of `DenseROIHeads`, and `MODEL.MAX_COVERED` and `MODEL.MIN_MASK_AREA` are of `MaskRCNNPlus`. Their arguments are
+    explained there.
     """
-    # of MaskRCNNPlus; 1: no detection is dropped because better ones cover its mask
+    # of MaskRCNNPlus; 1 and 0: no detection is dropped because better ones cover its mask, or for its mask's area
     cfg.MODEL.MAX_COVERED = 1.0
+    cfg.MODEL.MIN_MASK_AREA = 0
 
     cfg.MODEL.TIMM = CfgNode()
     cfg.MODEL.TIMM.NAME = "resnet50"

@@ -14,6 +14,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 
 from maskrcnn_plus.masks.covered import uncovered
+from maskrcnn_plus.masks.measure import rle_areas
 from maskrcnn_plus.masks.rle import paste_masks_rle
 from maskrcnn_plus.masks.rle_masks import RLEMasks, add_dense_masks
 
@@ -24,7 +25,13 @@ class MaskRCNNPlus(GeneralizedRCNN):
 
     @configurable
     def __init__(
-        self, *, mask_pasting: str = "detectron2", dense_masks: bool = False, max_covered: float = 1.0, **kwargs
+        self,
+        *,
+        mask_pasting: str = "detectron2",
+        dense_masks: bool = False,
+        max_covered: float = 1.0,
+        min_mask_area: int = 0,
+        **kwargs,
     ) -> None:
         """Take the parts.
 
@@ -34,10 +41,11 @@ class MaskRCNNPlus(GeneralizedRCNN):
             dense_masks: results have `pred_masks` (bool [N, H, W]) too, as Detectron2's evaluators and visualiser need.
             max_covered: drops detections of whose masks better ones of their class cover more than this share
                 (`maskrcnn_plus.masks.covered`); 1 drops none. For objects that touch but do not hide each other.
+            min_mask_area: drops detections whose masks have fewer pixels of the result's image than this.
             **kwargs: those of `GeneralizedRCNN`.
 
         Raises:
-            ValueError: there is no such `mask_pasting`, or `max_covered` is no share.
+            ValueError: there is no such `mask_pasting`, `max_covered` is no share, or `min_mask_area` is negative.
         """
         super().__init__(**kwargs)
         if mask_pasting not in ("detectron2", "torchvision"):
@@ -45,13 +53,17 @@ class MaskRCNNPlus(GeneralizedRCNN):
         self.mask_pasting = mask_pasting
         if not 0 <= max_covered <= 1:
             raise ValueError(f"max_covered must be in 0..1, got {max_covered}.")
+        if min_mask_area < 0:
+            raise ValueError(f"min_mask_area must be at least 0 pixels, got {min_mask_area}.")
         self.dense_masks = dense_masks
         self.max_covered = max_covered
+        self.min_mask_area = min_mask_area
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Arguments of `__init__` from a yacs config; of this package's keys it reads `MODEL.MAX_COVERED`."""
-        return {**super().from_config(cfg), "max_covered": cfg.MODEL.get("MAX_COVERED", 1.0)}
+        """Arguments of `__init__` from a yacs config; of this package's keys it reads the two below."""
+        ours = {"max_covered": cfg.MODEL.get("MAX_COVERED", 1.0), "min_mask_area": cfg.MODEL.get("MIN_MASK_AREA", 0)}
+        return super().from_config(cfg) | ours
 
     def inference(
         self,
@@ -78,14 +90,21 @@ class MaskRCNNPlus(GeneralizedRCNN):
         for result, each in zip(results, batched_inputs, strict=True):
             height, width = each["image"].shape[-2:]
             result = postprocess(result, each.get("height", height), each.get("width", width), self.mask_pasting)
-            if detected_instances is None and self.max_covered < 1 and result.has("pred_masks_rle"):
-                rles, scores, classes = result.pred_masks_rle, result.scores.cpu(), result.pred_classes.cpu()
-                kept = uncovered(list(rles), scores.numpy(), classes.numpy(), self.max_covered)
-                result = result[torch.from_numpy(kept)]
+            if detected_instances is None and result.has("pred_masks_rle"):
+                result = self._drop_small_and_covered(result)
             if self.dense_masks and result.has("pred_masks_rle"):
                 result = add_dense_masks(result)
             outputs.append({"instances": result})
         return outputs
+
+    def _drop_small_and_covered(self, result: Instances) -> Instances:
+        """What `min_mask_area` and `max_covered` leave of the detections of an image."""
+        if self.min_mask_area > 0:
+            result = result[torch.from_numpy(rle_areas(list(result.pred_masks_rle)) >= self.min_mask_area)]
+        if self.max_covered < 1:
+            rles, scores, classes = result.pred_masks_rle, result.scores.cpu(), result.pred_classes.cpu()
+            result = result[torch.from_numpy(uncovered(list(rles), scores.numpy(), classes.numpy(), self.max_covered))]
+        return result
 
 
 def postprocess(results: Instances, height: int, width: int, mask_pasting: str = "detectron2") -> Instances:

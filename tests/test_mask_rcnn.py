@@ -211,10 +211,12 @@ def test_yacs_configs_can_name_it():
         network = build_model(cfg)
     assert META_ARCH_REGISTRY.get("MaskRCNNPlus") is type(network) is MaskRCNNPlus
     assert (network.mask_pasting, network.dense_masks, network.max_covered) == ("detectron2", False, 1.0)
+    assert network.min_mask_area == 0
     add_config(cfg)
-    cfg.MODEL.MAX_COVERED = 0.5
+    cfg.MODEL.MAX_COVERED, cfg.MODEL.MIN_MASK_AREA = 0.5, 20
     with torch.device("meta"):
-        assert build_model(cfg).max_covered == 0.5
+        network = build_model(cfg)
+    assert (network.max_covered, network.min_mask_area) == (0.5, 20)
 
 
 @pytest.mark.parametrize(("max_covered", "kept"), [(1.0, [0, 1, 2, 3]), (0.5, [0, 1, 3]), (0.96, [0, 1, 2, 3])])
@@ -234,8 +236,26 @@ def test_a_detection_that_better_ones_cover_goes(max_covered, kept):
     assert len(output["instances"]) == 4  # what is given is not dropped
 
 
+@pytest.mark.parametrize("min_mask_area", [0, 1, 24, 25, 26, 10**6])
+@pytest.mark.parametrize("size", [(80, 96), (160, 192)])
+def test_detections_of_few_pixels_of_the_result_go(min_mask_area, size):
+    boxes = torch.tensor([[0.0, 0, 5, 5], [60, 60, 80, 80], [20, 20, 24, 26], [50, 10, 54, 12]])
+    probs = torch.ones(4, 1, 28, 28)
+    probs[3] = 0  # a box without a mask
+    inputs = [{"image": torch.zeros(3, 80, 96), "height": size[0], "width": size[1]}]
+    (whole,), (output,) = (model(boxes, probs, **kw)(inputs) for kw in ({}, {"min_mask_area": min_mask_area}))
+    areas = add_dense_masks(whole["instances"]).pred_masks.sum(dim=(1, 2))
+    assert len(areas) == 4
+    assert torch.equal(output["instances"].scores, whole["instances"].scores[areas >= min_mask_area])
+    given = [Instances((80, 96), pred_boxes=Boxes(boxes), scores=torch.ones(4), pred_classes=torch.zeros(4).long())]
+    (output,) = model(boxes, probs, min_mask_area=min_mask_area).inference(inputs, given)
+    assert len(output["instances"]) == 4  # what is given is not dropped
+
+
 def test_refuses_an_unknown_pasting():
     with pytest.raises(ValueError, match='mask_pasting must be "detectron2" or "torchvision", got \'soft\''):
         model(*scene(1, 5, 5), mask_pasting="soft")
     with pytest.raises(ValueError, match="max_covered must be in"):
         model(*scene(1, 5, 5), max_covered=1.5)
+    with pytest.raises(ValueError, match="min_mask_area must be at least 0 pixels, got -1"):
+        model(*scene(1, 5, 5), min_mask_area=-1)
