@@ -10,7 +10,7 @@ from pathlib import Path
 from ablation.plan import Plan
 from ablation.record import read_results
 from ablation.runs import AP_FIGURES, RECALL
-from ablation.speed import IMAGES, iterations, read_speed
+from ablation.speed import IMAGES, read_speed
 from maskrcnn_plus.atomic import write_atomically
 
 BEGIN = "<!-- ablation: begin (written by tools/ablate.py) -->"
@@ -57,7 +57,7 @@ def render(plan: Plan) -> str:
         cells = [name, *(spread([run[key] for run in runs.values()]) for key in AP_FIGURES)]
         cells.append("" if name == plan.base else difference(runs, results[plan.base]))
         cells += [spread([run[RECALL] for run in runs.values()]), str(len(runs))]
-        lines.append("| " + " | ".join([*cells, *_speed_cells(plan, speed, name)]) + " |")
+        lines.append("| " + " | ".join([*cells, *_speed_cells(speed, name, runs)]) + " |")
     lines += ["", *_legend(plan, speed), ""]
     for name in plan.variants:
         lines += [f"- {name}: {problem}" for problem in _failures(plan, speed, name)]
@@ -77,14 +77,15 @@ def difference(runs: dict[int, dict], base: dict[int, dict]) -> str:
     return spread([run["mAP"] - base[seed]["mAP"] for seed, run in runs.items() if seed in base], sign="+")
 
 
-def _speed_cells(plan: Plan, speed: dict[str, dict], name: str) -> list[str]:
+def _speed_cells(speed: dict[str, dict], name: str, runs: dict[int, dict]) -> list[str]:
     training, inference = speed["training"].get(name), speed["inference"].get(name)
-    milliseconds = f"{inference['ms']:.0f}" if inference else "-"
-    if not training:
-        return ["-", "-", milliseconds, "-"]
-    seconds = training["seconds"]
-    count = iterations(plan.minutes, seconds)
-    return [f"{seconds:.3f}", str(count), milliseconds, f"{training['parameters'] / 1e6:.2f}"]
+    counts = sorted({run["iterations"] for run in runs.values()})
+    return [
+        f"{training['seconds']:.3f}" if training else "-",
+        "-".join(map(str, counts[:1] + counts[1:][-1:])) or "-",  # the least and the most
+        f"{inference['ms']:.0f}" if inference else "-",
+        f"{training['parameters'] / 1e6:.2f}" if training else "-",
+    ]
 
 
 def _legend(plan: Plan, speed: dict[str, dict]) -> list[str]:
