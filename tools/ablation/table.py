@@ -79,10 +79,11 @@ def difference(runs: dict[int, dict], base: dict[int, dict]) -> str:
 
 def _speed_cells(speed: dict[str, dict], name: str, runs: dict[int, dict]) -> list[str]:
     training, inference = speed["training"].get(name), speed["inference"].get(name)
-    counts = sorted({run["iterations"] for run in runs.values()})
+    counts = [run["iterations"] for run in runs.values()]
+    ends = sorted({min(counts), max(counts)}) if counts else ["-"]
     return [
         f"{training['seconds']:.3f}" if training else "-",
-        "-".join(map(str, counts[:1] + counts[1:][-1:])) or "-",  # the least and the most
+        "-".join(map(str, ends)),
         f"{inference['ms']:.0f}" if inference else "-",
         f"{training['parameters'] / 1e6:.2f}" if training else "-",
     ]
