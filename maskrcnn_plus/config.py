@@ -2,12 +2,15 @@
 
 import difflib
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode, LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
-__all__ = ["add_config", "find_config", "get_config", "list_configs", "skip_pretrained"]
+from maskrcnn_plus.overrides import apply_overrides
+
+__all__ = ["add_config", "find_config", "get_config", "list_configs", "load_config", "skip_pretrained"]
 
 
 def find_config(name: str) -> str:
@@ -44,6 +47,19 @@ def get_config(name: str) -> DictConfig:
         FileNotFoundError: the configs are not installed.
     """
     return LazyConfig.load(find_config(name))
+
+
+def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """A config with the `key=value` of a command line.
+
+    Args:
+        name: as for `find_config`.
+        overrides: as for `maskrcnn_plus.overrides.apply_overrides`.
+
+    Raises:
+        ValueError: there is no config of that name, or an override cannot be applied.
+    """
+    return apply_overrides(get_config(name), overrides)
 
 
 def list_configs() -> list[str]:

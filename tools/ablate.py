@@ -41,6 +41,8 @@ from ablation.runs import Evaluate, Train, evaluate_run, run_all, train_net, tra
 from ablation.speed import measure_inference, measure_training
 from ablation.table import read_document, write_table
 
+from maskrcnn_plus.errors import UserError, run_tool
+
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -63,22 +65,23 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None, train: Train = train_net, evaluate: Evaluate = evaluate_run) -> int:
     args = parse_arguments(argv)
-    try:
-        plan = make_plan(args.base, args.variants, args.seeds, args.minutes, args.output, args.opts)
-        if args.only_table and not (plan.output / "settings.json").exists():
-            raise ValueError(f"{plan.output} holds no ablation.")
-        keep_settings(plan)
-        if args.only_table:
-            write_document(plan, args.table)
-            return 0
-        with alone(plan.output) as lock:
-            failed = run(plan, args.rounds, args.table, lock, train, evaluate)
-    except (ValueError, KeyError, OSError) as error:
-        print(f"ablate: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("ablate: interrupted; the same command goes on", file=sys.stderr)
-        return 130
+    code = run_tool("ablate", lambda: ablate(args, train, evaluate), overrides=args.opts)
+    if code == 130:
+        print("The same command goes on.", file=sys.stderr)
+    return code
+
+
+def ablate(args: argparse.Namespace, train: Train, evaluate: Evaluate) -> int:
+    """Do what the arguments say; gives the exit code."""
+    plan = make_plan(args.base, args.variants, args.seeds, args.minutes, args.output, args.opts)
+    if args.only_table and not (plan.output / "settings.json").exists():
+        raise UserError(f"{plan.output} holds no ablation.")
+    keep_settings(plan)
+    if args.only_table:
+        write_document(plan, args.table)
+        return 0
+    with alone(plan.output) as lock:
+        failed = run(plan, args.rounds, args.table, lock, train, evaluate)
     if failed:
         print(f"ablate: failed: {'; '.join(failed)}. The same command tries again.", file=sys.stderr)
     return 1 if failed else 0

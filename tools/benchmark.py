@@ -15,6 +15,8 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 
 import maskrcnn_plus  # noqa: F401 - before PyTorch, see maskrcnn_plus.threads
 
@@ -29,11 +31,11 @@ from benchmarks.roi_align import benchmark_cost, benchmark_roi_align
 from benchmarks.tiling import benchmark_tiling
 
 from maskrcnn_plus.allocator import keep_freed_memory
-from maskrcnn_plus.config import get_config
-from maskrcnn_plus.overrides import apply_overrides
+from maskrcnn_plus.config import load_config
+from maskrcnn_plus.errors import run_tool
 
 
-def main() -> None:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "what", choices=("roi_align", "cost", "masks", "training_step", "inference", "backbones", "tiling")
@@ -63,7 +65,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="runs of each (default 7)")
     parser.add_argument("--threads", type=int, help="of PyTorch (default: its own choice)")
     parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to the config")
-    args = parser.parse_intermixed_args()
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    return run_tool("benchmark", lambda: benchmark(args), overrides=args.opts)
+
+
+def benchmark(args: argparse.Namespace) -> None:
+    """Measure what the arguments name."""
     keep_freed_memory()  # as the training does; here for all sides
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -80,7 +91,7 @@ def main() -> None:
     if args.what == "inference":
         benchmark_inference(args.images, tuple(args.size), args.rounds)
         return
-    cfg = apply_overrides(get_config(args.config_file), args.opts)
+    cfg = load_config(args.config_file, args.opts)
     if args.what == "training_step":
         benchmark_training_step(cfg, args.rounds)
     elif args.what == "tiling":
@@ -90,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -30,15 +30,15 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from maskrcnn_plus.atomic import write_atomically
-from maskrcnn_plus.config import get_config, score_threshold_of
+from maskrcnn_plus.config import load_config, score_threshold_of
 from maskrcnn_plus.data.images import read_image
+from maskrcnn_plus.errors import run_tool
 from maskrcnn_plus.evaluation.errors import DETECTION_KINDS, FOUND, OBJECT_KINDS, sort_errors
 from maskrcnn_plus.evaluation.ground_truth import ground_truth_rles, load_ground_truth
 from maskrcnn_plus.evaluation.matching import visible_masks
 from maskrcnn_plus.inference.overlay import display_image
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.inference.writers.outlines import rle_polygons
-from maskrcnn_plus.overrides import apply_overrides
 
 COLOURS = {
     "missed": "#ff5964",
@@ -73,24 +73,22 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        cfg = apply_overrides(get_config(args.config_file), args.opts)
-        threshold = score_threshold_of(cfg, args.score_threshold)
-        predictor = Predictor(cfg, args.weights, score_threshold=threshold)
-        images = sorted_images(predictor, cfg, args.iou)
-        print(table(images))
-        worst = sorted(
-            images, key=lambda image: sum(kind != FOUND for kind in image["detection_kinds"] + image["kinds"])
-        )
-        for image in worst[max(len(worst) - args.images, 0) :]:
-            picture = draw(image, args.zoom, predictor)
-            args.output.mkdir(parents=True, exist_ok=True)
-            path = args.output / f"{Path(image['file_name']).stem}.png"
-            write_atomically(path, cv2.imencode(".png", picture)[1].tobytes())
-    except (ValueError, KeyError, OSError) as error:
-        print(f"draw_errors: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_tool("draw_errors", lambda: draw_errors(args), overrides=args.opts)
+
+
+def draw_errors(args: argparse.Namespace) -> None:
+    """Predict, count and draw as the arguments say."""
+    cfg = load_config(args.config_file, args.opts)
+    threshold = score_threshold_of(cfg, args.score_threshold)
+    predictor = Predictor(cfg, args.weights, score_threshold=threshold)
+    images = sorted_images(predictor, cfg, args.iou)
+    print(table(images))
+    worst = sorted(images, key=lambda image: sum(kind != FOUND for kind in image["detection_kinds"] + image["kinds"]))
+    for image in worst[max(len(worst) - args.images, 0) :]:
+        picture = draw(image, args.zoom, predictor)
+        args.output.mkdir(parents=True, exist_ok=True)
+        path = args.output / f"{Path(image['file_name']).stem}.png"
+        write_atomically(path, cv2.imencode(".png", picture)[1].tobytes())
 
 
 def sorted_images(predictor: Predictor, cfg: DictConfig, threshold: float) -> list[dict]:

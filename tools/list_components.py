@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import textwrap
 from collections.abc import Sequence
 
 from maskrcnn_plus.components import REGISTRIES, Component, list_components
+from maskrcnn_plus.errors import run_tool
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -41,8 +43,12 @@ def as_text(components: Sequence[Component]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
+    return run_tool("list_components", lambda: print_components(args))
+
+
+def print_components(args: argparse.Namespace) -> None:
     components = [c for c in list_components() if args.registry in (None, c.registry)]
     if args.json:
         print(json.dumps([dataclasses.asdict(component) for component in components], indent=2))
@@ -53,4 +59,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -17,16 +19,23 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from maskrcnn_plus.errors import UserError, run_tool
+
 
 def read_series(path: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Name -> (iterations, values) of every scalar in a metrics.json."""
+    """Name -> (iterations, values) of every scalar in a metrics.json; what is null, NaN or infinite is left out."""
     series: dict[str, tuple[list[int], list[float]]] = {}
-    for line in path.read_text().splitlines():
-        entry = json.loads(line)
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+            iteration = entry["iteration"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(f"{path}, line {number} is no line of a metrics.json: {line[:80]!r}.") from error
         for name, value in entry.items():
             iterations, values = series.setdefault(name, ([], []))
-            iterations.append(entry["iteration"])
-            values.append(value)
+            if value is not None and math.isfinite(value):
+                iterations.append(iteration)
+                values.append(value)
     return series
 
 
@@ -36,19 +45,26 @@ def smooth(values: list[float], window: int) -> np.ndarray:
     return padded / np.convolve(np.ones(len(values)), np.ones(window), mode="same")
 
 
-def main() -> None:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("metrics_file", type=Path, help="metrics.json of an output folder")
     parser.add_argument("--metrics", nargs="+", default=["segm/AP"], help="evaluated figures to draw")
     parser.add_argument("--output", required=True, type=Path, help="PNG or SVG file")
-    args = parser.parse_args()
-    if not args.metrics_file.is_file():
-        sys.exit(f"plot_metrics: {args.metrics_file} does not exist")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    return run_tool("plot_metrics", lambda: plot_metrics(args))
+
+
+def plot_metrics(args: argparse.Namespace) -> None:
+    """Draw what the arguments name."""
     series = read_series(args.metrics_file)
     unknown = [name for name in args.metrics if name not in series]
     if unknown:
         evaluated = sorted(name for name in series if "/" in name)
-        sys.exit(f"plot_metrics: {', '.join(unknown)} not in {args.metrics_file}; it has {', '.join(evaluated)}")
+        raise UserError(f"{', '.join(unknown)} not in {args.metrics_file}; it has {', '.join(evaluated)}.")
     figure, (losses, figures) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     for name in sorted(name for name in series if "loss" in name and "/" not in name):
         iterations, values = series[name]
@@ -57,7 +73,8 @@ def main() -> None:
     losses.set(xlabel="iteration", ylabel="loss (running mean)", ylim=(0, None))
     for name in args.metrics:
         iterations, values = series[name]
-        figures.plot([i + 1 for i in iterations], values, marker="o", label=f"{name} (last {values[-1]:.3f})")
+        last = f"last {values[-1]:.3f}" if values else "no value"
+        figures.plot([i + 1 for i in iterations], values, marker="o", label=f"{name} ({last})")
     figures.set(xlabel="iteration", xlim=(0, None))
     for axes in (losses, figures):
         axes.grid(alpha=0.3)
@@ -68,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

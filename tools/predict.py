@@ -34,11 +34,11 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 
-from maskrcnn_plus.config import get_config, score_threshold_of
+from maskrcnn_plus.config import load_config, score_threshold_of
+from maskrcnn_plus.errors import run_tool
 from maskrcnn_plus.inference.files import predict_files
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.inference.writers import DEFAULT_FORMATS, FORMATS
-from maskrcnn_plus.overrides import apply_overrides
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -79,34 +79,32 @@ def _tile(text: str) -> int | str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        cfg = apply_overrides(get_config(args.config_file), args.opts)
-        threshold = score_threshold_of(cfg, args.score_threshold)
-        predictor = Predictor(cfg, args.weights, device=args.device, score_threshold=threshold)
-        details = {
-            "Config": args.config_file,
-            "Weights": args.weights,
-            "Score threshold": f"{threshold:g}",
-            "Date": datetime.now().strftime("%Y-%m-%d %H:%M"),
-            **({"Changes": " ".join(args.opts)} if args.opts else {}),
-        }
-        summary = predict_files(
-            predictor,
-            args.input,
-            args.output,
-            formats=args.format,
-            recursive=args.recursive,
-            pixel_size=args.pixel_size,
-            tile=args.tile,
-            report=details if args.report else None,
-            overwrite=args.overwrite,
-        )
-    except (ValueError, KeyError, OSError) as error:
-        print(f"predict: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("predict: interrupted", file=sys.stderr)
-        return 130
+    return run_tool("predict", lambda: predict(args), overrides=args.opts)
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Predict what the arguments name; gives the exit code."""
+    cfg = load_config(args.config_file, args.opts)
+    threshold = score_threshold_of(cfg, args.score_threshold)
+    predictor = Predictor(cfg, args.weights, device=args.device, score_threshold=threshold)
+    details = {
+        "Config": args.config_file,
+        "Weights": args.weights,
+        "Score threshold": f"{threshold:g}",
+        "Date": datetime.now().strftime("%Y-%m-%d %H:%M"),
+        **({"Changes": " ".join(args.opts)} if args.opts else {}),
+    }
+    summary = predict_files(
+        predictor,
+        args.input,
+        args.output,
+        formats=args.format,
+        recursive=args.recursive,
+        pixel_size=args.pixel_size,
+        tile=args.tile,
+        report=details if args.report else None,
+        overwrite=args.overwrite,
+    )
     before = f" ({summary.num_before} of them by an earlier run)" if summary.num_before else ""
     num_images = summary.num_images + summary.num_before
     failed = f"{len(summary.failures)} failed"

@@ -8,23 +8,36 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from maskrcnn_plus.data.synthetic import render_cells
+from maskrcnn_plus.errors import run_tool
 
 
-def main() -> None:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, type=Path, help="folder of the data set")
     parser.add_argument("--images", type=int, default=40, help="number of images (default 40)")
     parser.add_argument("--val", type=int, default=8, help="how many of them are for validation (default 8)")
     parser.add_argument("--size", type=int, default=256, help="side of an image in pixels (default 256)")
     parser.add_argument("--seed", type=int, default=2, help="start of the random numbers (default 2)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if not 0 <= args.val <= args.images:
         parser.error(f"--val {args.val} of --images {args.images}: at most all of them can be for validation")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    return run_tool("synthetic_cells", lambda: write_cells(args))
+
+
+def write_cells(args: argparse.Namespace) -> None:
+    """Write the data set that the arguments describe."""
     for folder in ("images", "labels"):
         (args.output / folder).mkdir(parents=True, exist_ok=True)
     names = [f"cells_{index:04d}" for index in range(args.images)]
@@ -39,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,12 +7,16 @@ Examples:
     python tools/train_net.py --config-file ... --resume
     python tools/train_net.py --config-file ... --eval-only train.init_checkpoint=output/nuclei/model_best.pth
     torchrun --nproc-per-node 2 tools/train_net.py --config-file ...
+
+Exit code: 0 finished, 1 the config, the data or something else made it impossible (the last line says what), 2 the
+command cannot be understood, 128 + N stopped by signal N after a checkpoint was written (130 for Ctrl-C).
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 import maskrcnn_plus  # noqa: F401 - before PyTorch, see maskrcnn_plus.threads
 
@@ -20,30 +24,48 @@ import maskrcnn_plus  # noqa: F401 - before PyTorch, see maskrcnn_plus.threads
 
 from detectron2.engine import default_argument_parser
 
-from maskrcnn_plus.checkpoints import WeightsError
-from maskrcnn_plus.config import find_config, get_config
-from maskrcnn_plus.data.check import DataError
-from maskrcnn_plus.data.images import ImageReadError
-from maskrcnn_plus.overrides import apply_overrides
+from maskrcnn_plus.config import find_config, load_config
+from maskrcnn_plus.errors import run_tool
 from maskrcnn_plus.training import launch, run
 
 
-def main(args: argparse.Namespace) -> None:
-    cfg = apply_overrides(get_config(args.config_file), args.opts)
-    try:
-        run(args, cfg)
-    except (DataError, ImageReadError, WeightsError, FloatingPointError) as error:
-        sys.exit(f"train_net: {error}")
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, help="a LazyConfig file, or the name of a shipped config")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of train.output_dir")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate train.init_checkpoint")
+    parser.add_argument("--num-gpus", type=int, default=1, help="of this machine (default: 1)")
+    parser.add_argument("--num-machines", type=int, default=1, help="(default: 1)")
+    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0 on (default: 0)")
+    parser.add_argument(
+        "--dist-url",
+        default=default_argument_parser().get_default("dist_url"),
+        help="where several processes meet (default: %(default)s)",
+    )
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to the config")
+    return parser.parse_intermixed_args(argv)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train or evaluate in this process; what goes wrong ends it with a line."""
+
+    def work() -> None:
+        run(args, load_config(args.config_file, args.opts))
+
+    if code := run_tool("train_net", work, overrides=args.opts, failure=1):
+        sys.exit(code)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+
+    def start() -> None:
+        args.config_file = find_config(args.config_file)
+        load_config(args.config_file, args.opts)  # a misspelt key ends here, before anything starts
+        launch(train, args)
+
+    return run_tool("train_net", start, overrides=args.opts, failure=1)
 
 
 if __name__ == "__main__":
-    parser = default_argument_parser(epilog=__doc__)
-    args = parser.parse_args()
-    if not args.config_file:
-        parser.error("--config-file is missing")
-    try:
-        args.config_file = find_config(args.config_file)
-        apply_overrides(get_config(args.config_file), args.opts)  # a misspelt key ends here, before anything starts
-    except (ValueError, KeyError, FileNotFoundError) as error:
-        sys.exit(f"train_net: {error}")
-    launch(main, args)
+    sys.exit(main())

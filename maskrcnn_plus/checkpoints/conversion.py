@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from maskrcnn_plus.errors import UserError
 
-class WeightsError(ValueError):
+
+class WeightsError(UserError):
     """A weights file is missing, unreadable, unsafe, or does not fit the model."""
 
 

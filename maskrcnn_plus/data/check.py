@@ -14,6 +14,7 @@ from detectron2.data.detection_utils import check_metadata_consistency
 from detectron2.structures import BoxMode
 
 from maskrcnn_plus.data.images import ImageReadError, read_image, read_image_size, read_label_map
+from maskrcnn_plus.errors import UserError
 
 __all__ = ["DataError", "check_dataset", "checked_dataset", "report_problems"]
 
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 _MAX_LISTED = 20
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A data set that cannot be used; the message lists files, annotations and remedies."""
 
 

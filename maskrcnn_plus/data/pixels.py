@@ -8,12 +8,14 @@ import math
 
 import numpy as np
 
+from maskrcnn_plus.errors import UserError
+
 __all__ = ["ImageReadError", "check_arguments", "intensity_range", "match_channels", "prepare_image", "rescale"]
 
 _LUMA_601 = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
-class ImageReadError(ValueError):
+class ImageReadError(UserError):
     """An image file that cannot be used; the message names the file, the reason and the remedy."""
 
 

@@ -1,0 +1,145 @@
+"""What the person at the command line can cause, told in one line; the traceback goes to the log file.
+
+The tools' mains run inside `run_tool`. Code below them raises a `UserError` (`ConfigError`, `DataError`,
+`ImageReadError`, `WeightsError`), OSError or ValueError with a message that says what is wrong, where and what to do.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch.multiprocessing import ProcessExitedException
+
+from maskrcnn_plus.logs import log_to_file
+
+OURS = (Path(__file__).resolve().parent, Path(__file__).resolve().parents[1] / "tools")
+
+__all__ = ["ConfigError", "UserError", "describe", "run_tool"]
+
+
+class UserError(ValueError):
+    """Files, a config or a command that cannot be used; the message is all that a person needs."""
+
+
+class ConfigError(UserError):
+    """A value of the config that cannot be used.
+
+    Args:
+        message: names the key and its value.
+        key: the key, or that of the part of the config that could not be built.
+    """
+
+    def __init__(self, message: str, key: str = "") -> None:
+        super().__init__(message)
+        self.key = key
+
+
+def run_tool(name: str, main: Callable[[], int | None], *, overrides: Sequence[str] = (), failure: int = 2) -> int:
+    """Run a command line and turn what it raises into one line on the standard error.
+
+    The traceback is written to the log file, where there is one; without one, the traceback of an error that no known
+    mistake explains is printed before the line.
+
+    Args:
+        name: of the tool, the start of the line.
+        main: what is run; gives an exit code, None for 0.
+        overrides: "key=value" of the command line, of which the line names those that an error may come from.
+        failure: exit code after an error.
+
+    Returns:
+        The exit code: that of `main`, `failure`, or 130 after Ctrl-C.
+    """
+    try:
+        return main() or 0
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+    except ProcessExitedException as error:  # one of `--num-gpus`, which has told why
+        return error.exit_code if error.exit_code > 0 else failure
+    except Exception as error:
+        text = "".join(traceback.format_exception(error))
+        log = log_to_file(text, logging.ERROR)
+        line = describe(error, overrides)
+        if not _explained(error):
+            line += f" The traceback is in {log}." if log else ""
+            print("" if log else text, end="", file=sys.stderr)
+        print(f"{name}: {line}", file=sys.stderr)
+        return failure
+
+
+def describe(error: Exception, overrides: Sequence[str] = ()) -> str:
+    """An error as one sentence or more, with the overrides that it may come from.
+
+    Args:
+        error: of any class. What it says of itself is taken where it is made for people (`UserError`, OSError and other
+            ValueErrors), otherwise with its class and the line of code.
+        overrides: "key=value" of the command line.
+    """
+    text = _message(error)
+    if _no_memory(error):
+        text = (
+            f"not enough memory ({text.splitlines()[0][:200]}). Lower dataloader.train.total_batch_size, the size of "
+            "the images, or dataset.max_objects."
+        )
+    elif not _explained(error):
+        frame = traceback.extract_tb(error.__traceback__)[-1:]
+        place = f" ({os.path.basename(frame[0].filename)}:{frame[0].lineno})" if frame else ""
+        text = f"{type(error).__name__}: {text.splitlines()[0][:300] if text else ''}{place}"
+    changed = _suspects(text, getattr(error, "key", ""), overrides)
+    if changed and (isinstance(error, ConfigError) or not isinstance(error, UserError | OSError)):
+        text += ("" if text.endswith((".", "!", "?")) else ".") + f" Changed on the command line: {', '.join(changed)}."
+    return text
+
+
+def _explained(error: Exception) -> bool:
+    """Whether its message is made for people: ours, the system's, and not what a library says of a call of ours."""
+    if isinstance(error, UserError | OSError) or _no_memory(error):
+        return True
+    if not isinstance(error, ValueError | FloatingPointError) or _of_loading_process(error):
+        return isinstance(error, ValueError)
+    frames = traceback.extract_tb(error.__traceback__)[-1:]
+    files = [Path(frame.filename).resolve() for frame in frames]
+    return any(file.is_relative_to(folder) for file in files for folder in OURS)
+
+
+def _no_memory(error: Exception) -> bool:
+    # On a CPU PyTorch has no class of its own for it.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def _message(error: Exception) -> str:
+    """The error's own text, freed from how Python and PyTorch wrap it."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{os.fspath(error.filename)!s}: {error.strerror}"
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if _of_loading_process(error):
+        text = text.rstrip().rpartition(f"{type(error).__qualname__}: ")[2]
+    return text.strip()
+
+
+def _of_loading_process(error: Exception) -> bool:
+    """Whether it came from a process of a DataLoader, whose traceback PyTorch makes a part of the message."""
+    return "Original Traceback (most recent call last):" in str(error)
+
+
+def _suspects(text: str, key: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides below a config key or named by a text, else all; none where the text has key and value already."""
+    of_key = {entry: entry.partition("=")[0].strip() for entry in overrides}
+    if any(name in text for name in of_key.values()):
+        return []
+    words = set(re.findall(r"\w+", text))
+    near = [
+        entry
+        for entry, name in of_key.items()
+        if (key and f"{name}.".startswith(f"{key}.")) or name.rpartition(".")[2] in words
+    ]
+    return near or list(of_key)

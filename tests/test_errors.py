@@ -1,0 +1,131 @@
+"""What a person can cause ends in one line with the exit code; what a fault of the code causes keeps its traceback."""
+
+import errno
+import json
+import logging
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from maskrcnn_plus.data.check import DataError
+from maskrcnn_plus.data.images import ImageReadError, read_image
+from maskrcnn_plus.errors import ConfigError, UserError, describe, run_tool
+from maskrcnn_plus.logs import LOGGER, log_to_file
+
+
+def _raise(error):
+    raise error
+
+
+@pytest.fixture
+def log(tmp_path):
+    """An open log.txt, as `setup_logger` of Detectron2 makes it."""
+    with open(tmp_path / "log.txt", "a") as stream:
+        handler = logging.StreamHandler(stream)
+        logging.getLogger(LOGGER).addHandler(handler)
+        yield tmp_path / "log.txt"
+        logging.getLogger(LOGGER).removeHandler(handler)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (UserError("x.png is no image."), "x.png is no image."),
+        (DataError("2 problems"), "2 problems"),
+        (PermissionError(errno.EACCES, "Permission denied", "out/a.pth"), "out/a.pth: Permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), "[Errno 28] No space left on device"),
+    ],
+)
+@pytest.mark.parametrize("failure", [1, 2])
+def test_what_a_person_causes_is_one_line(error, line, failure, capsys):
+    assert run_tool("tool", lambda: _raise(error), overrides=["a.b=3"], failure=failure) == failure
+    assert capsys.readouterr().err == f"tool: {line}\n"
+
+
+def test_codes_of_ends_without_an_error(capsys):
+    assert run_tool("tool", lambda: None) == 0
+    assert run_tool("tool", lambda: 1) == 1
+    assert capsys.readouterr().err == ""
+    assert run_tool("tool", lambda: _raise(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "tool: interrupted\n"
+    with pytest.raises(SystemExit, match="143"):
+        run_tool("tool", lambda: _raise(SystemExit(143)))
+
+
+def test_a_fault_of_the_code_keeps_its_traceback_on_the_console(capsys):
+    assert run_tool("tool", lambda: [][3]) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("Traceback (most recent call last)")
+    assert text.splitlines()[-1].startswith("tool: IndexError: list index out of range (test_errors.py:")
+
+
+def test_with_a_log_the_traceback_is_there_and_the_line_says_so(log, capsys):
+    assert run_tool("tool", lambda: [][3], overrides=["a.b=3"]) == 2
+    text = capsys.readouterr().err
+    assert len(text.splitlines()) == 1
+    assert "a.b=3" in text
+    assert str(log) in text
+    assert "IndexError" in log.read_text()
+    run_tool("tool", lambda: _raise(UserError("of a person")))
+    assert str(log) not in capsys.readouterr().err  # known causes need no traceback, which the log has all the same
+    assert "UserError: of a person" in log.read_text()
+
+
+def test_a_value_error_of_a_library_is_no_message_for_people():
+    with pytest.raises(ValueError, match="invalid literal") as caught:
+        json.loads("[]").append(int("x"))
+    assert describe(caught.value).startswith("ValueError: invalid literal")  # raised in this file, not in the package
+
+
+@pytest.mark.parametrize(
+    ("error", "overrides", "named"),
+    [
+        (TypeError("bad operand"), ["a.lr=x", "b.size=3"], ["a.lr=x", "b.size=3"]),
+        (TypeError("lr must be a number"), ["a.lr=x", "b.size=3"], ["a.lr=x"]),
+        (ConfigError("part m.box cannot be built", key="m.box"), ["m.box.size=x", "m.boxes=3"], ["m.box.size=x"]),
+        (ConfigError("a.lr=x: must be a number"), ["a.lr=x", "b.size=3"], []),
+        (UserError("x.png is no image."), ["a.lr=x"], []),
+    ],
+)
+def test_the_overrides_that_may_be_the_cause_are_named(error, overrides, named):
+    text = describe(error, overrides)
+    listed = text.partition("Changed on the command line: ")[2]
+    assert [entry for entry in overrides if entry in listed] == named
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("a"), torch.OutOfMemoryError("b"), RuntimeError("x: can't allocate memory: you tried")]
+)
+def test_too_little_memory_has_a_remedy(error, capsys):
+    assert run_tool("tool", lambda: _raise(error)) == 2
+    text = capsys.readouterr().err
+    assert len(text.splitlines()) == 1
+    assert "not enough memory" in text
+    assert "total_batch_size" in text
+
+
+class _Images(Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return read_image("no/such/image.png")
+
+
+def test_an_error_of_a_loading_process_is_its_message_alone(capsys):
+    assert run_tool("tool", lambda: next(iter(DataLoader(_Images(), num_workers=1)))) == 2
+    with pytest.raises(ImageReadError) as here:
+        read_image("no/such/image.png")
+    assert capsys.readouterr().err == f"tool: {here.value}\n"
+
+
+def test_the_log_file_alone_gets_what_is_too_long(log, capsys):
+    assert log_to_file("a\nb") == str(log)
+    assert log.read_text() == "a\nb\n"
+    assert capsys.readouterr() == ("", "")
+
+
+def test_without_a_log_file_nothing_is_written(capsys):
+    assert log_to_file("a") is None
+    assert capsys.readouterr() == ("", "")
