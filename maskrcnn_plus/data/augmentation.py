@@ -301,8 +301,13 @@ def clip_polygon(polygon: np.ndarray, width: float, height: float) -> np.ndarray
 
     Returns:
         float64 [K, 2]; K is 0 when nothing is left.
+
+    Raises:
+        ValueError: a point is not finite.
     """
     points = np.asarray(polygon, dtype=np.float64)
+    if not np.isfinite(points).all():
+        raise ValueError("A polygon has points that are not finite: an augmentation has scaled it beyond all numbers.")
     for axis, limit, sign in ((0, 0.0, 1), (0, float(width), -1), (1, 0.0, 1), (1, float(height), -1)):
         depth = sign * (points[:, axis] - limit)  # >= 0 inside
         if (depth >= 0).all():
@@ -311,7 +316,8 @@ def clip_polygon(polygon: np.ndarray, width: float, height: float) -> np.ndarray
         for i in range(len(points)):
             before, after = depth[i - 1], depth[i]
             if (before >= 0) != (after >= 0):
-                crossing = points[i - 1] + (points[i] - points[i - 1]) * (before / (before - after))
+                share = 0.5 * before / (0.5 * before - 0.5 * after)  # differences of the largest numbers are infinite
+                crossing = points[i - 1] * (1 - share) + points[i] * share
                 crossing[axis] = limit
                 kept.append(crossing)
             if after >= 0:

@@ -6,14 +6,17 @@ Works on Detectron2 dataset dicts, from label images (`label_file_name`, `label_
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.build import filter_images_with_only_crowd_annotations, print_instances_class_histogram
 from detectron2.data.detection_utils import check_metadata_consistency
-from detectron2.structures import BoxMode
 
+from maskrcnn_plus.data.annotations import NORMALIZED, OTHER_BOX, box_corners, normalize_annotation, read_box
 from maskrcnn_plus.data.images import ImageReadError, read_image, read_image_size, read_label_map
+from maskrcnn_plus.data.patterns import box_pattern, scale_pattern
+from maskrcnn_plus.data.screening import screen
 from maskrcnn_plus.errors import UserError
 
 __all__ = ["DataError", "check_dataset", "checked_dataset", "report_problems"]
@@ -34,7 +37,9 @@ def check_dataset(
     Check every image and annotation, and collect all problems before reporting them.
 
     An image is bad when it or its label image is missing or unreadable, or when sizes differ. An annotation is bad when
-    its box is empty, not finite or outside the image, its category is unknown, or its mask is missing or malformed.
+    its box is empty, not finite or outside the image, its category is unknown, or its mask is missing, malformed or far
+    outside the image. What is unusual and can be understood (`data/annotations.py`) is brought into the usual form, and
+    said in one warning a kind. A box that does not fit its mask is replaced by that of the mask.
 
     Args:
         dicts: Detectron2 dataset dicts; they are not changed.
@@ -44,28 +49,99 @@ def check_dataset(
             label ids that do not occur in the label image.
 
     Returns:
-        The dicts without what was dropped, as new dicts where annotations were dropped.
+        The dicts without what was dropped, as new dicts where annotations were dropped or changed.
 
     Raises:
         DataError: on_error is "raise" and there are problems.
         ValueError: on_error is neither "raise" nor "skip".
     """
-    problems: list[str] = []
+    report_problems([], on_error)  # refuses an unknown on_error before the work
+    return apply_findings(dicts, find_problems(dicts, num_classes, decode), on_error)
+
+
+def find_problems(
+    dicts: Sequence[dict], num_classes: int | None = None, decode: bool = False, *, images: bool = True
+) -> dict[str, Any]:
+    """
+    Look at every image and annotation.
+
+    Args:
+        dicts, num_classes, decode: as for `check_dataset`.
+        images: whether to look at the image files; else the sizes are those that the dicts state.
+
+    Returns:
+        Findings as data for JSON: `problems` (lines), `causes` (what they have in common, sentences), `notes` (what
+        was understood: names of annotations by kind), `bad_images` (indices), and `changes` ({index of image: {number
+        of annotation: new values, or None for a bad one}}, keys as text).
+    """
+    findings: dict[str, Any] = {"problems": [], "causes": [], "notes": {}, "bad_images": [], "changes": {}}
+    problems: list[tuple[int, str]] = []
+    places, entries, label_ids = [], [], {}
+    for index, record in enumerate(dicts):
+        problem, size = None, (record.get("height"), record.get("width"))
+        if images:
+            problem, size, label_ids[index] = _check_image(record, decode)
+        if problem is not None:
+            problems.append((index, f"image {index}: {problem}"))
+            findings["bad_images"].append(index)
+            continue
+        labelled = "label_file_name" in record
+        for number, annotation in enumerate(record.get("annotations", [])):
+            places.append((index, number))
+            entries.append((annotation, size, labelled and annotation.get("label_id") is not None))
+    screened = screen(entries)
+    categories = np.array([_category_problem(annotation, num_classes) is None for annotation, _, _ in entries])
+    passed = screened.passed & categories.astype(bool)
+    decoded = {index for index, found in label_ids.items() if found is not None}
+    normalized, other_boxes = 0, []
+    for k in _to_look_at(passed, places, decoded):
+        (index, number), (annotation, size, labelled) = places[k], entries[k]
+        found, changes, notes = _check_annotation(
+            annotation, dicts[index], size, labelled, num_classes, label_ids.get(index)
+        )
+        name = f"{dicts[index].get('file_name')}, {_annotation_name(number, annotation)}"
+        problems.extend((index, f"{name}: {problem}") for problem in found)
+        normalized += NORMALIZED in found
+        if found or changes:
+            findings["changes"].setdefault(str(index), {})[str(number)] = None if found else changes
+        if not found:
+            for note in notes:
+                findings["notes"].setdefault(note, []).append(name)
+            if OTHER_BOX in notes:
+                other_boxes.append((annotation, size))
+    findings["problems"] = [text for _, text in sorted(problems, key=lambda problem: problem[0])]
+    findings["causes"] = _causes(entries, places, screened.extents, normalized, other_boxes)
+    return findings
+
+
+def apply_findings(dicts: Sequence[dict], findings: dict[str, Any], on_error: str) -> list[dict]:
+    """
+    Report findings of `find_problems`, and return the dicts without what is bad.
+
+    Raises:
+        DataError: on_error is "raise" and there are problems.
+    """
+    report_problems(findings["problems"], on_error, findings["causes"])
+    for kind, names in findings["notes"].items():
+        others = f", and of {len(names) - 1} more" if len(names) > 1 else ""
+        logger.warning(f"Unusual annotations, which are understood: {kind}. So of {names[0]}{others}.")
+    if not findings["problems"]:
+        for cause in findings["causes"]:
+            logger.warning(f"The data look unusual: {cause}")
+    bad = set(findings["bad_images"])
     cleaned = []
     for index, record in enumerate(dicts):
-        image_problem, size, label_ids = _check_image(record, decode)
-        if image_problem is not None:
-            problems.append(f"image {index}: {image_problem}")
+        if index in bad:
             continue
-        kept = []
-        for number, annotation in enumerate(record.get("annotations", [])):
-            found = _check_annotation(annotation, record, size, num_classes, label_ids)
-            name = f"annotation {number}" + (f" (id {annotation['id']})" if "id" in annotation else "")
-            problems.extend(f"{record['file_name']}, {name}: {problem}" for problem in found)
-            if not found:
-                kept.append(annotation)
-        cleaned.append(record if len(kept) == len(record.get("annotations", [])) else {**record, "annotations": kept})
-    report_problems(problems, on_error)
+        changes = findings["changes"].get(str(index))
+        if changes:
+            kept = []
+            for number, annotation in enumerate(record["annotations"]):
+                change = changes.get(str(number), {})
+                if change is not None:
+                    kept.append({**annotation, **change} if change else annotation)
+            record = {**record, "annotations": kept}
+        cleaned.append(record)
     return cleaned
 
 
@@ -111,19 +187,21 @@ def checked_dataset(
     return dicts
 
 
-def report_problems(problems: Sequence[str], on_error: str) -> None:
+def report_problems(problems: Sequence[str], on_error: str, causes: Sequence[str] = ()) -> None:
     """
     Raise a DataError that lists the problems, or log them as one warning.
 
     Args:
         problems: one line a problem; an empty list is fine.
         on_error: "raise" or "skip".
+        causes: what the problems have in common, a sentence each.
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error={on_error!r}: use 'raise' or 'skip'.")
     if not problems:
         return
-    lines = [f"  - {problem}" for problem in problems[:_MAX_LISTED]]
+    lines = [f"  Likely cause: {cause}" for cause in causes]
+    lines += [f"  - {problem}" for problem in problems[:_MAX_LISTED]]
     if len(problems) > _MAX_LISTED:
         lines.append(f"  ... and {len(problems) - _MAX_LISTED} more")
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the data"
@@ -152,6 +230,10 @@ def _check_image(record: dict, decode: bool) -> tuple[str | None, tuple[int, int
     stated = (record.get("height", size[0]), record.get("width", size[1]))
     if stated != size:
         problem = f"{path}: the annotation says {_text(stated)}, the file is {_text(size)}. Correct the annotation."
+        if all(isinstance(side, int) and side > 0 for side in stated) and stated != size[::-1]:
+            factors = stated[0] / size[0], stated[1] / size[1]
+            if abs(factors[0] / factors[1] - 1) < 0.02:
+                problem += f" The image may have been resized after it was annotated, by {1 / factors[0]:.3g}."
     elif label_size != size:
         problem = f"{label_path}: the label image is {_text(label_size)}, its image {path} is {_text(size)}."
     return problem, size, label_ids
@@ -162,39 +244,60 @@ def _text(size: tuple[int, int]) -> str:
     return f"{size[0]} high x {size[1]} wide"
 
 
+def _annotation_name(number: int, annotation: dict) -> str:
+    """Number of an annotation in its image, and its id."""
+    return f"annotation {number}" + (f" (id {annotation['id']})" if "id" in annotation else "")
+
+
+def _to_look_at(passed: np.ndarray, places: Sequence[tuple[int, int]], decoded: set[int]) -> list[int]:
+    """Which annotations are looked at one by one: those that have not passed, and all of decoded label images."""
+    return [k for k, (index, _) in enumerate(places) if not passed[k] or index in decoded]
+
+
 def _check_annotation(
-    annotation: dict, record: dict, size: tuple[int, int], num_classes: int | None, label_ids: set[int] | None
+    annotation: dict,
+    record: dict,
+    size: tuple[int, int],
+    labelled: bool,
+    num_classes: int | None,
+    label_ids: set[int] | None,
+) -> tuple[list[str], dict[str, Any], list[str]]:
+    """Return problems, changes and notes of one annotation of an image of size (height, width)."""
+    problems, changes, notes = [], {}, []
+    try:
+        if labelled:
+            box_corners(read_box(annotation)[0], annotation.get("bbox_mode"), size)
+        else:
+            changes, notes = normalize_annotation(annotation, size)
+    except ValueError as error:
+        problems.append(str(error))
+    category = _category_problem(annotation, num_classes)
+    if category is not None:
+        problems.append(category)
+    if labelled and label_ids is not None and annotation["label_id"] not in label_ids:
+        problems.append(f"label_id {annotation['label_id']} does not occur in {record['label_file_name']}.")
+    return problems, changes, notes
+
+
+def _causes(
+    entries: Sequence[tuple[dict, tuple[int, int], bool]],
+    places: Sequence[tuple[int, int]],
+    extents: np.ndarray,
+    normalized: int,
+    other_boxes: list[tuple[dict, tuple[int, int]]],
 ) -> list[str]:
-    """Return every problem of one annotation of an image of size (height, width)."""
-    problems = [_box_problem(annotation, size), _category_problem(annotation, num_classes)]
-    label_id, segmentation = annotation.get("label_id"), annotation.get("segmentation")
-    if "label_file_name" in record and label_id is not None:
-        if label_ids is not None and label_id not in label_ids:
-            problems.append(f"label_id {label_id} does not occur in {record['label_file_name']}.")
-    elif segmentation is None or len(segmentation) == 0:
-        problems.append("it has no mask (neither label_id nor segmentation).")
+    """Return what the annotations have in common, as sentences."""
+    if not entries:
+        return []
+    causes = []
+    if normalized > len(entries) / 2:
+        causes.append(f"the coordinates of {normalized} of {len(entries)} masks are parts of the image's size.")
     else:
-        problems.append(_segmentation_problem(segmentation, size))
-    return [problem for problem in problems if problem is not None]
-
-
-def _box_problem(annotation: dict, size: tuple[int, int]) -> str | None:
-    """Return what is wrong with the box."""
-    box, mode = annotation.get("bbox"), annotation.get("bbox_mode")
-    numbers = isinstance(box, Sequence | np.ndarray) and all(
-        isinstance(value, int | float | np.number) for value in box
-    )
-    if not numbers or len(box) != 4 or mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
-        return f"bbox {box} with bbox_mode {mode}: 4 numbers as XYXY_ABS or XYWH_ABS are needed."
-    shown = f"bbox {[float(value) for value in box]} ({BoxMode(mode).name})"
-    x0, y0, x1, y1 = BoxMode.convert([float(value) for value in box], BoxMode(mode), BoxMode.XYXY_ABS)
-    if not np.isfinite([x0, y0, x1, y1]).all():
-        return f"{shown} is not finite."
-    if x1 <= x0 or y1 <= y0:
-        return f"{shown} is empty: width {x1 - x0:g}, height {y1 - y0:g}."
-    if x1 <= 0 or y1 <= 0 or x0 >= size[1] or y0 >= size[0]:
-        return f"{shown} is outside of the image ({_text(size)})."
-    return None
+        limits = np.array([[size[1], size[0]] for _, size, _ in entries], dtype=np.float64)
+        causes.append(scale_pattern(extents, limits, np.array([index for index, _ in places])))
+    if other_boxes:
+        causes.append(box_pattern(other_boxes, len(entries)))
+    return [cause for cause in causes if cause is not None]
 
 
 def _category_problem(annotation: dict, num_classes: int | None) -> str | None:
@@ -204,27 +307,4 @@ def _category_problem(annotation: dict, num_classes: int | None) -> str | None:
         return f"category_id {category!r}: an integer of 0 or more is needed."
     if num_classes is not None and category >= num_classes:
         return f"category_id {category} is unknown: the data set has {num_classes} classes, 0..{num_classes - 1}."
-    return None
-
-
-def _segmentation_problem(segmentation: list | dict | np.ndarray, size: tuple[int, int]) -> str | None:
-    """Return what is wrong with polygons, a COCO RLE or a bit mask of an image of size (height, width)."""
-    if isinstance(segmentation, dict):
-        if "counts" not in segmentation or tuple(segmentation.get("size", ())) != size:
-            return (
-                f"the RLE has size {segmentation.get('size')} and must have [height, width] = {list(size)}, and counts."
-            )
-        counts = segmentation["counts"]
-        if isinstance(counts, list) and (sum(counts) != size[0] * size[1] or min(counts) < 0):
-            return f"the counts of the RLE add up to {sum(counts)} and must be {size[0]} * {size[1]} pixels."
-        return None
-    if isinstance(segmentation, np.ndarray):
-        return None if segmentation.shape == size else f"the bit mask is {segmentation.shape}, the image {size}."
-    for number, polygon in enumerate(segmentation):
-        if not isinstance(polygon, list | tuple | np.ndarray):
-            return f"polygon {number} is {polygon!r}: each must be a list [x0, y0, x1, y1, ...]."
-        if len(polygon) < 6 or len(polygon) % 2:
-            return f"polygon {number} has {len(polygon)} numbers: an even number of at least 6 is needed."
-        if not np.isfinite(np.asarray(polygon, dtype=np.float64)).all():
-            return f"polygon {number} has coordinates that are not finite."
     return None

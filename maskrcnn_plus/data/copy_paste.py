@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..masks.label_masks import LabelMapMasks
+from ..masks.polygons import polygons_to_bitmasks
 
 _FIELDS = {"gt_boxes", "gt_classes", "gt_masks"}
 
@@ -188,7 +189,7 @@ def _fit(instances: Instances, size: tuple[int, int]) -> LabelMapMasks | BitMask
     """Return the masks as pixels, cut or filled right and below to `size`."""
     masks = instances.gt_masks if instances.has("gt_masks") else PolygonMasks([])
     if isinstance(masks, PolygonMasks):
-        masks = BitMasks.from_polygon_masks(masks, *instances.image_size)
+        masks = polygons_to_bitmasks(masks, *instances.image_size)
     if isinstance(masks, LabelMapMasks):
         return LabelMapMasks(pad(masks.label_map, _padding(masks.label_map, size)), masks.label_ids)
     return BitMasks(pad(masks.tensor, _padding(masks.tensor, size)))

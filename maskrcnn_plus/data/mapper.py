@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
@@ -27,6 +26,7 @@ from fvcore.transforms.transform import (
 )
 
 from ..masks.label_masks import LabelMapMasks
+from .annotations import box_corners, has_mask, normalize_segmentation, read_box
 from .augmentation import CropResizeTransform, IntensityTransform, Rotate90Transform, clip_polygon
 from .images import read_image, read_label_map
 from .pixels import prepare_image
@@ -151,12 +151,12 @@ class InstanceMapper:
         if "label_file_name" in dataset_dict:
             masks = _label_map_masks(dataset_dict["label_file_name"], name, annotations, size, transforms, out_size)
             areas = masks.area()
-        elif self.use_masks or all(annotation.get("segmentation") for _, annotation in annotations):
+        elif self.use_masks or all(has_mask(annotation) for _, annotation in annotations):
             masks = _coco_masks(annotations, size, transforms, out_size)
             areas = masks.tensor.flatten(1).sum(1) if isinstance(masks, BitMasks) else masks.area()
         else:
             masks = None
-            boxes = [_transform_box(*each, transforms, out_size) for each in annotations]
+            boxes = [_transform_box(*each, size, transforms, out_size) for each in annotations]
             boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
             areas = boxes.area()
 
@@ -222,12 +222,20 @@ def _transform_labels(label_map: np.ndarray, transform: Transform, label_name: s
 
 
 def _transform_box(
-    where: str, annotation: dict[str, Any], transforms: TransformList, out_size: tuple[int, int]
+    where: str,
+    annotation: dict[str, Any],
+    size: tuple[int, int],
+    transforms: TransformList,
+    out_size: tuple[int, int],
 ) -> list[float]:
     """Return the box of an annotation in the augmented image, xyxy and clipped to it."""
     if "bbox" not in annotation or "bbox_mode" not in annotation:
         raise ValueError(f"{where} needs the keys 'bbox' and 'bbox_mode'.")
-    box = {key: annotation[key] for key in ("bbox", "bbox_mode")}
+    try:
+        corners = box_corners(read_box(annotation)[0], annotation["bbox_mode"], size)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    box = {"bbox": corners, "bbox_mode": BoxMode.XYXY_ABS}
     return detection_utils.transform_instance_annotations(box, transforms, out_size)["bbox"].tolist()
 
 
@@ -240,7 +248,7 @@ def _coco_masks(
     """Return the masks of COCO annotations, cut to the augmented image: polygons unless an annotation has an RLE."""
     transformed = []
     for where, annotation in annotations:
-        segmentation = _checked_segmentation(where, annotation.get("segmentation"), size)
+        segmentation = _read_segmentation(where, annotation, size)
         moved = {"bbox": [0, 0, 0, 0], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "segmentation": segmentation}
         moved = detection_utils.transform_instance_annotations(moved, transforms, out_size)
         if isinstance(segmentation, list):
@@ -254,18 +262,14 @@ def _coco_masks(
     return detection_utils.annotations_to_instances(transformed, out_size, mask_format=mask_format).gt_masks
 
 
-def _checked_segmentation(where: str, segmentation: Any, size: tuple[int, int]) -> list[np.ndarray] | dict[str, Any]:
+def _read_segmentation(
+    where: str, annotation: dict[str, Any], size: tuple[int, int]
+) -> list[np.ndarray] | dict[str, Any]:
     """Return polygons as copies, which transforms may change in place, or a compressed RLE of the image's size."""
-    if isinstance(segmentation, list) and segmentation:
-        if any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
-            raise ValueError(f"{where} has a polygon without at least 3 points [x0, y0, x1, y1, x2, y2, ...].")
-        return [np.array(polygon, dtype=np.float64) for polygon in segmentation]
-    if not isinstance(segmentation, dict) or "counts" not in segmentation:
+    if not has_mask(annotation):
         raise ValueError(f"{where} needs a 'segmentation' (polygons or RLE); train with use_masks=False without masks.")
-    if tuple(segmentation.get("size", ())) != size:
-        raise ValueError(f"{where} has an RLE of size {segmentation.get('size')}, the image has {list(size)}.")
-    if isinstance(segmentation["counts"], list):
-        if sum(segmentation["counts"]) != size[0] * size[1] or min(segmentation["counts"]) < 0:
-            raise ValueError(f"{where} has an RLE whose counts do not add up to the {size[0]}x{size[1]} pixels.")
-        return mask_util.frPyObjects(segmentation, *size)
-    return segmentation
+    try:
+        segmentation, _ = normalize_segmentation(annotation["segmentation"], size)
+    except ValueError as error:
+        raise ValueError(f"{where} has a mask that cannot be used: {error}") from error
+    return segmentation if isinstance(segmentation, dict) else [np.array(each) for each in segmentation]

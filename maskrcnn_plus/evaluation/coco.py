@@ -20,13 +20,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as coco_mask
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
 from detectron2.utils.logger import create_small_table
 
 from ..atomic import write_atomically
+from ..masks.measure import rle_areas
+from ..masks.runs import canonical_rles
 from .ground_truth import ground_truth_rles, image_name, load_ground_truth
 from .predictions import gather_images, predicted_rles, prediction_of
 
@@ -184,7 +185,9 @@ def coco_dataset(dataset_dicts: list[dict[str, Any]], class_names: Sequence[str]
     images, annotations = [], []
     for number, entry in enumerate(dataset_dicts, start=1):
         images.append({"id": number, "height": entry["height"], "width": entry["width"]})
-        for annotation, rle in zip(entry.get("annotations", []), ground_truth_rles(entry), strict=True):
+        rles = ground_truth_rles(entry)
+        areas = rle_areas(rles).tolist()
+        for annotation, rle, area in zip(entry.get("annotations", []), rles, areas, strict=True):
             box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYWH_ABS)
             annotations.append(
                 {
@@ -193,7 +196,7 @@ def coco_dataset(dataset_dicts: list[dict[str, Any]], class_names: Sequence[str]
                     "category_id": int(annotation["category_id"]),
                     "iscrowd": int(annotation.get("iscrowd", 0)),
                     "bbox": [float(side) for side in box],
-                    "area": float(coco_mask.area(rle)),
+                    "area": float(area),
                     "segmentation": rle,
                 }
             )
@@ -226,13 +229,18 @@ def precision_and_recall(
     else:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
+    # The area decides on small, medium and large: of the mask for masks, of the box for boxes.
+    if task == "bbox":
+        shapes = [{"bbox": each["bbox"], "area": each["bbox"][2] * each["bbox"][3]} for each in detections]
+    else:
+        shapes = _canonical_masks(detections)
+        masks = _canonical_masks(dataset["annotations"])
+        truth = [{**own, **mask} for own, mask in zip(dataset["annotations"], masks, strict=True)]
+        dataset = {**dataset, "annotations": truth}
     found = []
-    for number, detection in enumerate(detections, start=1):
-        # The area decides on small, medium and large: of the mask for masks, of the box for boxes.
-        shape = {"bbox": detection["bbox"]} if task == "bbox" else {"segmentation": detection["segmentation"]}
-        area = shape["bbox"][2] * shape["bbox"][3] if task == "bbox" else float(coco_mask.area(shape["segmentation"]))
+    for number, (detection, shape) in enumerate(zip(detections, shapes, strict=True), start=1):
         kept = {key: detection[key] for key in ("image_id", "category_id", "score")}
-        found.append({"id": number, "iscrowd": 0, "area": area, **kept, **shape})
+        found.append({"id": number, "iscrowd": 0, **kept, **shape})
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         apis = []
         for annotations in (dataset["annotations"], found):
@@ -247,6 +255,14 @@ def precision_and_recall(
         evaluation.evaluate()
         evaluation.accumulate()
     return np.asarray(evaluation.eval["precision"])[..., 0], np.asarray(evaluation.eval["recall"])[..., 0], library
+
+
+def _canonical_masks(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Masks and areas of annotations or detections in the form that both libraries can be given."""
+    rles = canonical_rles([entry["segmentation"] for entry in entries])
+    return [
+        {"segmentation": rle, "area": float(area)} for rle, area in zip(rles, rle_areas(rles).tolist(), strict=True)
+    ]
 
 
 def summarize(precision: np.ndarray, recall: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:

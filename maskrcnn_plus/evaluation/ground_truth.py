@@ -6,11 +6,13 @@ Shape shorthand: N annotations of an image of H x W pixels.
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as coco_mask
 from detectron2.data import DatasetCatalog
 
+from ..data.annotations import normalize_segmentation
 from ..data.images import read_label_map
-from ..masks.label_map import label_map_to_rles, normalize_rle
+from ..masks.label_map import label_map_to_rles
+from ..masks.measure import rle_areas
+from ..masks.polygons import polygons_to_rle
 
 
 def load_ground_truth(dataset_name: str) -> dict[Any, dict[str, Any]]:
@@ -74,7 +76,7 @@ def ground_truth_rles(dataset_dict: dict[str, Any]) -> list[dict[str, Any]]:
         try:
             if "label_id" in annotation:
                 rle = of_label.get(int(annotation["label_id"]))
-                if rle is None or not coco_mask.area(rle):
+                if rle is None or not rle_areas([rle])[0]:
                     raise ValueError(
                         f"label_id {annotation['label_id']} is no object of {dataset_dict['label_file_name']}."
                     )
@@ -104,30 +106,6 @@ def _label_map_of(dataset_dict: dict[str, Any]) -> np.ndarray:
 
 
 def _segmentation_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """Encode polygons, or check and compress an RLE."""
-    if isinstance(segmentation, dict):
-        rle = normalize_rle(segmentation)
-        if rle["size"] != [height, width]:
-            raise ValueError(f"its RLE has size {rle['size']}, the image has [{height}, {width}].")
-        return rle
-    if not isinstance(segmentation, list) or not segmentation:
-        raise ValueError('it has no mask: neither a "label_id" nor a "segmentation" of polygons or RLE.')
-    polygons = [_polygon(polygon, height, width) for polygon in segmentation]
-    return normalize_rle(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
-
-
-def _polygon(polygon: Any, height: int, width: int) -> list[float]:
-    """Check one polygon [x0, y0, x1, y1, ...]: the COCO API overruns its memory on coordinates that are far outside."""
-    try:
-        coordinates = np.asarray(polygon, dtype=np.float64).reshape(-1)
-    except (TypeError, ValueError) as error:
-        raise ValueError("a polygon is not a list of numbers [x0, y0, x1, y1, ...].") from error
-    if coordinates.size < 6 or coordinates.size % 2:
-        raise ValueError(f"a polygon has {coordinates.size} numbers; it needs an x and a y for at least 3 points.")
-    margin = 2 * max(height, width)
-    if not (np.abs(coordinates) <= margin).all():
-        raise ValueError(
-            f"a polygon reaches from {coordinates.min():g} to {coordinates.max():g}, far outside the {height} x {width}"
-            " image: its coordinates must be finite and in pixels of this image."
-        )
-    return coordinates.tolist()
+    """Encode a mask of an annotation."""
+    segmentation, _ = normalize_segmentation(segmentation, (height, width))
+    return segmentation if isinstance(segmentation, dict) else polygons_to_rle(segmentation, height, width)

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as coco_mask
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.logger import create_small_table
 from scipy.optimize import linear_sum_assignment
 
 from ..atomic import write_atomically
 from ..masks.label_map import label_map_to_rles, rles_to_label_map
+from ..masks.measure import rle_areas, rle_overlaps, rle_union
 from .ground_truth import ground_truth_rles, image_name, load_ground_truth
 from .predictions import gather_images, predicted_rles, prediction_of
 
@@ -147,7 +147,7 @@ def visible_masks(
     """
     label_map = rles_to_label_map(rles, scores, height, width)
     rles = label_map_to_rles(label_map, range(1, len(rles) + 1))
-    visible = [index for index, rle in enumerate(rles) if coco_mask.area(rle)]
+    visible = np.flatnonzero(rle_areas(rles)).tolist()
     return [rles[index] for index in visible], visible
 
 
@@ -178,7 +178,7 @@ def count_matches(
     in_crowd = np.zeros(len(predicted), dtype=bool)
     for category in {truth_classes[index] for index, is_crowd in enumerate(truth_is_crowd) if is_crowd}:
         crowds = [truth[i] for i, is_crowd in enumerate(truth_is_crowd) if is_crowd and truth_classes[i] == category]
-        covered = mask_overlaps(predicted, [coco_mask.merge(crowds)], crowd=True)[:, 0]  # [D]
+        covered = mask_overlaps(predicted, [rle_union(crowds)], crowd=True)[:, 0]  # [D]
         in_crowd |= (covered >= 0.5) & (np.asarray(predicted_classes) == category)
     return match_counts(ious * same_class, thresholds, in_crowd)
 
@@ -257,9 +257,7 @@ def metric_names(thresholds: Sequence[float]) -> list[str]:
 
 def mask_overlaps(detections: list[dict[str, Any]], objects: list[dict[str, Any]], crowd: bool) -> np.ndarray:
     """[D, G] IoU of masks, or with `crowd` the part of each detection that lies in each object."""
-    if not detections or not objects:
-        return np.zeros((len(detections), len(objects)))
-    return coco_mask.iou(detections, objects, [int(crowd)] * len(objects))
+    return rle_overlaps(detections, objects, of_first=crowd)
 
 
 def _ratio(hits: int, total: int, errors: int) -> float:

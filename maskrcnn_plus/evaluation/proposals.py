@@ -20,6 +20,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
 from detectron2.utils.logger import create_small_table
 
+from ..masks.measure import rle_areas
 from .coco import IOU_THRESHOLDS
 from .ground_truth import ground_truth_rles, image_name, load_ground_truth
 from .predictions import gather_images
@@ -192,6 +193,6 @@ def _objects_of(dataset_dict: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"{image_name(dataset_dict)}: the box of an object is NaN or infinite.")
     if all("label_id" in each or "segmentation" in each for each in annotations):
         rles = ground_truth_rles({**dataset_dict, "annotations": annotations})
-        return boxes, np.array([coco_mask.area(rle) for rle in rles], dtype=np.float64)
+        return boxes, rle_areas(rles).astype(np.float64)
     sides = boxes[:, 2:] - boxes[:, :2]
     return boxes, sides[:, 0] * sides[:, 1]

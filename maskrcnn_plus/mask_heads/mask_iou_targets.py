@@ -10,12 +10,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 from detectron2.structures import BitMasks, PolygonMasks
-from detectron2.structures.masks import polygons_to_bitmask
 from torch import Tensor
 
 from maskrcnn_plus.masks.bit_crops import IndexedBitMasks
 from maskrcnn_plus.masks.label_masks import LabelMapMasks
+from maskrcnn_plus.masks.polygons import polygons_to_mask
 from maskrcnn_plus.masks.soft_masks import SoftMasks
+
+_LARGEST = 2**15  # pixels of a side of what is drawn of a polygon
 
 
 @torch.no_grad()
@@ -83,7 +85,10 @@ def _polygon_areas(polygons: list[np.ndarray], box: list[int]) -> tuple[int, int
         return 0, 0
     points = [polygon.reshape(-1, 2) for polygon in polygons]
     corner = np.floor(np.concatenate(points).min(axis=0))  # x, y
-    width, height = (np.ceil(np.concatenate(points).max(axis=0) - corner) + 1).astype(int).tolist()
-    mask = polygons_to_bitmask([(each - corner).reshape(-1) for each in points], height, width)
+    size = np.ceil(np.concatenate(points).max(axis=0) - corner) + 1  # width, height
+    if not (size <= _LARGEST).all():
+        raise ValueError(f"A ground-truth polygon of {size} pixels is larger than {_LARGEST}, or not finite.")
+    width, height = size.astype(int).tolist()
+    mask = polygons_to_mask([each - corner for each in points], height, width)
     x0, y0, x1, y1 = np.clip(np.array(box) - np.tile(corner, 2), 0, None).astype(int)
     return int(mask.sum()), int(mask[y0:y1, x0:x1].sum())

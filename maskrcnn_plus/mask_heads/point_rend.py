@@ -17,6 +17,8 @@ from detectron2.projects.point_rend import PointRendMaskHead
 from detectron2.structures import BitMasks, Instances, PolygonMasks
 from torch import Tensor
 
+from maskrcnn_plus.masks.polygons import polygons_to_bitmasks
+
 
 @ROI_MASK_HEAD_REGISTRY.register()
 class PointRendHead(PointRendMaskHead):
@@ -148,7 +150,7 @@ def _with_bitmasks(instances: Instances) -> Instances:
         return instances
     fields, masks = dict(instances.get_fields()), instances.gt_masks
     if isinstance(masks, PolygonMasks):
-        fields["gt_masks"] = BitMasks.from_polygon_masks(masks, *instances.image_size).to(instances.gt_classes.device)
+        fields["gt_masks"] = polygons_to_bitmasks(masks, *instances.image_size).to(instances.gt_classes.device)
     else:
         fields["gt_masks"] = masks.to_bitmasks()
     return Instances(instances.image_size, **fields)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as coco_mask
+
+from maskrcnn_plus.masks.measure import rle_overlaps
 
 
 def uncovered(
@@ -35,8 +36,7 @@ def uncovered(
         members = np.flatnonzero(classes == each)
         members = members[np.argsort(-scores[members], kind="stable")]
         masks = [rles[k] for k in members]
-        # With "crowds" pycocotools divides by the area of the first mask instead of the union.
-        shares = np.nan_to_num(coco_mask.iou(masks, masks, [1] * len(masks)))  # [n, n]: of the first in the second
+        shares = np.nan_to_num(rle_overlaps(masks, masks, of_first=True))  # [n, n]: of the first in the second
         for k in range(1, len(members)):
             keep[members[k]] = shares[k, :k] @ keep[members[:k]] <= max_covered
     return np.flatnonzero(keep)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as coco_mask
 
-from maskrcnn_plus.masks.runs import decode_lengths, decode_runs, encode_runs, join_runs
+from maskrcnn_plus.masks.runs import canonical_rles, decode_runs, encode_runs, join_runs
 
 
 def rle_areas(rles: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -108,12 +108,43 @@ def rle_ious(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]]) -> np.nda
     Raises:
         ValueError: a malformed RLE, or masks of images of different sizes.
     """
-    sizes = np.unique(decode_lengths([*a, *b])[2], axis=0)  # pycocotools reads malformed RLEs beyond their end
+    return np.nan_to_num(rle_overlaps(a, b), nan=0.0)
+
+
+def rle_overlaps(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], *, of_first: bool = False) -> np.ndarray:
+    """Overlap of each mask of `a` with each of `b` by the COCO API, whatever the RLEs' origin.
+
+    Args:
+        a, b: A and B RLEs of images of one size.
+        of_first: the shared pixels are divided by the area of the mask of `a`, as for COCO's crowd regions, instead of
+            by the union.
+
+    Returns:
+        float64 [A, B]; what is divided by 0 is NaN.
+
+    Raises:
+        ValueError: a malformed RLE, or masks of images of different sizes.
+    """
+    rles = canonical_rles([*a, *b])
+    sizes = sorted({tuple(rle["size"]) for rle in rles})
     if len(sizes) > 1:
-        raise ValueError(f"rle_ious needs masks of images of one size, got sizes {sizes.tolist()}.")
+        raise ValueError(f"masks to be compared must be of images of one size, got sizes {sizes}.")
     if len(a) == 0 or len(b) == 0:
         return np.zeros((len(a), len(b)))
-    return np.nan_to_num(coco_mask.iou(list(a), list(b), [False] * len(b)), nan=0.0)
+    return coco_mask.iou(rles[: len(a)], rles[len(a) :], [int(of_first)] * len(b))
+
+
+def rle_union(rles: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The pixels of any of the masks, which are of images of one size.
+
+    Raises:
+        ValueError: a malformed RLE, no mask, or masks of images of different sizes.
+    """
+    rles = canonical_rles(rles)
+    sizes = sorted({tuple(rle["size"]) for rle in rles})
+    if len(sizes) != 1:
+        raise ValueError(f"a union needs masks of images of one size, got sizes {sizes}.")
+    return canonical_rles([coco_mask.merge(rles)])[0] if len(rles) > 1 else rles[0]
 
 
 def move_rles(rles: Sequence[dict[str, Any]], x: int, y: int, height: int, width: int) -> list[dict[str, Any]]:

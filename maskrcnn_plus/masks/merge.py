@@ -38,11 +38,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as coco_mask
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from .measure import move_rles, rle_areas, rle_boxes
+from .measure import move_rles, rle_areas, rle_boxes, rle_overlaps, rle_union
 
 SAME = 0.5
 """Share of an object from which on it is taken for (a part of) the object that covers it."""
@@ -194,7 +193,7 @@ def _zone_pairs(a: TileObjects, b: TileObjects, extents_a: np.ndarray, extents_b
     (near_a, rles_a, areas_a), (near_b, rles_b, areas_b) = inside
     if not len(near_a) or not len(near_b):
         return None
-    shared = coco_mask.iou(rles_a, rles_b, [1] * len(rles_b)) * areas_a[:, None]  # a crowd's IoU is by the area of a
+    shared = rle_overlaps(rles_a, rles_b, of_first=True) * areas_a[:, None]
     shared = np.rint(shared * (a.classes[near_a][:, None] == b.classes[near_b][None])).astype(np.int64)
     rows, columns = np.nonzero(shared)
     return np.stack([near_a[rows], near_b[columns], shared[rows, columns], areas_a[rows], areas_b[columns]])
@@ -296,7 +295,8 @@ def _assemble(
 
     by_group = np.split(np.argsort(members, kind="stable"), np.cumsum(np.bincount(members))[:-1])
     order = np.argsort(-merged_scores, kind="stable")
-    merged = [_union([rles[k] for k in by_group[group]]) for group in order.tolist()]
+    members = [[rles[k] for k in by_group[group]] for group in order.tolist()]
+    merged = [parts[0] if len(parts) == 1 else rle_union(parts) for parts in members]
     boxes = np.concatenate([low, high], axis=1)[order]
     return TileObjects(0, 0, height, width, boxes, merged_scores[order], classes[starts][order], merged)
 
@@ -310,11 +310,3 @@ def _by_tile(
         indices = kept[bounds[index] : bounds[index + 1]] - offsets[index]
         if len(indices):
             yield tile, indices
-
-
-def _union(rles: list[dict[str, Any]]) -> dict[str, Any]:
-    """The union of masks of one size."""
-    if len(rles) == 1:
-        return rles[0]
-    union = coco_mask.merge(rles)
-    return {"size": [int(side) for side in union["size"]], "counts": union["counts"].decode("ascii")}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from maskrcnn_plus.masks.label_map import masks_to_rles, normalize_rle
 from maskrcnn_plus.masks.measure import rle_areas, rle_boxes
-from maskrcnn_plus.masks.runs import decode_lengths, decode_runs
+from maskrcnn_plus.masks.runs import decode_runs, encode_runs
 
 
 class RLEMasks(Sequence[dict[str, Any]]):
@@ -43,12 +43,14 @@ class RLEMasks(Sequence[dict[str, Any]]):
         rles = list(rles)
         self.image_size = height, width = int(image_size[0]), int(image_size[1])
         if check:
-            _, _, sizes = decode_lengths(rles)
+            runs = decode_runs(rles)
+            sizes = runs.sizes
             others = (sizes != (height, width)).any(axis=1)
             if others.any():
                 index = int(others.argmax())
                 size = sizes[index].tolist()
                 raise ValueError(f"RLE {index} has size {size} (height, width), its image {[height, width]}.")
+            rles = encode_runs(runs)  # a sound RLE may still be written in a way that pycocotools cannot take
         self._counts = tuple(_as_text(rle) for rle in rles)
 
     @classmethod

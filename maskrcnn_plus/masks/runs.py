@@ -19,6 +19,9 @@ import numpy as np
 PIXELS_AT_ONCE = 1 << 22
 """Pixels of masks that are written out one by one at a time."""
 
+MAX_PIXELS = 2**32 - 1
+"""Pixels of the largest image: run lengths of COCO's API are 32-bit."""
+
 _LONGEST = 7  # groups of 5 bits that a number may have: 35 bits, enough for runs of 32
 
 
@@ -163,16 +166,14 @@ def decode_lengths(rles: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarr
     for index, rle in enumerate(rles):
         try:
             height, width = (int(side) for side in rle["size"])
-            sizes[index] = height, width
             counts = rle["counts"]
-            if height < 0 or width < 0:
-                raise ValueError("negative size")
+            if height < 0 or width < 0 or height * width > MAX_PIXELS:
+                raise ValueError(f"a size of {height} x {width} pixels; it must have 0 to {MAX_PIXELS}")
+            sizes[index] = height, width
             if isinstance(counts, str):
                 counts = counts.encode("ascii")
             if not isinstance(counts, bytes):
-                plain[index] = np.asarray(counts, dtype=np.int64)
-                if plain[index].ndim != 1:
-                    raise ValueError("counts are not a list of run lengths")
+                plain[index] = _run_lengths(counts)
                 counts = b""
             texts.append(counts)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -182,16 +183,49 @@ def decode_lengths(rles: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarr
     if plain:
         parts = [plain.get(i, lengths[first[i] : first[i + 1]]) for i in range(len(rles))]
         lengths, first = np.concatenate(parts), np.append(0, np.cumsum([len(part) for part in parts]))
-    totals = np.append(0, np.cumsum(lengths))[first]
-    wrong = np.diff(totals) != sizes[:, 0] * sizes[:, 1]
-    wrong[np.searchsorted(first, np.flatnonzero(lengths < 0), side="right") - 1] = True
+    totals = np.diff(np.append(0, np.cumsum(lengths))[first])
+    pixels = sizes[:, 0] * sizes[:, 1]
+    wrong = totals != pixels
+    # Sums of numbers that are all within the image cannot overflow and come out right by chance.
+    outside = np.flatnonzero((lengths < 0) | (lengths > np.repeat(pixels, np.diff(first))))
+    wrong[np.searchsorted(first, outside, side="right") - 1] = True
     if wrong.any():
         index = int(np.argmax(wrong))
         height, width = sizes[index].tolist()
         raise ValueError(
-            f"The runs of {_name(index, rles)} do not add up to its {height} x {width} pixels: it is corrupt."
+            f"The runs of {_name(index, rles)} do not add up to its {height} x {width} pixels (they add up to "
+            f"{totals[index]}): it is corrupt."
         )
     return lengths, first, sizes
+
+
+def canonical_rles(rles: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Check RLEs of any origin, and write them as pycocotools does: the only form that it can be given.
+
+    pycocotools reads and writes beyond its memory where a string ends within a number, where runs do not add up to the
+    image, and where runs of length 0 outnumber its pixels.
+
+    Args:
+        rles: `counts` compressed (str or bytes) or a list of run lengths; sizes may differ.
+
+    Returns:
+        The same masks, `counts` compressed as str, and no run but the first of length 0.
+
+    Raises:
+        ValueError: one is no RLE of H x W pixels; the message has its index.
+    """
+    return encode_runs(decode_runs(rles))
+
+
+def _run_lengths(counts: Any) -> np.ndarray:
+    """Run lengths that are not compressed, int64 [R]."""
+    values = np.asarray(counts)
+    if values.ndim != 1 or (values.size and values.dtype.kind not in "iufU"):
+        raise ValueError("counts are not a list of run lengths")
+    lengths = values.astype(np.float64 if values.dtype.kind in "fU" else values.dtype)
+    if not ((lengths >= 0) & (lengths <= MAX_PIXELS)).all() or not (lengths == np.rint(lengths)).all():
+        raise ValueError(f"counts hold something else than whole numbers in 0..{MAX_PIXELS}")
+    return lengths.astype(np.int64)
 
 
 def _decompress(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:

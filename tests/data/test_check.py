@@ -12,6 +12,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from maskrcnn_plus.data.check import DataError, check_dataset, checked_dataset
+from maskrcnn_plus.masks.runs import canonical_rles
 
 POLYGON = [2.0, 2.0, 8.0, 2.0, 8.0, 8.0]
 
@@ -21,7 +22,7 @@ def record(tmp_path):
     """A good image of 20 x 30 pixels with one polygon, one RLE and one box in XYXY."""
     path = tmp_path / "good.png"
     Image.fromarray(np.zeros((20, 30, 3), dtype=np.uint8)).save(path)
-    rle = {"size": [20, 30], "counts": [5, 10, 585]}
+    (rle,) = canonical_rles([{"size": [20, 30], "counts": [5, 10, 585]}])
     return {
         "file_name": str(path),
         "image_id": 1,
@@ -36,7 +37,12 @@ def record(tmp_path):
                 "segmentation": [POLYGON],
             },
             {"bbox": [0, 5, 1, 15], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 1, "segmentation": rle, "iscrowd": 1},
-            {"bbox": [-3, -3, 33, 23], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 2, "segmentation": [POLYGON]},
+            {
+                "bbox": [-3, -3, 33, 23],
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "category_id": 2,
+                "segmentation": [[-3.0, -3.0, 33.0, -3.0, 33.0, 23.0]],
+            },
         ],
     }
 
@@ -77,7 +83,6 @@ ANNOTATION_ERRORS = {
     "not finite": {"bbox": [2, float("nan"), 6, 6]},
     "4 numbers": {"bbox": [2, 2, 6]},
     "bbox_mode None": {"bbox_mode": None},
-    "bbox None": {"bbox": None},
     "category_id 3 is unknown: the data set has 3 classes, 0..2": {"category_id": 3},
     "category_id -1": {"category_id": -1},
     "category_id 'cell'": {"category_id": "cell"},
@@ -85,7 +90,7 @@ ANNOTATION_ERRORS = {
     "polygon 1 has 4 numbers": {"segmentation": [POLYGON, [1, 2, 3, 4]]},
     "polygon 0 has 7 numbers": {"segmentation": [[*POLYGON, 1.0]]},
     "polygon 0 has coordinates that are not finite": {"segmentation": [[*POLYGON[:5], float("inf")]]},
-    "polygon 0 is 2.0": {"segmentation": POLYGON},
+    "polygon 0 is 2.0": {"segmentation": [2.0, POLYGON]},
     "the RLE has size [30, 20] and must have [height, width] = [20, 30]": {
         "segmentation": {"size": [30, 20], "counts": [600]}
     },

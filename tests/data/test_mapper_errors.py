@@ -49,7 +49,7 @@ def test_label_image_of_another_size_is_refused_with_both_names(label_entry, tmp
         ({"segmentation": []}, "needs a 'segmentation'"),
         ({"segmentation": [[1.0, 2, 3, 4]]}, "at least 3 points"),
         ({"segmentation": [[1.0, 2, 3, 4, 5, 6, 7]]}, "at least 3 points"),
-        ({"segmentation": {"size": [10, 10], "counts": [100]}}, r"RLE of size \[10, 10\]"),
+        ({"segmentation": {"size": [10, 10], "counts": [100]}}, r"RLE has size \[10, 10\]"),
         ({"segmentation": {"size": [60, 80], "counts": [100]}}, "do not add up"),
     ],
 )

@@ -1,0 +1,108 @@
+"""Polygons to pixels by COCO's rule, and the one rule that says which polygons may be given to pycocotools.
+
+pycocotools writes beyond its memory at coordinates from about 4e8 on, and takes memory in proportion to the length of
+an outline, whatever the size of the image.
+
+Shape shorthand: P points of a polygon in an image of H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as coco_mask
+import torch
+from detectron2.structures import BitMasks, PolygonMasks
+
+from maskrcnn_plus.masks.runs import MAX_PIXELS, canonical_rles
+
+MAX_OUTLINE = 10_000_000
+"""Pixels that the outline of an object may be long: the circumference of an image of 2.5 million pixels a side."""
+
+
+def check_polygons(polygons: Sequence[Any], height: int, width: int) -> list[np.ndarray]:
+    """Accept or refuse the polygons of an object.
+
+    Args:
+        polygons: each [x0, y0, x1, y1, ...] or [P, 2] in pixels of the image. They may reach beyond it by as much as
+            its longer side.
+        height, width: H, W.
+
+    Returns:
+        float64 [2 * P] of each.
+
+    Raises:
+        ValueError: a polygon is malformed, not finite, far outside of the image or endless; the message has its index.
+    """
+    checked, outline, side = [], 0.0, max(height, width)
+    for index, polygon in enumerate(polygons):
+        try:
+            points = np.asarray(polygon, dtype=np.float64).reshape(-1)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(
+                f"polygon {index} is {_short(polygon)}: each must be a list of numbers [x0, y0, x1, y1, ...]."
+            ) from error
+        if points.size < 6 or points.size % 2:
+            raise ValueError(
+                f"polygon {index} has {points.size} numbers: an even number of at least 6 is needed, x and y of at "
+                "least 3 points."
+            )
+        if not np.isfinite(points).all():
+            raise ValueError(f"polygon {index} has coordinates that are not finite.")
+        if not ((points >= -side) & (points <= 2 * side)).all():
+            raise ValueError(
+                f"polygon {index} reaches from {points.min():g} to {points.max():g}, far outside of the image of "
+                f"{height} high x {width} wide: coordinates must be in pixels of this image."
+            )
+        corners = points.reshape(-1, 2)
+        outline += np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum()
+        if outline > MAX_OUTLINE:
+            raise ValueError(f"its outline is longer than {MAX_OUTLINE} pixels: the points are not those of an object.")
+        checked.append(points)
+    return checked
+
+
+def polygons_to_rle(polygons: Sequence[Any], height: int, width: int) -> dict[str, Any]:
+    """Encode the union of an object's polygons, the pixels that COCO's API gives.
+
+    Args:
+        polygons: as for `check_polygons`; none gives an empty mask.
+        height, width: H, W.
+
+    Returns:
+        RLE of size [H, W], `counts` as str.
+
+    Raises:
+        ValueError: as `check_polygons`, or an image without pixels or with more than an RLE can count.
+    """
+    if height < 1 or width < 1 or height * width > MAX_PIXELS:
+        raise ValueError(f"an image of {height} x {width} pixels must have 1 to {MAX_PIXELS}.")
+    points = [each.tolist() for each in check_polygons(polygons, height, width)]
+    if not points:
+        return canonical_rles([{"size": [height, width], "counts": [height * width]}])[0]
+    union = coco_mask.merge(coco_mask.frPyObjects(points, height, width))
+    return {"size": [height, width], "counts": union["counts"].decode("ascii")}
+
+
+def polygons_to_mask(polygons: Sequence[Any], height: int, width: int) -> np.ndarray:
+    """Draw the union of an object's polygons, bool [H, W]; arguments and errors as of `polygons_to_rle`."""
+    return coco_mask.decode(polygons_to_rle(polygons, height, width)).astype(bool)
+
+
+def polygons_to_bitmasks(masks: PolygonMasks, height: int, width: int) -> BitMasks:
+    """Draw N objects: `BitMasks.from_polygon_masks`, which does not look at what it is given.
+
+    Raises:
+        ValueError: as `polygons_to_rle`.
+    """
+    if len(masks) == 0:
+        return BitMasks(torch.zeros(0, height, width, dtype=torch.bool))
+    return BitMasks(torch.from_numpy(np.stack([polygons_to_mask(each, height, width) for each in masks.polygons])))
+
+
+def _short(value: Any) -> str:
+    """The beginning of a value's text."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
