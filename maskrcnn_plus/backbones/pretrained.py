@@ -13,6 +13,7 @@ from torch import nn
 from maskrcnn_plus.checkpoints import classification
 from maskrcnn_plus.checkpoints.conversion import WeightsFile
 from maskrcnn_plus.checkpoints.files import read_weights
+from maskrcnn_plus.checkpoints.prefixes import below, find_prefix
 
 __all__ = ["load_backbone_weights"]
 
@@ -53,6 +54,7 @@ def load_backbone_weights(
         if not path.is_file():
             raise FileNotFoundError(f'weights {str(path)!r}: no such file, and none of "", "timm" and "package"')
         file = read_weights(str(path))
+        file = below(file, find_prefix(file, lambda candidate: len(classification.convert(candidate, model))))
     _copy_tensors(model, file, name)
 
 

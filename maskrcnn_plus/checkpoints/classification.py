@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
+from functools import cache
 
 import timm
 from timm.models import adapt_input_conv
@@ -79,6 +80,7 @@ def class_names(file: WeightsFile) -> None:
     return
 
 
+@cache
 def _first_convolutions() -> set[str]:
     """Names of the first convolutions of timm's networks."""
     names = set()

@@ -6,14 +6,10 @@ Detectron and Detectron2), and safetensors.
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
-import pickle
-import re
-import struct
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,12 +19,27 @@ import torch
 from torch import Tensor
 
 from maskrcnn_plus.checkpoints.conversion import WeightsError, WeightsFile
-from maskrcnn_plus.checkpoints.safe_pickle import load_pickle
+from maskrcnn_plus.checkpoints.pickle_reader import MALFORMED, UnsafePickleError
+from maskrcnn_plus.checkpoints.prefixes import unwrapped
+from maskrcnn_plus.checkpoints.safe_pickle import check_unrolled, load_pickle
+from maskrcnn_plus.checkpoints.torch_file import LEGACY_MAGIC, read_legacy, read_zip
+from maskrcnn_plus.special_files import refuse_special_file
 
 # Entries under which training programs keep the weights; the averaged ones (EMA) first.
-_AVERAGED = ("ema", "model_ema", "state_dict_ema")
-_WRAPPERS = (*_AVERAGED, "model", "state_dict", "model_state_dict", "model_state", "blobs")
-_LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number with which such a file begins
+_AVERAGED = ("ema", "model_ema", "state_dict_ema", "ema_state", "ema_model")
+_WRAPPERS = (*_AVERAGED, "model", "state_dict", "model_state_dict", "model_state", "blobs", "module")
+_COUNTERS = {"n_averaged", "num_updates"}  # beside averaged weights
+_DEPTH = 4  # of entries within entries
+
+# Reads a file whose reader does not know a class that it names, in the environment that does.
+_EXTRACT = (
+    "w = next((c[k] for k in ({wrappers}) if c.get(k)), c) if hasattr(c, 'get') else c; "
+    "w = w.state_dict() if hasattr(w, 'state_dict') else w; "
+    "m = c.get('meta') or {{}} if hasattr(c, 'get') else {{}}; "
+    "meta = {{k: m.get(k) for k in ('dataset_meta', 'CLASSES', 'mmdet_version')}}; "
+    "w = {{k: torch.as_tensor(v) for k, v in w.items() if hasattr(v, 'shape')}}; "
+    "torch.save({{'state_dict': w, 'meta': meta}}, 'weights.pth')"
+)
 
 
 def read_file(path: str) -> dict[str, Any]:
@@ -45,50 +56,16 @@ def read_file(path: str) -> dict[str, Any]:
         WeightsError: naming the file and the reason: missing, empty, truncated, of no known format, claiming more than
             it holds, or with anything but data in it, whose name is then given. Nothing of it is run.
     """
-    kind = _recognise(path)
-    try:
-        if kind == "zip":
-            content = _read_zip(path)
-        elif kind == "legacy":
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        elif kind == "safetensors":
-            content = _read_safetensors(path)
-        else:
-            with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                content = load_pickle(data, path)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(_refusal(path, kind, error)) from error
-    except WeightsError:
-        raise
-    except (
-        ValueError,
-        RuntimeError,  # torch's own readers
-        EOFError,
-        OSError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-        MemoryError,
-        OverflowError,
-        struct.error,
-        zipfile.BadZipFile,
-        safetensors.SafetensorError,
-    ) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise WeightsError(
-            reason if path in reason else f"{path} cannot be read as weights (truncated or of another format): {reason}"
-        ) from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, not a dict of tensors.")
+    content = _read(path, _recognise(path))
+    _check_unrolled(content, path)
     return content
 
 
 def read_weights(path: str) -> WeightsFile:
     """The tensors of a weights file by name, and what else it says about itself.
 
-    The averaged weights (EMA) are taken where the file has some. Names lose the "module." of a model that was saved
-    inside DistributedDataParallel, and momenta of Caffe2 are left out.
+    The averaged weights (EMA) are taken where the file has some. Names lose the components of DistributedDataParallel
+    and torch.compile (`unwrapped`), and momenta of Caffe2 are left out.
 
     Args:
         path: as for `read_file`.
@@ -96,16 +73,16 @@ def read_weights(path: str) -> WeightsFile:
     Raises:
         WeightsError: as `read_file`, and where names are no strings or values are no plain tensors.
     """
-    content = read_file(path)
-    wrapper = next((name for name in _WRAPPERS if isinstance(content.get(name), dict) and content[name]), None)
-    entries = content[wrapper] if wrapper else content
+    kind = _recognise(path)
+    content = _read(path, kind)
+    wrapper, entries, averaged = _find_entries(content)
     for name in entries:
         if not isinstance(name, str):
             raise WeightsError(f"{path}: the name of a tensor is {_short(name)}, not a string.")
-    if wrapper in _AVERAGED:
-        entries = {name: value for name, value in entries.items() if name != "n_averaged"}
-    if not wrapper:
+    if averaged or not wrapper:
         entries = {name: value for name, value in entries.items() if _is_array(value)}
+    if averaged:
+        entries = {name: value for name, value in entries.items() if name not in _COUNTERS}
     if not entries:
         found = ", ".join(_short(name) for name in list(content)[:8]) or "nothing"
         raise WeightsError(
@@ -114,16 +91,36 @@ def read_weights(path: str) -> WeightsFile:
         )
     metadata = {name: value for name, value in content.items() if name != wrapper and name not in entries}
     metadata = {name: value for name, value in metadata.items() if isinstance(name, str) and name not in _WRAPPERS}
+    _check_unrolled(metadata, path)
     # The same tests as Detectron2's, which takes every pickle without an author for one of Caffe2.
-    if _recognise(path) == "pickle" and "__author__" not in content and not any("." in name for name in entries):
+    if kind == "pickle" and "__author__" not in content and not any("." in name for name in entries):
         metadata |= {"__author__": "Caffe2", "matching_heuristics": True}
     if metadata.get("__author__") == "Caffe2":
         entries = {name: value for name, value in entries.items() if not name.endswith("_momentum")}
     _check_sizes(entries.values(), path)
-    tensors = {name: _tensor(value, name, path) for name, value in entries.items()}
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    new_names = unwrapped(entries)
+    tensors = {new_names[name]: _tensor(value, name, path) for name, value in entries.items()}
     return WeightsFile(path, tensors, metadata)
+
+
+def _find_entries(content: Mapping[Any, Any]) -> tuple[str | None, dict[Any, Any], bool]:
+    """The entry at the top that holds the weights (None: the top does), the weights, and whether they are averaged."""
+    top, entries, averaged = None, content, False
+    for _ in range(_DEPTH):
+        found = [name for name in _WRAPPERS if isinstance(entries.get(name), dict) and entries[name]]
+        if not found or (top and any(map(_is_array, entries.values()))):
+            break
+        name = next((name for name in found if _holds_arrays(entries[name])), found[0])
+        top, entries, averaged = top or name, entries[name], averaged or name in _AVERAGED
+    return top, entries, averaged
+
+
+def _holds_arrays(entries: Mapping[Any, Any], depth: int = _DEPTH) -> bool:
+    """Whether it holds tensors, or an entry that keeps weights does."""
+    if any(map(_is_array, entries.values())):
+        return True
+    inner = [entries[name] for name in _WRAPPERS if isinstance(entries.get(name), dict)]
+    return depth > 0 and any(_holds_arrays(each, depth - 1) for each in inner)
 
 
 def _recognise(path: str) -> str:
@@ -131,6 +128,7 @@ def _recognise(path: str) -> str:
     if os.path.isdir(path):
         raise WeightsError(f"{path} is a folder, not a weights file.")
     try:
+        refuse_special_file(path)
         with open(path, "rb") as file:
             head = file.read(64)
     except FileNotFoundError:
@@ -141,7 +139,7 @@ def _recognise(path: str) -> str:
         raise WeightsError(f"Weights file {path} is empty.")
     if head.startswith(b"PK\x03\x04"):
         return "zip"
-    if head.startswith(_LEGACY_TORCH):
+    if head.startswith(LEGACY_MAGIC):
         return "legacy"
     if head.lstrip().startswith((b"<", b"\xef\xbb\xbf<")):
         raise WeightsError(f"{path} is a web page, not a weights file: its download failed. Get the file itself.")
@@ -154,17 +152,30 @@ def _recognise(path: str) -> str:
     raise WeightsError(f"{path} is no weights file: neither of torch.save nor a pickle nor safetensors.")
 
 
-def _read_zip(path: str) -> Any:
-    with zipfile.ZipFile(path) as archive:
-        records = archive.infolist()
-    if not any(record.filename.endswith("/data.pkl") for record in records):
-        raise WeightsError(f"{path} is a zip archive, but none of torch.save.")
-    packed = [record.filename for record in records if record.compress_type != zipfile.ZIP_STORED]
-    if packed:
-        raise WeightsError(f"{path} is refused: torch.save does not compress, but its record {packed[0]} is.")
-    if sum(record.file_size for record in records) > os.path.getsize(path):
-        raise WeightsError(f"{path} is refused: its records claim to be larger than the file.")
-    return torch.load(path, map_location="cpu", weights_only=True)
+def _read(path: str, kind: str) -> dict[str, Any]:
+    """The content of a file whose format is known."""
+    try:
+        if kind == "safetensors":
+            content = _read_safetensors(path)
+        else:
+            with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                if kind == "pickle":
+                    content = load_pickle(data, path)
+                else:
+                    content = read_zip(data) if kind == "zip" else read_legacy(data)
+    except UnsafePickleError as error:
+        reason = str(error).removeprefix(f"{path} is refused: ").removesuffix(".")
+        raise WeightsError(f"{path} is refused: {reason}.{_remedy(path, kind, reason)}") from error
+    except WeightsError:
+        raise
+    except (*MALFORMED, RuntimeError, OSError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(
+            reason if path in reason else f"{path} cannot be read as weights (truncated or damaged): {reason}."
+        ) from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, not a dict of tensors.")
+    return content
 
 
 def _read_safetensors(path: str) -> dict[str, Any]:
@@ -178,25 +189,27 @@ def _read_safetensors(path: str) -> dict[str, Any]:
     return {**metadata, "model": safetensors.torch.load_file(path)}
 
 
-def _refusal(path: str, kind: str, error: pickle.UnpicklingError) -> str:
-    """What to say of a torch file with more than data in it."""
-    names = re.findall(r"GLOBAL ([\w.]+)", str(error))
-    if kind == "zip":
-        # For the message only: where the scan fails, what torch.load said remains.
-        with contextlib.suppress(ValueError, RuntimeError, EOFError, LookupError, pickle.UnpicklingError):
-            names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)) or names
-    if not names:
-        return f"{path} is refused: it is no plain weights file ({str(error).splitlines()[0]}). Nothing of it was run."
-    message = f"{path} is refused: it refers to {', '.join(names[:8])}, which is not plain data; nothing of it was run."
-    if any(name.startswith(("mmengine.", "mmcv.", "mmdet.", "numpy.")) for name in names):
-        message += (
-            " A training's checkpoint of MMDetection is one of these. If you trust it, keep its weights alone, in the "
-            "environment that wrote it: "
-            f'`c = torch.load("{os.path.basename(path)}", map_location="cpu", weights_only=False); '
-            'meta = {k: c["meta"].get(k) for k in ("dataset_meta", "CLASSES", "mmdet_version")}; '
-            'torch.save({"state_dict": c["state_dict"], "meta": meta}, "weights.pth")`.'
-        )
-    return message
+def _remedy(path: str, kind: str, reason: str) -> str:
+    """How to get at the weights beside objects, such as those that Lightning, MMDetection and many others save."""
+    if "is not plain data" not in reason:
+        return ""
+    name = os.path.basename(path)
+    load = f"c = torch.load({name!r}, map_location='cpu', weights_only=False)"
+    if kind == "pickle":
+        load = f"c = pickle.load(open({name!r}, 'rb'), encoding='latin1')"
+    keys = ", ".join(map(repr, _WRAPPERS))
+    return (
+        " Many training programs save such objects beside the weights. If you trust it, keep the weights alone, in the "
+        f"environment that wrote it: `import pickle, torch; {load}; {_EXTRACT.format(wrappers=keys)}`. Then take "
+        "weights.pth."
+    )
+
+
+def _check_unrolled(content: Any, path: str) -> None:
+    try:
+        check_unrolled(content, path)
+    except UnsafePickleError as error:
+        raise WeightsError(str(error)) from error
 
 
 def _is_array(value: Any) -> bool:

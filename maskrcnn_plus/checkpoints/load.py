@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 
 import torch
 from detectron2.modeling import Backbone
@@ -14,6 +15,7 @@ from maskrcnn_plus.checkpoints.classes import match_rows
 from maskrcnn_plus.checkpoints.conversion import Converted, WeightsError, WeightsFile
 from maskrcnn_plus.checkpoints.files import read_weights
 from maskrcnn_plus.checkpoints.mismatch import describe_mismatch, find_contradiction
+from maskrcnn_plus.checkpoints.prefixes import below, find_prefix
 from maskrcnn_plus.checkpoints.report import LoadReport
 from maskrcnn_plus.checkpoints.sources import local_path
 
@@ -37,7 +39,7 @@ def load_weights(
 
     Formats: Detectron2 (this package's checkpoints among them) and Caffe2 Detectron, torchvision's and MMDetection's
     detectors, and bare classification networks of timm, torchvision and EfficientNet-PyTorch for the backbone. The
-    format is recognised by the names of the tensors.
+    format is recognised by the names of the tensors, below whatever prefix most of them fit (`find_prefix`).
 
     Args:
         model: any Detectron2-style model, or a part of one.
@@ -59,15 +61,16 @@ def load_weights(
     """
     _check_class_names(model, class_names)
     file = read_weights(local_path(source))
-    kind = next(module for module in _FORMATS if module.matches(file.tensors.keys()))
-    converted = kind.convert(file, model)
+    file, left_over, prefix = _strip_prefix(file, model)
+    kind, converted = _convert(file, model)
     file_names = kind.class_names(file) if class_names is not None else None
     if strict and file_names:
         file_names = _names_for_strict(source, file_names, class_names)
-    report = LoadReport(source=source, format=kind.NAME)
+    report = LoadReport(source=source, format=kind.NAME + (f", its names below {prefix!r}" if prefix else ""))
     tensors = _match(model, converted, file_names, class_names, report)
     scope = _scope(model, [name for name in converted if not name.startswith(_HEADS)])
     _complete(report, model, file, converted, scope)
+    report.left_over += left_over
     contradiction = find_contradiction(
         report, converted, bare_backbone=bool(scope) or isinstance(model, Backbone), with_heads=strict
     )
@@ -87,6 +90,18 @@ def load_weights(
         for name, tensor in ready.items():
             state[name].copy_(tensor)
     return report
+
+
+def _convert(file: WeightsFile, model: nn.Module) -> tuple[ModuleType, dict[str, Converted]]:
+    """The format of a file, and its tensors under the names of the model."""
+    kind = next(module for module in _FORMATS if module.matches(file.tensors.keys()))
+    return kind, kind.convert(file, model)
+
+
+def _strip_prefix(file: WeightsFile, model: nn.Module) -> tuple[WeightsFile, list[str], str]:
+    """The file without what its names have before those of the model; the names that are not below it; the prefix."""
+    prefix = find_prefix(file, lambda candidate: len(_convert(candidate, model)[1]))
+    return below(file, prefix), [name for name in file.tensors if not name.startswith(prefix)], prefix
 
 
 def _check_class_names(model: nn.Module, class_names: Sequence[str] | None) -> None:

@@ -1,107 +1,37 @@
 """Pickle files as data: numpy arrays of numbers, plain containers and scalars, nothing that could run code.
 
-The model zoos of Detectron and Detectron2 store weights as `.pkl`; Python's own unpickler would call whatever such a
-file names. Here a global of a file becomes one of the few functions below, which make data and nothing else.
+The model zoos of Detectron and Detectron2 store weights as `.pkl`.
 """
 
 from __future__ import annotations
 
-import pickle
+import math
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import IO, Any, ClassVar
+from typing import IO, Any
 
 import numpy as np
 
+from maskrcnn_plus.checkpoints.pickle_reader import (
+    MALFORMED,
+    Function,
+    Globals,
+    Pending,
+    PickleReader,
+    UnsafePickleError,
+    fill,
+)
 
-class UnsafePickleError(ValueError):
-    """The file asks for something else than data."""
+MAX_NODES = 500_000
+"""Values of a file, counted as often as they are referred to; 64 characters of a text count as one."""
 
-
-def _dtype(code: Any, *_: Any) -> np.dtype:
-    dtype = np.dtype(code, copy=True) if isinstance(code, str) else np.dtype("O")
-    if dtype.kind not in "biufc":
-        raise UnsafePickleError(f"it holds an array of {dtype} values instead of numbers")
-    return dtype
-
-
-def _array(cls: Any, shape: tuple[int, ...], code: Any) -> np.ndarray:
-    return np.ndarray((0,), np.uint8)  # shape, type and numbers follow as its state
-
-
-def _array_class() -> None:
-    raise UnsafePickleError("it makes an array without numbers")
-
-
-def _array_of_buffer(buffer: bytes, dtype: np.dtype, shape: tuple[int, ...], order: str, *_: Any) -> np.ndarray:
-    return np.frombuffer(buffer, dtype).reshape(shape, order=order)
-
-
-def _scalar(dtype: np.dtype, data: bytes | str = b"") -> np.generic:
-    data = data.encode("latin1") if isinstance(data, str) else data
-    return np.frombuffer(data, dtype, count=1)[0]
-
-
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    if encoding != "latin1":
-        raise UnsafePickleError(f"it uses the text encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-def _empty_bytes() -> bytes:
-    return b""
-
-
-_DATA: dict[tuple[str, str], Callable] = {
-    ("_codecs", "encode"): _encode,
-    ("__builtin__", "bytes"): _empty_bytes,
-    ("builtins", "bytes"): _empty_bytes,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("numpy", "dtype"): _dtype,
-    ("numpy", "ndarray"): _array_class,
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _array_of_buffer for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _array for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
-}
-
-
-# The unpickler in Python: the one in C reserves as much memory as a few bytes of the file demand.
-class _DataUnpickler(pickle._Unpickler):
-    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
-
-    def __init__(self, file: IO[bytes]) -> None:
-        super().__init__(file, encoding="latin1")
-        start = file.tell()
-        self.bytes_left = file.seek(0, 2) or file.tell()  # arrays together cannot be larger than the file
-        file.seek(start)
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _DATA:
-            raise UnsafePickleError(f"it refers to {module}.{name}, which is not plain data; nothing of it was run")
-        return _DATA[module, name]
-
-    def load_build(self) -> None:
-        """Set the state of an array or of a number type; attributes of anything else are dropped or refused."""
-        state = self.stack.pop()
-        target = self.stack[-1]
-        if isinstance(target, np.ndarray):
-            target.__setstate__(state)
-            self.bytes_left -= target.nbytes
-            if self.bytes_left < 0:
-                raise UnsafePickleError("its arrays claim to be larger than the file")
-        elif isinstance(target, np.dtype):
-            target.__setstate__((3, state[1], None, None, None, -1, -1, 0))  # the byte order is all that numbers have
-        elif not isinstance(target, OrderedDict):
-            raise UnsafePickleError(f"it changes a {type(target).__name__}")
-
-    dispatch[pickle.BUILD[0]] = load_build
+_NUMBERS = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"}
 
 
 def load_pickle(file: IO[bytes], name: str) -> Any:
     """Read one pickled object of plain data.
 
     Args:
-        file: opened for reading bytes.
+        file: bytes in memory or `mmap`, see `PickleReader`.
         name: what error messages call the file.
 
     Raises:
@@ -109,21 +39,141 @@ def load_pickle(file: IO[bytes], name: str) -> Any:
             anything but numbers.
         ValueError: it is not a pickle file, truncated, or claims to hold more than it does.
     """
+    start = file.tell()
+    size = file.seek(0, 2) or file.tell()
+    file.seek(start)
     try:
-        return _DataUnpickler(file).load()
+        return PickleReader(file, plain_globals(size)).read()
     except UnsafePickleError as error:
         raise UnsafePickleError(f"{name} is refused: {error}.") from None
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-        MemoryError,
-        OverflowError,
-        RecursionError,
-    ) as error:
+    except MALFORMED as error:
         reason = str(error) or type(error).__name__
         raise ValueError(f"{name} is not a readable pickle file (truncated or of another format): {reason}") from error
+
+
+def plain_globals(size: int) -> Globals:
+    """Functions for numpy's arrays and numbers, bytes of old protocols, and OrderedDict.
+
+    Args:
+        size: of the file in bytes; what they make of it cannot exceed it.
+    """
+    arrays = _Arrays(size)
+    cores = ("numpy.core", "numpy._core")
+    return {
+        ("_codecs", "encode"): Function(arrays.encode),
+        ("__builtin__", "bytes"): Function(_empty_bytes),
+        ("builtins", "bytes"): Function(_empty_bytes),
+        ("collections", "OrderedDict"): Function(_ordered_dict),
+        ("numpy", "dtype"): Function(_dtype),
+        ("numpy", "ndarray"): Function(),
+        **{(f"{core}.numeric", "_frombuffer"): Function(arrays.of_buffer) for core in cores},
+        **{(f"{core}.multiarray", "_reconstruct"): Function(arrays.pending) for core in cores},
+        **{(f"{core}.multiarray", "scalar"): Function(_scalar) for core in cores},
+    }
+
+
+def check_unrolled(content: Any, path: str) -> None:
+    """Refuse a value that contains itself, or one so often that who walks through it would never end.
+
+    Raises:
+        UnsafePickleError: naming the file.
+    """
+    waiting, count = [content], 0
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple, set)):
+            waiting += value
+        count += 1 + (len(value) // 64 if isinstance(value, (str, bytes)) else 0)
+        if count + len(waiting) > MAX_NODES:
+            raise UnsafePickleError(
+                f"{path} is refused: some of its values contain themselves or one another too often."
+            )
+
+
+def check_shape(shape: Any) -> None:
+    """Refuse what is no tuple of sides."""
+    sides = type(shape) is tuple and len(shape) <= 64
+    if not sides or any(type(side) is not int or not 0 <= side < 2**62 for side in shape):
+        raise ValueError("the shape of an array is none")
+
+
+class _Arrays:
+    """Arrays of a file, all of them together no larger than it."""
+
+    def __init__(self, size: int) -> None:
+        self.left = self.text_left = size
+
+    def encode(self, text: str, encoding: str = "latin1") -> bytes:
+        if encoding not in ("latin1", "latin-1"):
+            raise UnsafePickleError(f"it uses the text encoding {str(encoding)[:40]!r}")
+        self.text_left -= len(text)
+        if self.text_left < 0:
+            raise UnsafePickleError("its bytes claim to be larger than the file")
+        return text.encode("latin1")
+
+    def pending(self, _class: Any, _shape: Any, _code: Any) -> Pending:
+        """An array whose shape, type and numbers follow as its state."""
+
+        def complete(state: tuple) -> np.ndarray:
+            _, shape, dtype, fortran, data = state
+            return self.of_buffer(data, dtype, shape, "F" if fortran else "C")
+
+        return Pending(complete)
+
+    def of_buffer(self, data: bytes | str, dtype: np.dtype, shape: tuple[int, ...], order: str, *_: Any) -> np.ndarray:
+        """An array with memory of its own."""
+        if isinstance(data, list):
+            raise UnsafePickleError(f"it holds an array of {dtype} values instead of numbers")
+        if not isinstance(data, (bytes, bytearray, str)) or not isinstance(dtype, np.dtype):
+            raise ValueError("the numbers of an array are no bytes")
+        check_shape(shape)
+        data = data.encode("latin1") if isinstance(data, str) else data
+        if math.prod(shape) * dtype.itemsize != len(data):
+            raise ValueError(f"an array of shape {shape} has {len(data)} bytes")
+        self.left -= len(data)
+        if self.left < 0:
+            raise UnsafePickleError("its arrays claim to be larger than the file")
+        if not data:
+            return np.empty(shape, dtype)
+        return np.frombuffer(data, dtype).reshape(shape, order="F" if order == "F" else "C").copy(order="K")
+
+
+def _dtype(code: Any, *_: Any) -> Pending:
+    """A type of numbers, whose byte order follows as its state."""
+    if not isinstance(code, str) or code not in _NUMBERS:
+        raise UnsafePickleError(f"it holds an array of {_type_name(code)} values instead of numbers")
+
+    def complete(state: tuple) -> np.dtype:
+        order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
+        if not isinstance(order, str) or order not in ("<", ">", "=", "|"):
+            raise ValueError("the byte order of an array is none")
+        return np.dtype(code) if order == "|" else np.dtype(code).newbyteorder(order)
+
+    return Pending(complete)
+
+
+def _type_name(code: Any) -> str:
+    """numpy's name of a type that is no number, for people."""
+    try:
+        return str(np.dtype(code)) if isinstance(code, str) and len(code) < 10 else "other"
+    except TypeError:
+        return "other"
+
+
+def _scalar(dtype: np.dtype, data: bytes | str = b"") -> np.generic:
+    data = data.encode("latin1") if isinstance(data, str) else data
+    if not isinstance(data, bytes) or not isinstance(dtype, np.dtype) or len(data) != dtype.itemsize:
+        raise ValueError("a number has no bytes")
+    return np.frombuffer(data, dtype)[0]
+
+
+def _empty_bytes() -> bytes:
+    return b""
+
+
+def _ordered_dict(pairs: list[list[Any]] | tuple = ()) -> OrderedDict:
+    if not isinstance(pairs, (list, tuple)) or any(type(pair) not in (list, tuple) or len(pair) != 2 for pair in pairs):
+        raise ValueError("an OrderedDict is not made of pairs")
+    return fill(OrderedDict(), [value for pair in pairs for value in pair])

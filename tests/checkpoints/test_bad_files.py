@@ -190,7 +190,7 @@ BROKEN = {
     "other zip": "none of torch.save",
     "compressed": "does not compress",
     "stride trick": "more than are stored",
-    "size beyond the storage": "resize storage",
+    "size beyond the storage": "more than are stored",
     "list": "holds a list",
     "no tensors": "no named tensors.*epoch.*net",
     "not a tensor": "w is a list",
