@@ -23,26 +23,49 @@ def write_atomically(
         durable: flush to the disk before and after the move, so that it survives a power cut too.
 
     Raises:
-        OSError: it cannot be written. Whatever is raised, an earlier file is intact and no temporary one is left.
+        OSError: it cannot be written (no space, no permission, no folder), with the name of the file as `filename`.
+            Whatever is raised, an earlier file is intact and no temporary one is left.
     """
     path = Path(path)
     # Short, because the name itself may be as long as a file system allows.
     temporary = path.with_name(TEMPORARY.replace("*", f"{secrets.token_hex(4)}_{path.name[-50:]}"))
     try:
-        with open(temporary, "wb") as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
+        _write(temporary, content, durable)
         os.replace(temporary, path)
+        if durable:
+            _flush_folder(path.parent)
+    except Exception as error:
+        cause = _os_error(error)
+        if cause is None or str(cause.filename) not in ("None", str(temporary), str(path.parent)):
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
-    if durable:
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+
+
+def _write(path: Path, content: bytes | Callable[[IO[bytes]], object], durable: bool) -> None:
+    with open(path, "wb") as file:
+        if callable(content):
+            content(file)
+        else:
+            file.write(content)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _flush_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The system's error that another one came of: `torch.save` reports a full disk as a broken archive."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error
+        error = error.__cause__ or error.__context__
+    return None

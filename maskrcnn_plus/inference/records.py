@@ -7,7 +7,6 @@ one with a record is whole.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ from typing import Any
 
 from maskrcnn_plus.atomic import TEMPORARY, write_atomically
 from maskrcnn_plus.inference.sources import SourceImage
+from maskrcnn_plus.locking import lock_folder
 
 
 class Records:
@@ -55,15 +55,7 @@ class Records:
         """Take the folder, check what is in it and note the settings."""
         if not self._overwrite:
             self._check()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self._folder / "lock", "w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, however that ends
-        except BlockingIOError as error:
-            self._lock.close()
-            raise BlockingIOError(
-                f"{self.output}: another run is writing to this folder; wait or choose another"
-            ) from error
+        self._lock = lock_folder(self.output, self._folder / "lock", "wait or choose another")
         folders = (self._folder, *(self.output / name for name in self._sub_folders))
         leftovers = [path for folder in folders for path in folder.rglob(TEMPORARY)]  # of a run that was killed
         for leftover in (*leftovers, *self.output.glob(TEMPORARY)):
@@ -108,12 +100,16 @@ class Records:
     def has(self, image: SourceImage, kinds: Iterable[str]) -> bool:
         """Whether the results of all `kinds` are there for the image as it is."""
         record = None if self._overwrite else _read_json(self._path(image.name))
-        if record is None or record["settings"] != self._digest or record["input"] != file_state(image.path):
+        if record is None or record.get("settings") != self._digest or record.get("input") != file_state(image.path):
             return False
-        results = [record["results"].get(kind) for kind in kinds]
-        return None not in results and all(
-            "value" in result or _size(self.output / result["file"]) == result["bytes"] for result in results
-        )
+        results = record.get("results")
+        return isinstance(results, dict) and all(self._is_there(results.get(kind)) for kind in kinds)
+
+    def _is_there(self, result: Any) -> bool:
+        """Whether a result of a record is a value, or a file of the size that it had."""
+        if not isinstance(result, dict):
+            return False
+        return "value" in result or _size(self.output / str(result.get("file"))) == result.get("bytes", -1)
 
     def file(self, name: str, kind: str) -> Path:
         """File of a result of the image of that name, which has a record."""
@@ -161,8 +157,10 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The dict of a file; None where there is none or it is damaged, so that the image is predicted again."""
     try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):  # a ValueError: damaged, so that the image is predicted again
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
         return None
+    return content if isinstance(content, dict) else None

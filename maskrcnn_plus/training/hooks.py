@@ -1,4 +1,4 @@
-"""Hooks beside Detectron2's own: checkpoints, the best weights, averaged weights, and a clean stop on signals."""
+"""Hooks beside Detectron2's own: checkpoints, the best weights and averaged weights."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import math
 import operator
 import os
 import re
-import signal
-from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
-from detectron2.engine import HookBase
-from detectron2.utils import comm
+from detectron2.engine import HookBase, hooks
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.checkpoints.checkpointer import Checkpointer
+from maskrcnn_plus.checkpoints.conversion import WeightsError
+from maskrcnn_plus.checkpoints.files import read_file
 
 logger = logging.getLogger(__name__)
 
@@ -35,20 +36,26 @@ class PeriodicCheckpoint(HookBase):
     def before_train(self) -> None:
         """Remember the periodic checkpoints that a resumed run has written before."""
         pattern = re.compile(r"model_(\d{7})\.pth")
-        names = os.listdir(self.checkpointer.save_dir) if self.trainer.start_iter else []
+        resumed = self.trainer.start_iter and self.checkpointer.save_to_disk
+        names = os.listdir(self.checkpointer.save_dir) if resumed else []
         found = sorted(name for name in names if pattern.fullmatch(name))
         self._written = [name for name in found if int(name[6:13]) < self.trainer.start_iter]
+        self._last = -1
 
     def save(self) -> None:
-        """Save now, under the number of the iteration just finished."""
+        """Save now, under the number of the iteration just finished, unless it is saved already.
+
+        The main process writes, and removes old checkpoints when the new one is whole and marked as the last.
+        """
+        if self.trainer.iter in (self._last, self.trainer.max_iter):
+            return
+        self._last = self.trainer.iter
         name = f"model_{self.trainer.iter:07d}"
         self.checkpointer.save(name)
         self._written = [*(entry for entry in self._written if entry != f"{name}.pth"), f"{name}.pth"]
         if self.max_to_keep:
-            for old in self._written[: -self.max_to_keep]:
-                path = os.path.join(self.checkpointer.save_dir, old)
-                if os.path.exists(path):
-                    os.remove(path)
+            for old in self._written[: -self.max_to_keep] if self.checkpointer.save_to_disk else []:
+                Path(self.checkpointer.save_dir, old).unlink(missing_ok=True)
             self._written = self._written[-self.max_to_keep :]
 
     def after_step(self) -> None:
@@ -56,19 +63,40 @@ class PeriodicCheckpoint(HookBase):
         done = self.trainer.iter + 1
         if done == self.trainer.max_iter:
             self.checkpointer.save("model_final")
+            self._last = self.trainer.iter
         elif self.period > 0 and done % self.period == 0:
             self.save()
+
+
+class Evaluation(hooks.EvalHook):
+    """Detectron2's hook, which leaves out the evaluation after a training that was ended in its last iteration."""
+
+    def after_train(self) -> None:
+        """Evaluate after the last iteration."""
+        if self.trainer.iter >= self.trainer.max_iter:
+            super().after_train()
 
 
 class BestWeights:
     """Keeps the weights with the best value of one metric as `model_best.pth`.
 
-    The file holds the weights that were evaluated (the averaged ones where averaging is on) and nothing else.
-    `best.json` beside it says how good they are, so that a resumed run does not replace them by worse ones.
+    The file holds the weights that were evaluated (the averaged ones where averaging is on) and how good they are, so
+    that a resumed run does not replace them by worse ones. `best.json` beside it says the same, for people.
     """
 
     def __init__(self, checkpointer: Checkpointer, metric: str, mode: str, start_iter: int) -> None:
-        """`metric` as in metrics.json, e.g. "segm/AP"; `mode` is "max" or "min"; a resumed run has `start_iter` > 0."""
+        """Find the best weights of a resumed run.
+
+        Args:
+            checkpointer: writes the weights.
+            metric: as in metrics.json, e.g. "segm/AP".
+            mode: "max" or "min".
+            start_iter: of a resumed run, above 0. What a run found after the checkpoint that it resumes from counts
+                too: its weights are there, and the resumed run finds them again.
+
+        Raises:
+            ValueError: an unknown mode, or nothing says how good an earlier `model_best.pth` is.
+        """
         if mode not in ("max", "min"):
             raise ValueError(f'train.best.mode must be "max" or "min", got {mode!r}.')
         self.checkpointer = checkpointer
@@ -76,11 +104,33 @@ class BestWeights:
         self.better = operator.gt if mode == "max" else operator.lt
         self.record = os.path.join(checkpointer.save_dir, "best.json")
         self.best: float | None = None
-        if start_iter and os.path.exists(self.record):
-            with open(self.record) as file:
-                found = json.load(file)
-            if found["metric"] == metric and found["iteration"] < start_iter:
-                self.best = found["value"]
+        found = self._earlier() if start_iter and metric else None
+        if found and found["metric"] == metric:
+            self.best = found["value"]
+        elif found:
+            logger.warning(f"model_best.pth is the best by {found['metric']}: the first evaluation replaces it.")
+
+    def _earlier(self) -> dict[str, Any] | None:
+        """The record of the `model_best.pth` that is there."""
+        path = os.path.join(self.checkpointer.save_dir, "model_best.pth")
+        if not os.path.exists(path):
+            return None
+        try:
+            record = read_file(path).get("best")
+        except WeightsError as error:
+            logger.warning(f"{error} The first evaluation writes it anew.")
+            return None
+        if record is None:  # of a run before model_best.pth held the record itself
+            record = _read_record(self.record)
+        if not _is_record(record):
+            raise ValueError(
+                f"{self.record} is missing or damaged, so that nothing says how good {path} is. Move that file away, "
+                "and the next evaluation chooses anew."
+            )
+        if _read_record(self.record) != record:
+            logger.warning(f"{self.record} is missing or damaged, and written anew from what {path} says.")
+            self._write(record)
+        return record
 
     def update(self, results: dict[str, float], iteration: int, model: nn.Module) -> None:
         """Compare the flat results of an evaluation of `model` after `iteration`, save where they are the best."""
@@ -92,10 +142,26 @@ class BestWeights:
         if math.isnan(value) or (self.best is not None and not self.better(value, self.best)):
             return
         self.best = value
-        self.checkpointer.save("model_best", tag=False, only_model=True, model=model.state_dict())
         record = {"metric": self.metric, "value": value, "iteration": iteration}
-        write_atomically(self.record, json.dumps(record).encode())
+        self.checkpointer.save("model_best", tag=False, only_model=True, model=model.state_dict(), best=record)
+        self._write(record)
         logger.info(f"Best {self.metric} so far: {value:.4f} at iteration {iteration}.")
+
+    def _write(self, record: dict[str, Any]) -> None:
+        write_atomically(self.record, json.dumps(record).encode())
+
+
+def _read_record(path: str) -> Any:
+    try:
+        return json.loads(Path(path).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _is_record(record: Any) -> bool:
+    if not isinstance(record, dict) or not isinstance(record.get("metric"), str):
+        return False
+    return isinstance(record.get("value"), int | float) and math.isfinite(record["value"])
 
 
 class WeightAveraging(HookBase):
@@ -117,58 +183,3 @@ class WeightAveraging(HookBase):
     def after_step(self) -> None:
         """Take the step's weights into the average."""
         self.average.update_parameters(self.source)
-
-
-class TrainingInterrupted(BaseException):
-    """SIGINT or SIGTERM ended the training after a checkpoint was written."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
-
-
-class StopOnSignal(HookBase):
-    """SIGINT (Ctrl-C) and SIGTERM: finish the iteration, save, end. The last hook; a second signal ends at once."""
-
-    def __init__(self, save: Callable[[], None]) -> None:
-        """`save` writes the checkpoint (on the main process)."""
-        self._save = save
-        self._received = 0
-        self._pid = os.getpid()
-        self._previous = {}
-
-    def before_train(self) -> None:
-        """Install the handlers."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._handle)
-
-    def _handle(self, signum: int, frame: object) -> None:
-        if os.getpid() != self._pid:  # a data loading process inherited the handler
-            if signum == signal.SIGTERM:
-                os._exit(128 + signum)
-            return
-        if self._received:
-            raise KeyboardInterrupt
-        self._received = signum
-        os.write(2, b"\nStopping after this iteration; once more stops at once, without a checkpoint.\n")
-
-    def after_step(self) -> None:
-        """Save and end where a signal came, to any of the processes."""
-        received = self._received
-        if comm.get_world_size() > 1:
-            received = max(comm.all_gather(received))
-        if received:
-            if self.trainer.iter + 1 < self.trainer.max_iter:  # otherwise the final checkpoint was just written
-                self._save()
-            comm.synchronize()
-            raise TrainingInterrupted(received)
-
-    def check(self) -> None:
-        """End an evaluation in the middle: the iteration before it is saved first."""
-        if self._received:
-            self.after_step()
-
-    def after_train(self) -> None:
-        """Give the signals back."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)

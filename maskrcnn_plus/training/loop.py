@@ -20,8 +20,10 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from maskrcnn_plus.checkpoints.conversion import WeightsError
 from maskrcnn_plus.device import emulates_bfloat16
 from maskrcnn_plus.training.fast_gradients import use_fast_gradients
+from maskrcnn_plus.training.optimizer_state import parameters_of, restore_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -137,19 +139,36 @@ class Trainer(TrainerBase):
         self.storage.put_scalars(**means, smoothing_hint=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """Iteration, optimizer, gradient scaler and hooks."""
+        """Iteration, optimizer with the names of its parameters, gradient scaler and hooks."""
         return {
             **super().state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "parameters": parameters_of(self.optimizer, unwrap(self.model)),
             "grad_scaler": self.grad_scaler.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Counterpart of `state_dict`."""
+        """Counterpart of `state_dict`; the settings of the optimizer stay those that it was built with.
+
+        Raises:
+            WeightsError: the state is of other parameters or another optimizer.
+        """
+        iteration = state_dict["iteration"]
+        if not isinstance(iteration, int) or iteration < 0:
+            raise WeightsError(f"its iteration is {iteration!r}.")
+        changed = restore_optimizer(
+            self.optimizer, unwrap(self.model), state_dict["optimizer"], state_dict.get("parameters")
+        )
+        if changed:
+            logger.warning(f"Settings that are not those of the checkpoint: {', '.join(changed)}.")
         super().load_state_dict(state_dict)
-        self.optimizer.load_state_dict(state_dict["optimizer"])
-        if self.grad_scaler.is_enabled() and state_dict["grad_scaler"]:
+        if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model itself, where it is in DistributedDataParallel."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def _amp_dtype(name: str | None, device_type: str) -> torch.dtype | None:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import functools
-import glob
-import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup, hooks
-from detectron2.engine.defaults import create_ddp_model
-from detectron2.evaluation import DatasetEvaluators, inference_context, inference_on_dataset, print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -27,17 +22,16 @@ from torch import nn
 from maskrcnn_plus.allocator import keep_freed_memory
 from maskrcnn_plus.atomic import TEMPORARY, write_atomically
 from maskrcnn_plus.checkpoints import Checkpointer, load_weights
+from maskrcnn_plus.checkpoints.config_record import flatten_config
 from maskrcnn_plus.config import skip_pretrained
 from maskrcnn_plus.device import usable_device
-from maskrcnn_plus.inference.proposals import proposals_of
-from maskrcnn_plus.training.hooks import (
-    BestWeights,
-    PeriodicCheckpoint,
-    StopOnSignal,
-    TrainingInterrupted,
-    WeightAveraging,
-)
-from maskrcnn_plus.training.loop import Trainer
+from maskrcnn_plus.locking import lock_folder
+from maskrcnn_plus.training.evaluation import evaluate
+from maskrcnn_plus.training.hooks import BestWeights, Evaluation, PeriodicCheckpoint, WeightAveraging
+from maskrcnn_plus.training.loop import Trainer, unwrap
+from maskrcnn_plus.training.processes import create_distributed, on_main_process
+from maskrcnn_plus.training.signals import StopOnSignal, StopSignals, TrainingInterrupted
+from maskrcnn_plus.training.writers import MetricsWriter, build_writers
 
 logger = logging.getLogger(__name__)
 
@@ -45,26 +39,53 @@ logger = logging.getLogger(__name__)
 def run(args: argparse.Namespace, cfg: DictConfig) -> dict[str, Any]:
     """Train (or, with `args.eval_only`, evaluate) as the config says.
 
+    A training has its output folder for itself. An evaluation writes its log and config to the folder `eval` in it,
+    so that neither disturbs the other.
+
     Args:
         args: of `detectron2.engine.default_argument_parser` (`resume`, `eval_only`, `config_file`).
         cfg: with `model`, `dataloader`, `optimizer`, `lr_multiplier` and `train` (see `configs/common/train.py`).
 
     Returns:
         The results of the last evaluation.
+
+    Raises:
+        BlockingIOError: another training has the output folder.
+        SystemExit: a signal ended it; 128 + its number.
     """
     cfg.train.device = str(usable_device(cfg.train.device))
-    default_setup(cfg, args)
+    folder = cfg.train.output_dir
+    try:
+        if args.eval_only:
+            set_up(args, cfg, os.path.join(folder, "eval"))
+            return evaluate_checkpoint(cfg)
+        remedy = "wait for its end, or set another train.output_dir"
+        with on_main_process(lambda: lock_folder(folder, os.path.join(folder, ".lock"), remedy)) or nullcontext():
+            set_up(args, cfg, folder)
+            return train(cfg, build_model(cfg), resume=args.resume)
+    except TrainingInterrupted as interruption:
+        logger.info(f"Stopped by signal {interruption.signum}; a training goes on with --resume.")
+        raise SystemExit(128 + interruption.signum) from None
+
+
+def set_up(args: argparse.Namespace, cfg: DictConfig, folder: str) -> None:
+    """Seeds, allocator, and log and config in `folder`, by Detectron2's `default_setup`."""
+    changed = cfg.copy()
+    changed.train.output_dir = folder
+    default_setup(changed, args)
     if cfg.train.device == "cpu":
         keep_freed_memory()
-    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="maskrcnn_plus")
-    if args.eval_only:
-        skip_pretrained(cfg)
+    setup_logger(folder, distributed_rank=comm.get_rank(), name="maskrcnn_plus")
+
+
+def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
+    """Evaluate `train.init_checkpoint`."""
+    skip_pretrained(cfg)
     model = build_model(cfg)
-    if args.eval_only:
-        names = OmegaConf.select(cfg, "dataset.thing_classes")
-        logger.info(load_weights(model, _required_checkpoint(cfg), class_names=names, strict=True))
-        return evaluate(cfg, create_distributed(cfg, model))
-    return train(cfg, model, resume=args.resume)
+    names = OmegaConf.select(cfg, "dataset.thing_classes")
+    logger.info(load_weights(model, _required_checkpoint(cfg), class_names=names, strict=True))
+    with StopSignals() as signals:
+        return evaluate(cfg, model, signals)
 
 
 def build_model(cfg: DictConfig) -> nn.Module:
@@ -77,54 +98,10 @@ def build_model(cfg: DictConfig) -> nn.Module:
     return model
 
 
-def create_distributed(cfg: DictConfig, model: nn.Module) -> nn.Module:
-    """Detectron2's DistributedDataParallel where there is more than one process."""
-    device = {"device_ids": None} if cfg.train.device == "cpu" else {}
-    return create_ddp_model(model, **device, **cfg.train.ddp)
-
-
 def _required_checkpoint(cfg: DictConfig) -> str:
     if not cfg.train.init_checkpoint:
         raise ValueError("--eval-only needs weights: train.init_checkpoint=FILE.")
     return cfg.train.init_checkpoint
-
-
-class _Interruptible:
-    """A data loader that calls `check` before each batch."""
-
-    def __init__(self, loader, check: Callable[[], None]) -> None:
-        self.loader = loader
-        self.check = check
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[list[dict]]:
-        for batch in self.loader:
-            self.check()
-            yield batch
-
-
-def evaluate(cfg: DictConfig, model: nn.Module, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """Run the config's test loader through the model and its evaluators, and through its proposal generator if wanted.
-
-    Returns:
-        Nested results, {"segm": {"AP": ...}, ...}; empty on all but the main process.
-    """
-    loader = _Interruptible(instantiate(cfg.dataloader.test), check)
-    evaluators = instantiate(cfg.dataloader.evaluator)
-    if not hasattr(evaluators, "process"):  # a list of them
-        evaluators = DatasetEvaluators(list(evaluators))
-    results = inference_on_dataset(model, loader, evaluators) or {}
-    if OmegaConf.select(cfg, "train.eval_proposals"):
-        with inference_context(model):
-            generator = functools.partial(proposals_of, model)
-            results.update(
-                inference_on_dataset(generator, loader, instantiate(cfg.dataloader.proposal_evaluator)) or {}
-            )
-    if results:
-        print_csv_format(results)
-    return results
 
 
 def train(cfg: DictConfig, model: nn.Module, resume: bool) -> dict[str, Any]:
@@ -145,79 +122,82 @@ def train(cfg: DictConfig, model: nn.Module, resume: bool) -> dict[str, Any]:
         seed=settings.seed,
     )
     states = {"trainer": trainer, **({"ema": averaging.average} if averaging else {})}
-    checkpointer = Checkpointer(distributed, settings.output_dir, class_names=find_class_names(cfg), **states)
-    start_iter = _resume_or_load(checkpointer, trainer, settings, resume)
-    evaluated = distributed if averaging is None else averaging.average.module
-    if start_iter >= settings.max_iter:
-        logger.info(f"The run in {settings.output_dir} is finished (train.max_iter={settings.max_iter}).")
-        return evaluate(cfg, evaluated)
-    trainer.data_loader = build_train_loader(cfg, start_iter)
-    results: dict[str, Any] = {}
-    periodic = PeriodicCheckpoint(checkpointer, **settings.checkpointer)
-    stop = StopOnSignal(periodic.save)
-
-    best = BestWeights(checkpointer, settings.best.metric, settings.best.mode, start_iter)
-
-    def test() -> dict[str, Any]:
-        results.clear()
-        results.update(evaluate(cfg, evaluated, stop.check))
-        if results and best.metric:
-            best.update(flatten_results_dict(results), trainer.iter, _unwrap(evaluated))
-        return results
-
-    main_process = comm.is_main_process()
-    writers = build_writers(settings.output_dir, settings.max_iter, start_iter) if main_process else []
-    trainer.register_hooks(
-        [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(optimizer, instantiate(cfg.lr_multiplier)),
-            averaging,
-            periodic,
-            hooks.EvalHook(settings.eval_period, test),
-            hooks.PeriodicWriter(writers, period=settings.log_period) if main_process else None,
-            stop,
-        ]
+    checkpointer = Checkpointer(
+        distributed, settings.output_dir, class_names=find_class_names(cfg), config=flatten_config(cfg), **states
     )
-    try:
+    # Before the checkpoint is loaded, which has its state too.
+    trainer.register_hooks([hooks.IterationTimer(), hooks.LRScheduler(optimizer, instantiate(cfg.lr_multiplier))])
+    start_iter = _resume_or_load(checkpointer, trainer, settings, resume)
+    evaluated = model if averaging is None else averaging.average.module
+    with StopSignals() as signals:
+        if start_iter >= settings.max_iter:
+            logger.info(f"The run in {settings.output_dir} is finished (train.max_iter={settings.max_iter}).")
+            return evaluate(cfg, evaluated, signals)
+        trainer.data_loader = build_train_loader(cfg, start_iter)
+        results: dict[str, Any] = {}
+        periodic = PeriodicCheckpoint(checkpointer, **settings.checkpointer)
+        chosen = settings.best
+        best = on_main_process(lambda: BestWeights(checkpointer, chosen.metric, chosen.mode, start_iter))
+
+        def test() -> dict[str, Any]:
+            periodic.save()
+            results.clear()
+            results.update(evaluate(cfg, evaluated, signals))
+            if results and chosen.metric:
+                best.update(flatten_results_dict(results), trainer.iter, evaluated)
+            return results
+
+        writers = on_main_process(lambda: build_writers(settings.output_dir, settings.max_iter, start_iter))
+        trainer.register_hooks(
+            [
+                averaging,
+                periodic,
+                Evaluation(settings.eval_period, test),
+                MetricsWriter(writers, settings.log_period, settings.output_dir) if writers else None,
+                StopOnSignal(signals, periodic.save),
+            ]
+        )
         trainer.train(start_iter, settings.max_iter)
-    except TrainingInterrupted as interruption:
-        logger.info(f"Stopped by signal {interruption.signum} at iteration {trainer.iter}; --resume continues there.")
-        raise SystemExit(128 + interruption.signum) from None
     return results
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def _resume_or_load(checkpointer: Checkpointer, trainer: Trainer, settings: DictConfig, resume: bool) -> int:
     """Load the last checkpoint or the initial weights; returns the first iteration to run."""
-    for leftover in glob.glob(os.path.join(settings.output_dir, TEMPORARY)) if comm.is_main_process() else []:
-        os.remove(leftover)  # of a run that was killed while it wrote
-    found = checkpointer.has_checkpoint()
-    if resume and found:
-        checkpointer.load(checkpointer.get_checkpoint_file())
-        return trainer.iter + 1
+    on_main_process(lambda: _remove_leftovers(settings.output_dir))
+    resumed = resume and checkpointer.load_last()
+    start_iter = trainer.iter + 1 if resumed else 0
+    if len(set(comm.all_gather(start_iter))) > 1:
+        raise ValueError(
+            f"Not all processes find the last checkpoint in {settings.output_dir}: it must be the same folder on all "
+            "machines."
+        )
+    if resumed:
+        return start_iter
     if resume:
         logger.warning(f"--resume: {settings.output_dir} holds no checkpoint; the training starts at iteration 0.")
-    elif found:
+    elif checkpointer.has_checkpoint():
         logger.warning(
             f"{settings.output_dir} holds checkpoints of an earlier run, which this one overwrites. "
             "To continue that run stop now and use --resume; to keep it set another train.output_dir."
         )
     if settings.init_checkpoint:
         report = load_weights(
-            _unwrap(checkpointer.model),
+            unwrap(checkpointer.model),
             settings.init_checkpoint,
             class_names=checkpointer.class_names,
             allow_partial=settings.init_allow_partial,
         )
         logger.info(report)
-        if comm.is_main_process():
-            path = os.path.join(settings.output_dir, "init_report.txt")
-            write_atomically(path, report.table().encode())
-            logger.info(f"Every tensor of it: {path}")
+        path = os.path.join(settings.output_dir, "init_report.txt")
+        on_main_process(lambda: write_atomically(path, report.table().encode()))
+        logger.info(f"Every tensor of it: {path}")
     return 0
+
+
+def _remove_leftovers(folder: str) -> None:
+    """Remove what a run that was killed while it wrote has left."""
+    for leftover in Path(folder).glob(TEMPORARY):
+        leftover.unlink(missing_ok=True)
 
 
 def find_class_names(cfg: DictConfig) -> list[str] | None:
@@ -242,27 +222,3 @@ def build_train_loader(cfg: DictConfig, start_iter: int):
     elif start_iter:
         logger.warning("dataloader.train.dataset is no TrainingStream: the data order starts anew on resume.")
     return instantiate(cfg.dataloader.train)
-
-
-def build_writers(output_dir: str, max_iter: int, start_iter: int) -> list[EventWriter]:
-    """Console, `metrics.json` and TensorBoard; what a killed run wrote after its last checkpoint is dropped."""
-    path = os.path.join(output_dir, "metrics.json")
-    if os.path.exists(path):
-        kept = list(_lines_before(path, start_iter))
-        write_atomically(path, "".join(kept).encode())
-    return [
-        CommonMetricPrinter(max_iter),
-        JSONWriter(path),
-        TensorboardXWriter(output_dir, purge_step=start_iter),
-    ]
-
-
-def _lines_before(path: str, iteration: int) -> Iterator[str]:
-    with open(path) as file:
-        for line in file:
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # cut off when the run was killed
-                continue
-            if entry.get("iteration", 0) < iteration:
-                yield line

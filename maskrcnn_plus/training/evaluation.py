@@ -1,0 +1,43 @@
+"""Evaluation of a model by the test loader and the evaluators of a config."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from detectron2.config import instantiate
+from detectron2.evaluation import DatasetEvaluators, inference_context, inference_on_dataset, print_csv_format
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from maskrcnn_plus.inference.proposals import proposals_of
+from maskrcnn_plus.training.signals import StoppableEvaluator, StoppableLoader, StopSignals
+
+
+def evaluate(cfg: DictConfig, model: nn.Module, signals: StopSignals | None = None) -> dict[str, Any]:
+    """Run the config's test loader through the model and its evaluators, and through its proposal generator if wanted.
+
+    Args:
+        cfg: with `dataloader.test` and `dataloader.evaluator`.
+        model: not in DistributedDataParallel, whose collectives do not fit processes with different numbers of images.
+        signals: what may end the evaluation; the caller has taken them.
+
+    Returns:
+        Nested results, {"segm": {"AP": ...}, ...}; empty on all but the main process.
+
+    Raises:
+        TrainingInterrupted: in all processes, where one got a signal.
+    """
+    signals = signals or StopSignals()
+    loader = StoppableLoader(instantiate(cfg.dataloader.test), signals)
+    evaluators = instantiate(cfg.dataloader.evaluator)
+    if not hasattr(evaluators, "process"):  # a list of them
+        evaluators = DatasetEvaluators(list(evaluators))
+    results = inference_on_dataset(model, loader, StoppableEvaluator(evaluators, signals)) or {}
+    if OmegaConf.select(cfg, "train.eval_proposals"):
+        evaluator = StoppableEvaluator(instantiate(cfg.dataloader.proposal_evaluator), signals)
+        with inference_context(model):
+            results.update(inference_on_dataset(functools.partial(proposals_of, model), loader, evaluator) or {})
+    if results:
+        print_csv_format(results)
+    return results

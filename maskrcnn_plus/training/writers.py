@@ -1,0 +1,81 @@
+"""Where the numbers of a training go: console, `metrics.json` and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from detectron2.engine import hooks
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+
+from maskrcnn_plus.atomic import write_atomically
+
+logger = logging.getLogger(__name__)
+
+
+def build_writers(output_dir: str, max_iter: int, start_iter: int) -> list[EventWriter]:
+    """Console, `metrics.json` and TensorBoard; what a killed run wrote after its last checkpoint is dropped.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    path = os.path.join(output_dir, "metrics.json")
+    if os.path.exists(path):
+        kept = list(_lines_before(path, start_iter))
+        write_atomically(path, "".join(kept).encode())
+    return [
+        CommonMetricPrinter(max_iter),
+        JSONWriter(path),
+        TensorboardXWriter(output_dir, purge_step=start_iter),
+    ]
+
+
+class MetricsWriter(hooks.PeriodicWriter):
+    """Detectron2's hook, whose errors name the folder that cannot be written to."""
+
+    def __init__(self, writers: list[EventWriter], period: int, output_dir: str) -> None:
+        """Write each `period` iterations to the `writers` of `output_dir`."""
+        super().__init__(writers, period)
+        self._output_dir = output_dir
+
+    def after_step(self) -> None:
+        """Write when it is time."""
+        self._named(super().after_step)
+
+    def after_train(self) -> None:
+        """Write what is left and close."""
+        self._named(super().after_train)
+
+    def _named(self, write: Any) -> None:
+        try:
+            write()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, error.filename or self._output_dir) from error
+
+
+def _lines_before(path: str, iteration: int) -> Iterator[str]:
+    """The entries of earlier iterations; what is none is left out, and said unless a kill has cut it off."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        lines = file.readlines()
+    damaged = []
+    for number, line in enumerate(lines, start=1):
+        found = _iteration(line)
+        if found is None:
+            damaged.append(number)
+        elif found < iteration:
+            yield line
+    damaged = [number for number in damaged if number < len(lines)]
+    if damaged:
+        logger.warning(f"{path}: {len(damaged)} damaged lines are dropped, the first is line {damaged[0]}.")
+
+
+def _iteration(line: str) -> float | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    found = entry.get("iteration", 0) if isinstance(entry, dict) else None
+    return found if isinstance(found, int | float) else None
