@@ -11,28 +11,32 @@ import torch.distributed as dist
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 
+from maskrcnn_plus.device import usable_device
 
-def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+
+def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace, device: str = "auto") -> None:
     """Run `main(args)` in this process, or in each of several.
 
     Under `torchrun` the processes exist already; `--num-gpus N` starts N of them (CUDA).
 
+    Args:
+        main: what each process runs.
+        args: of `detectron2.engine.default_argument_parser`.
+        device: the config's `train.device`: several processes on CPUs talk by gloo, on GPUs by NCCL.
+
     Raises:
-        SystemExit: `--num-gpus` asks for more devices than there are.
+        ValueError: `--num-gpus` or torchrun asks for more devices than there are, or for several processes on one.
     """
+    kind = usable_device(device)
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        _join_torchrun()
+        _join_torchrun(kind)
         try:
             main(args)
         finally:
             dist.destroy_process_group()
         return
-    devices = torch.cuda.device_count()
-    if args.num_gpus > 1 and args.num_gpus > devices:
-        raise SystemExit(
-            f"--num-gpus {args.num_gpus}: this machine has {devices} CUDA devices. To train with several processes on "
-            f"CPUs: torchrun --nproc-per-node {args.num_gpus} tools/train_net.py ..."
-        )
+    if args.num_gpus * args.num_machines > 1:
+        _check_devices(kind, args.num_gpus, f"--num-gpus {args.num_gpus}")
     detectron2_launch(
         main,
         args.num_gpus,
@@ -43,13 +47,29 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace)
     )
 
 
-def _join_torchrun() -> None:
+def _check_devices(device: torch.device, processes: int, asked_by: str) -> None:
+    """Refuse what Detectron2 or CUDA would end with an assertion, in each process."""
+    devices = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.index is not None and processes > 1:
+        raise ValueError(
+            f"{asked_by} with train.device={device}: each process takes a device of its own, use train.device=cuda."
+        )
+    if processes > devices:
+        reason = f"this machine has {devices} CUDA devices" if device.type == "cuda" else f"train.device is {device}"
+        raise ValueError(
+            f"{asked_by}: {reason}. To train with several processes on CPUs: torchrun --nproc-per-node {processes} "
+            "tools/train_net.py ... train.device=cpu"
+        )
+
+
+def _join_torchrun(device: torch.device) -> None:
     """Join the process group of `torchrun` and make Detectron2's group of this machine's processes."""
     local_rank = int(os.environ["LOCAL_RANK"])
     local_size = int(os.environ["LOCAL_WORLD_SIZE"])
-    if torch.cuda.is_available():
+    if device.type == "cuda":
+        _check_devices(device, local_size, f"torchrun --nproc-per-node {local_size}")
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     if hasattr(comm, "create_local_process_group"):  # Detectron2's development head
         comm.create_local_process_group(local_size)
     else:  # v0.6 sets it inside its own launcher only
