@@ -61,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def start() -> None:
         args.config_file = find_config(args.config_file)
-        load_config(args.config_file, args.opts)  # a misspelt key ends here, before anything starts
-        launch(train, args)
+        cfg = load_config(args.config_file, args.opts)  # a misspelt key ends here, before anything starts
+        launch(train, args, cfg.train.device)
 
     return run_tool("train_net", start, overrides=args.opts, failure=1)
 

@@ -64,7 +64,8 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> dict[str, Any]:
             set_up(args, cfg, folder)
             return train(cfg, build_model(cfg), resume=args.resume)
     except TrainingInterrupted as interruption:
-        logger.info(f"Stopped by signal {interruption.signum}; a training goes on with --resume.")
+        what = "the evaluation has no results" if args.eval_only else "--resume continues from the last checkpoint"
+        logger.info(f"Stopped by signal {interruption.signum}; {what}.")
         raise SystemExit(128 + interruption.signum) from None
 
 
