@@ -2,6 +2,8 @@
 # with.
 from detectron2.model_zoo import get_config
 
+from maskrcnn_plus.learning_rate import linear_lr
+
 from ..common.coco_data import dataloader, dataset
 from ..common.train import train
 
@@ -11,6 +13,7 @@ model.roi_heads.num_classes = "${dataset.num_classes}"
 model.roi_heads.box_predictor.test_topk_per_image = "${dataset.max_objects}"
 
 optimizer = get_config("common/optim.py").SGD
+optimizer.lr = linear_lr(0.02, images=16)
 lr_multiplier = get_config("common/coco_schedule.py").lr_multiplier_1x
 
 train.output_dir = "output/coco"

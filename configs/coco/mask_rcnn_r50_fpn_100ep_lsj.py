@@ -4,6 +4,8 @@ import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from detectron2.model_zoo import get_config
 
+from maskrcnn_plus.learning_rate import linear_lr
+
 from ..common.coco_lsj_data import dataloader, dataset
 from .mask_rcnn_r50_fpn_3x import model, optimizer, train
 
@@ -21,7 +23,7 @@ model.roi_heads.mask_head.conv_norm = "naiveSyncBN_N"
 # The model zoo's results of this model are those of its usual test size.
 dataloader.test.mapper.augmentations = [L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)]
 
-optimizer.lr = 0.1
+optimizer.lr = linear_lr(0.1, images=64)
 optimizer.weight_decay = 4e-5
 lr_multiplier = get_config("new_baselines/mask_rcnn_R_50_FPN_100ep_LSJ.py").lr_multiplier
 

@@ -1,6 +1,8 @@
 # Mask R-CNN R50-FPN, 3x, of Detectron2's model zoo, with the fast RPN and RoIAlign.
 from detectron2.model_zoo import get_config
 
+from maskrcnn_plus.learning_rate import linear_lr
+
 from ..common.coco_data import dataloader, dataset
 from ..common.mask_rcnn_fpn import model
 from ..common.train import train
@@ -8,6 +10,7 @@ from ..common.train import train
 model.backbone.bottom_up.freeze_at = 2
 
 optimizer = get_config("common/optim.py").SGD
+optimizer.lr = linear_lr(0.02, images=16)
 lr_multiplier = get_config("common/coco_schedule.py").lr_multiplier_3x
 
 train.output_dir = "output/coco/mask_rcnn_r50_fpn_3x"

@@ -4,6 +4,7 @@ from detectron2.config import LazyCall as L
 
 from maskrcnn_plus.backbones import TimmBackbone
 from maskrcnn_plus.backbones.timm import pixel_statistics
+from maskrcnn_plus.learning_rate import linear_lr
 
 from ..common.optim import AdamW as optimizer
 from .mask_rcnn_r50_fpn_3x import dataloader, dataset, lr_multiplier, model, train
@@ -19,7 +20,7 @@ model.input_format = "RGB"
 
 dataloader.train.mapper.augmentations[0].short_edge_length = [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800]
 
-optimizer.lr = 1e-4
+optimizer.lr = linear_lr(1e-4, images=16)
 optimizer.params.overrides = dict(relative_position_bias_table=dict(weight_decay=0.0))
 lr_multiplier.scheduler.milestones = [202500, 247500, 270000]  # epochs 27 and 33 of 36
 

@@ -7,6 +7,7 @@ from detectron2.utils.registry import locate
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
 from maskrcnn_plus.backbones import PlainViT
+from maskrcnn_plus.learning_rate import linear_lr
 from maskrcnn_plus.necks import SimpleFeaturePyramid
 from maskrcnn_plus.training.layer_decay import layer_decay_params
 
@@ -52,7 +53,7 @@ optimizer.params = L(layer_decay_params)(
     weight_decay_norm=0.0,
     overrides=dict(pos_embed=dict(weight_decay=0.0)),
 )
-optimizer.lr = 1e-4
+optimizer.lr = linear_lr(1e-4, images=64)
 optimizer.weight_decay = 0.1
 
 # 100 epochs of 118,000 images at 64 images an iteration.

@@ -4,9 +4,11 @@ from detectron2.solver import WarmupParamScheduler
 from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import CosineParamScheduler
 
+from maskrcnn_plus.learning_rate import linear_lr
+
 AdamW = L(torch.optim.AdamW)(
     params=L(get_default_optimizer_params)(weight_decay_norm=0.0),
-    lr=4e-4,
+    lr=linear_lr(4e-4, images=4),
     weight_decay=0.05,
 )
 

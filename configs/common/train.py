@@ -11,6 +11,7 @@ train = dict(
     accumulate=1,  # batches whose gradients are averaged for one step
     clip_grad_norm=0.0,  # 0 does not clip
     ema=dict(enabled=False, decay=0.999),  # evaluate and keep an exponential moving average of the weights
+    # fp16_compression sends gradients with 16 bits: as float16 under float16 AMP, else as bfloat16
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
     checkpointer=dict(period=200, max_to_keep=2),
     best=dict(metric="", mode="max"),  # the metric that chooses model_best.pth; "" keeps none

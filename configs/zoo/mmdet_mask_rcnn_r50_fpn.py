@@ -3,6 +3,7 @@ from detectron2.config import LazyCall as L
 from detectron2.model_zoo import get_config
 
 from maskrcnn_plus.data import MMCVResize
+from maskrcnn_plus.learning_rate import linear_lr
 
 from ..common.coco_classes import thing_classes
 from ..common.coco_data import dataloader, dataset
@@ -21,6 +22,7 @@ model.pixel_std = [58.395, 57.12, 57.375]
 model.input_format = "RGB"
 
 optimizer = get_config("common/optim.py").SGD
+optimizer.lr = linear_lr(0.02, images=16)
 lr_multiplier = get_config("common/coco_schedule.py").lr_multiplier_1x
 
 train.output_dir = "output/zoo/mmdet_mask_rcnn_r50_fpn"

@@ -3,6 +3,7 @@ from detectron2.config import LazyCall as L
 from detectron2.model_zoo import get_config
 
 from maskrcnn_plus.data import InterpolateShortestEdge
+from maskrcnn_plus.learning_rate import linear_lr
 from maskrcnn_plus.mask_rcnn import MaskRCNNPlus
 from maskrcnn_plus.roi import FastRCNNOutput, PyramidROIAlign
 from maskrcnn_plus.rpn import BatchedRPN, TorchvisionAnchorGenerator
@@ -48,6 +49,7 @@ model.roi_heads.box_predictor.smooth_l1_beta = 1 / 9
 model.roi_heads.box_predictor.test_topk_per_image = "${dataset.max_objects}"
 
 optimizer = get_config("common/optim.py").SGD
+optimizer.lr = linear_lr(0.02, images=16)
 lr_multiplier = get_config("common/coco_schedule.py").lr_multiplier_2x
 
 train.output_dir = "output/zoo/torchvision_mask_rcnn_r50_fpn"

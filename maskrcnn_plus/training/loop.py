@@ -74,6 +74,18 @@ class Trainer(TrainerBase):
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=scaled)
         self._batches = None
 
+    def train(self, start_iter: int, max_iter: int) -> None:
+        """Run the iterations from `start_iter` to before `max_iter`.
+
+        An error ends it and goes to the caller; Detectron2 would log its traceback as well.
+        """
+        log = logging.getLogger("detectron2.engine.train_loop")
+        log.addFilter(_has_no_traceback)
+        try:
+            super().train(start_iter, max_iter)
+        finally:
+            log.removeFilter(_has_no_traceback)
+
     def run_step(self) -> None:
         """One optimizer step."""
         if self._batches is None:
@@ -164,6 +176,10 @@ class Trainer(TrainerBase):
         super().load_state_dict(state_dict)
         if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def _has_no_traceback(record: logging.LogRecord) -> bool:
+    return not record.exc_info
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -25,6 +25,7 @@ from maskrcnn_plus.checkpoints import Checkpointer, load_weights
 from maskrcnn_plus.checkpoints.config_record import flatten_config
 from maskrcnn_plus.config import skip_pretrained
 from maskrcnn_plus.device import usable_device
+from maskrcnn_plus.learning_rate import log_learning_rate
 from maskrcnn_plus.locking import lock_folder
 from maskrcnn_plus.training.evaluation import evaluate
 from maskrcnn_plus.training.hooks import BestWeights, Evaluation, PeriodicCheckpoint, WeightAveraging
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> dict[str, Any]:
 
     Raises:
         BlockingIOError: another training has the output folder.
+        ChildProcessError: a data loading process was killed.
         SystemExit: a signal ended it; 128 + its number.
     """
     cfg.train.device = str(usable_device(cfg.train.device))
@@ -67,6 +69,14 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> dict[str, Any]:
         what = "the evaluation has no results" if args.eval_only else "--resume continues from the last checkpoint"
         logger.info(f"Stopped by signal {interruption.signum}; {what}.")
         raise SystemExit(128 + interruption.signum) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ChildProcessError(
+            f"A data loading process ended unexpectedly ({str(error).splitlines()[0].strip()}), most often for lack of "
+            "memory: try a smaller num_workers in dataloader.train and dataloader.test. --resume continues from the "
+            "last checkpoint."
+        ) from error
 
 
 def set_up(args: argparse.Namespace, cfg: DictConfig, folder: str) -> None:
@@ -108,6 +118,7 @@ def _required_checkpoint(cfg: DictConfig) -> str:
 def train(cfg: DictConfig, model: nn.Module, resume: bool) -> dict[str, Any]:
     """Train with checkpoints, evaluation and logs in `cfg.train.output_dir`; see `run`."""
     settings = cfg.train
+    log_learning_rate(cfg)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     cfg.optimizer.params.model = None

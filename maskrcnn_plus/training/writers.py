@@ -62,20 +62,21 @@ def _lines_before(path: str, iteration: int) -> Iterator[str]:
         lines = file.readlines()
     damaged = []
     for number, line in enumerate(lines, start=1):
-        found = _iteration(line)
-        if found is None:
+        entry = _entry(line)
+        if entry is None:
             damaged.append(number)
-        elif found < iteration:
+        # The evaluation after the last iteration has the number of the next one, by which a longer run goes on.
+        elif entry["iteration"] < iteration or (entry["iteration"] == iteration and "total_loss" not in entry):
             yield line
     damaged = [number for number in damaged if number < len(lines)]
     if damaged:
         logger.warning(f"{path}: {len(damaged)} damaged lines are dropped, the first is line {damaged[0]}.")
 
 
-def _iteration(line: str) -> float | None:
+def _entry(line: str) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
     except ValueError:
         return None
-    found = entry.get("iteration", 0) if isinstance(entry, dict) else None
-    return found if isinstance(found, int | float) else None
+    entry = {"iteration": 0, **entry} if isinstance(entry, dict) else None
+    return entry if entry and isinstance(entry["iteration"], int | float) else None
