@@ -1,9 +1,9 @@
 """Learning rates that follow the number of images in an optimizer step, by the linear rule.
 
 Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017, Sec. 2.1: with k times the images, k
-times the learning rate. Detectron2 does so for `SOLVER.REFERENCE_WORLD_SIZE`. Here a config says for how many images its
-learning rate is meant, `optimizer.lr = linear_lr(0.02, images=16)`; a plain number in its place is taken as it is. The
-length of the training and of its warm-up stay what the config says.
+times the learning rate. Detectron2 does so for `SOLVER.REFERENCE_WORLD_SIZE`. Here a config says for how many images
+its learning rate is meant, `optimizer.lr = linear_lr(0.02, images=16)`; a plain number in its place is taken as it is.
+The length of the training and of its warm-up stay what the config says.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def log_learning_rate(cfg: DictConfig) -> None:
     else:
         logger.warning(
             f"{text}: the config's {meant[1]} is for {meant[2]} images and was scaled with the batch; a number of your "
-            f"own (optimizer.lr=...) is taken as it is. train.max_iter={cfg.train.max_iter} and the warm-up are not scaled."
+            f"own (optimizer.lr=...) is taken as it is. train.max_iter={cfg.train.max_iter} and the warm-up are not "
+            "scaled."
         )
 
 
