@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.config import load_config, score_threshold_of
+from maskrcnn_plus.data.channels import rule_of
 from maskrcnn_plus.data.images import read_image
 from maskrcnn_plus.errors import run_tool
 from maskrcnn_plus.evaluation.errors import DETECTION_KINDS, FOUND, OBJECT_KINDS, sort_errors
@@ -131,7 +132,8 @@ def table(images: Sequence[dict]) -> str:
 def draw(image: dict, zoom: int, predictor: Predictor) -> np.ndarray:
     """BGR picture [zoom H + legend, zoom W, 3] of an image of H x W pixels."""
     name, channels = image["file_name"], getattr(predictor.mapper, "channels", 3)
-    shown = display_image(read_image(name, channels, getattr(predictor.mapper, "percentiles", None)), channels, name)
+    pixels = read_image(name, rule_of(predictor.mapper), getattr(predictor.mapper, "percentiles", None))
+    shown = display_image(pixels, channels, name)
     canvas = cv2.cvtColor(cv2.resize(shown, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC), cv2.COLOR_RGB2BGR)
     for rles, kinds, is_object in (
         (image["objects"], image["kinds"], True),

@@ -7,8 +7,9 @@ Examples:
     python tools/predict.py --config-file nuclei/mask_rcnn_lite0_fpn --weights model_best.pth --input "slides/*.png" \\
         film.mp4 --output predictions --format labels csv geojson --pixel-size 0.25 --opts dataset.scale=2.0
 
-Inputs are files, folders, glob patterns, videos (each frame an image, NAME/frame_000001) and TIFF stacks (each page an
-image, NAME_p0001). Below the output folder, file by file:
+Inputs are files, folders, glob patterns, videos and animated GIF, WebP and PNG (each frame an image, NAME/frame_000001)
+and TIFF stacks (each page an image, NAME_p0001; dataset.projection=max makes one of a z stack). Below the output
+folder, file by file:
     overlay   overlays/NAME.png    the image with its masks drawn in
     labels    labels/NAME.png      16-bit, value k = k-th object; 32-bit .tif with more than 65535 objects
     coco      coco/NAME.json       COCO results with RLE masks; of all images: predictions.json
@@ -20,7 +21,8 @@ and report.html with --report. NAME is the file name without suffix, below its i
 A run that was stopped or killed goes on where it was: images whose results are there, with the same settings and an
 unchanged file, are not predicted again. Results of other settings are refused unless --overwrite replaces them.
 8- and 16-bit images, grey or RGB, are read as they are; CMYK and palette colours become RGB, 1-bit becomes black and
-white, alpha is dropped. A file that cannot be used is named with the reason, and the rest is done.
+white, what a file says is alpha is dropped, and dataset.channels=[0,2,2] picks channels of other files. A file that
+cannot be used is named with the reason, and the rest is done.
 
 Exit code: 0 all predicted, 1 some failed, 2 none could be predicted or nothing could be started or written,
 130 interrupted (Ctrl-C; what was done is kept).
@@ -35,6 +37,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from maskrcnn_plus.config import load_config, score_threshold_of
+from maskrcnn_plus.data.limits import MAX_PIXELS
 from maskrcnn_plus.errors import run_tool
 from maskrcnn_plus.inference.files import predict_files
 from maskrcnn_plus.inference.predictor import Predictor
@@ -64,6 +67,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default="auto",
         metavar="SIZE|auto|off",
         help="predict by overlapping tiles of SIZE pixels; auto: only images of more than four tiles (default)",
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=MAX_PIXELS,
+        metavar="N",
+        help=f"images of more pixels fail, unless a TIFF that is read by parts (default: {MAX_PIXELS})",
     )
     parser.add_argument("--recursive", action="store_true", help="take images in sub-folders of input folders too")
     parser.add_argument("--report", action="store_true", help="write report.html, images beside their predictions")
@@ -104,6 +114,7 @@ def predict(args: argparse.Namespace) -> int:
         tile=args.tile,
         report=details if args.report else None,
         overwrite=args.overwrite,
+        max_pixels=args.max_pixels,
     )
     before = f" ({summary.num_before} of them by an earlier run)" if summary.num_before else ""
     num_images = summary.num_images + summary.num_before

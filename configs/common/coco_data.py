@@ -1,11 +1,13 @@
 # Data of COCO's layout with Detectron2's loaders: `dataset.train` and `dataset.val` name a json and its folder of
-# images. Needs a top-level `model`, whose `input_format` the images are read in, and `train`.
+# images. Needs a top-level `model`, whose `input_format` the images are read in, and `train`. Of 8-bit photographs the
+# mapper makes what Detectron2's DatasetMapper makes.
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
-from detectron2.data import DatasetMapper, build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 
 from maskrcnn_plus.data.check import checked_dataset
 from maskrcnn_plus.data.coco import register_coco
+from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.data.stream import TrainingStream
 from maskrcnn_plus.evaluation import COCOMaskEvaluator, ProposalRecallEvaluator
 
@@ -15,6 +17,9 @@ dataset = dict(
     val=dict(json="${dataset.root}/annotations/instances_val2017.json", images="${dataset.root}/val2017"),
     num_classes=80,
     max_objects=100,  # an image: the limit of detections
+    percentiles=None,  # such as [1.0, 99.8] of an image's pixels, mapped to 0..255
+    channels=None,  # of files that are neither grey nor RGB, by index or name: those of the network, such as [0, 0, 1]
+    projection=None,  # of z stacks to images: "max" or "mean"
     on_error="raise",
 )
 
@@ -31,7 +36,7 @@ dataloader = dict(
             seed="${train.seed}",
             start_iter=0,  # set when a run resumes
         ),
-        mapper=L(DatasetMapper)(
+        mapper=L(InstanceMapper)(
             is_train=True,
             augmentations=[
                 L(T.ResizeShortestEdge)(
@@ -40,7 +45,12 @@ dataloader = dict(
                 L(T.RandomFlip)(horizontal=True),
             ],
             image_format="${model.input_format}",
-            use_instance_mask=True,
+            percentiles="${dataset.percentiles}",
+            select="${dataset.channels}",
+            projection="${dataset.projection}",
+            on_error="${dataset.on_error}",
+            min_area=0,
+            recompute_boxes=False,  # those of the annotations
         ),
         total_batch_size=16,
         aspect_ratio_grouping=False,  # the order of the data is exact on resume
@@ -54,10 +64,14 @@ dataloader = dict(
             on_error="${dataset.on_error}",
             filter_empty=False,
         ),
-        mapper=L(DatasetMapper)(
+        mapper=L(InstanceMapper)(
             is_train=False,
             augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
             image_format="${model.input_format}",
+            percentiles="${dataset.percentiles}",
+            select="${dataset.channels}",
+            projection="${dataset.projection}",
+            on_error="${dataset.on_error}",
         ),
         num_workers=4,
     ),

@@ -1,6 +1,7 @@
 # Loaders and evaluators for dense scenes. A config sets `dataloader.train.dataset.dataset.names` and
 # `dataloader.test.dataset.names`, and has a top-level `dataset` with `max_objects`, `percentiles`,
-# `scale`, `score_threshold` and `on_error`.
+# `scale`, `score_threshold` and `on_error`, and where files are neither grey nor RGB `channels` and `projection`; and a
+# top-level `model`, in whose `input_format` the images are read.
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
@@ -27,7 +28,11 @@ dataloader = dict(
                 L(RandomRotate90)(),
                 L(RandomIntensity)(brightness=(0.8, 1.25), contrast=(0.7, 1.3), gamma=(0.7, 1.4), noise=(0.0, 8.0)),
             ],
+            image_format="${model.input_format}",
             percentiles="${dataset.percentiles}",
+            select="${oc.select:dataset.channels}",
+            projection="${oc.select:dataset.projection}",
+            on_error="${dataset.on_error}",
         ),
         total_batch_size=4,
         aspect_ratio_grouping=False,
@@ -38,7 +43,11 @@ dataloader = dict(
         mapper=L(InstanceMapper)(
             is_train=False,
             augmentations=[L(ScaleImage)(scale="${dataset.scale}")],
+            image_format="${model.input_format}",
             percentiles="${dataset.percentiles}",
+            select="${oc.select:dataset.channels}",
+            projection="${oc.select:dataset.projection}",
+            on_error="${dataset.on_error}",
         ),
         num_workers=0,
     ),

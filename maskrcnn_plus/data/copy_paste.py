@@ -23,6 +23,7 @@ from torch.nn.functional import pad
 
 from ..masks.label_masks import LabelMapMasks
 from ..masks.polygons import polygons_to_bitmasks
+from .stream import SKIPPED
 
 _FIELDS = {"gt_boxes", "gt_classes", "gt_masks"}
 
@@ -83,7 +84,7 @@ class CopyPasteMapper:
         self.min_area = min_area
         self.blend_sigma = blend_sigma
 
-    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
         """Map a dataset dict, which stays as it is, to an example.
 
         Args:
@@ -97,10 +98,16 @@ class CopyPasteMapper:
             ValueError: the inner mapper's example has no masks, or more than boxes, classes and masks.
         """
         example = self.mapper(dataset_dict)
+        if example is None:  # an image that is skipped
+            return None
         _check_example(example)
         if np.random.uniform() >= self.probability:  # noqa: NPY002 - the generator that the stream seeds
             return example
-        source = self.mapper(self.dataset[np.random.randint(len(self.dataset))])  # noqa: NPY002
+        entry = dict(self.dataset[np.random.randint(len(self.dataset))])  # noqa: NPY002
+        source = self.mapper(entry)
+        if source is None:
+            example[SKIPPED] = (*example.get(SKIPPED, ()), (str(entry.get("file_name")), entry[SKIPPED]))
+            return example
         _check_example(source)
 
         size = tuple(example["image"].shape[-2:])

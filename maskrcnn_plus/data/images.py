@@ -8,39 +8,48 @@ Shape shorthand: H, W image height and width, C channels (RGB order for colour).
 """
 
 import os
-import threading
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import cv2
 import numpy as np
-import tifffile
 from detectron2.utils.file_io import PathManager
-from PIL import Image
 
-from .pixels import ImageReadError, check_arguments, match_channels, rescale
+from maskrcnn_plus.data.channels import ChannelRule, as_rule
+from maskrcnn_plus.data.limits import check_size
+from maskrcnn_plus.data.pillow_files import (
+    FORMATS,
+    Decoded,
+    decode_pillow,
+    is_animated,
+    open_pillow,
+    pil_orientation,
+)
+from maskrcnn_plus.data.pixels import check_percentiles, match_channels, rescale
+from maskrcnn_plus.data.read_error import ImageReadError
+from maskrcnn_plus.data.tiff_files import decode_tiff, is_tiff, open_tiff, single_series, tiff_orientation
 
 __all__ = ["IMAGE_SUFFIXES", "ImageReadError", "read_image", "read_image_size", "read_label_map"]
 
-IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
-
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_ORIENTATION_TAG = 274
-MINISWHITE, MINISBLACK, RGB = 0, 1, 2  # TIFF photometric interpretation
-_size_limit_lock = threading.Lock()
+IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".jp2", ".ppm", ".pgm", ".apng")
 
 
-def read_image(path: str, channels: int | None = 3, percentiles: tuple[float, float] | None = None) -> np.ndarray:
+def read_image(
+    path: str, channels: int | ChannelRule | None = 3, percentiles: tuple[float, float] | None = None
+) -> np.ndarray:
     """
     Read an image with values in 0..255.
 
-    Grey images are repeated into 3 channels, RGB is reduced to 1 channel with the ITU-R BT.601 weights, alpha is
-    dropped; any other number of channels must be exactly what the file has. EXIF orientation is applied. Images of
-    any size are read: scientific images exceed Pillow's size limit, so do not read files that you do not trust.
+    Grey images are repeated into 3 channels, RGB is reduced to 1 channel with the ITU-R BT.601 weights, what the file
+    says is alpha is dropped; any other number of channels must be exactly what the file has, or be picked by a
+    `ChannelRule`. EXIF orientation is applied. An image that is too large is refused before memory is taken for it
+    (`maskrcnn_plus.data.limits`).
 
     Args:
-        path: image file (PNG, TIFF, JPEG, BMP), or any address that Detectron2's PathManager resolves.
-        channels: number of channels C of the result; None keeps those of the file.
+        path: image file (PNG, TIFF, JPEG, BMP, GIF, WebP, JPEG 2000, PPM), or any address that Detectron2's PathManager
+            resolves.
+        channels: number of channels C of the result, or the rule by which they are chosen; None keeps those of the
+            file.
         percentiles: (low, high), 0 <= low < high <= 100. Each image, jointly over its channels, is mapped linearly
             from these percentiles of its values to 0..255 and clipped. When the two percentiles are equal (few bright
             pixels on a flat background) its minimum and maximum are used; a constant image becomes zeros. None keeps
@@ -50,14 +59,19 @@ def read_image(path: str, channels: int | None = 3, percentiles: tuple[float, fl
         [H, W, C]: uint8 for 8-bit files without percentiles, else float32.
 
     Raises:
-        ImageReadError: the file is missing, damaged or of zero size, or its channels or values do not fit.
+        ImageReadError: the file is missing, damaged, of zero size, too large, an animation or a stack, or its channels
+            or values do not fit.
         ValueError: `channels` or `percentiles` is out of range.
     """
-    check_arguments(channels, percentiles)
+    rule = as_rule(channels)
+    check_percentiles(percentiles)
     with reading(path) as local_path:
-        pixels, has_alpha = decode(path, local_path)
-    if channels is not None:
-        pixels = match_channels(path, pixels, has_alpha, channels)
+        decoded = decode(path, local_path, rule)
+    pixels = decoded.pixels
+    indices = rule.indices(path, pixels.shape[2], decoded.alpha, decoded.names)
+    if indices != list(range(pixels.shape[2])):
+        pixels = pixels[:, :, indices]
+    pixels = match_channels(path, pixels, rule.count)
     return np.ascontiguousarray(rescale(path, pixels, percentiles))
 
 
@@ -75,7 +89,7 @@ def read_label_map(path: str) -> np.ndarray:
         ImageReadError: the file is missing, damaged, has colour channels, fractions or negative labels.
     """
     with reading(path) as local_path:
-        pixels, _ = decode(path, local_path, as_labels=True)
+        pixels = decode(path, local_path, as_labels=True).pixels
     remedy = "Save label images as single-channel 16-bit PNG or TIFF (0 = background, k = object k)."
     if pixels.shape[2] != 1:
         raise ImageReadError(f"{path}: a label image must have one channel, this file has {pixels.shape[2]}. {remedy}")
@@ -87,29 +101,35 @@ def read_label_map(path: str) -> np.ndarray:
     return pixels[:, :, 0].astype(np.int32)  # [H, W]
 
 
-def read_image_size(path: str) -> tuple[int, int]:
+def read_image_size(path: str, rule: ChannelRule | None = None, whole: bool = True) -> tuple[int, int]:
     """
     Read the size of an image from its header, without decoding the pixels.
 
     Args:
         path: as for `read_image`.
+        rule: refuse what cannot be read as one image by it; None takes the size of a stack's images.
+        whole: refuse a TIFF that is too large to be decoded at once, as all others are.
 
     Returns:
         (height, width) in pixels, after EXIF orientation.
 
     Raises:
-        ImageReadError: the file is missing or its header is not that of an image.
+        ImageReadError: the file is missing, too large or an animation, or its header is not that of an image.
     """
     with reading(path) as local_path:
         if is_tiff(local_path):
-            with tifffile.TiffFile(local_path) as tiff:
-                series = first_series(path, tiff)
+            with open_tiff(path, local_path) as tiff:
+                series = single_series(path, tiff, rule)
                 width, height = series.sizes.get("width", 0), series.sizes.get("height", 0)
+                if whole and width and height:
+                    check_size(path, height, width, series.keyframe.nbytes / (height * width))
                 orientation = tiff_orientation(tiff)
         else:
-            with _open_pil(local_path) as image:
+            with open_pillow(path, local_path) as image:
                 width, height = image.size
-                orientation = _pil_orientation(image)
+                orientation = pil_orientation(image)
+                if is_animated(image):
+                    raise ImageReadError(f"{path}: an animation of {image.n_frames} frames, not one image.")
     if width == 0 or height == 0:
         raise ImageReadError(f"{path}: the image has zero size ({width} x {height}). Remove or replace the file.")
     return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
@@ -120,131 +140,58 @@ def reading(path: str) -> Iterator[str]:
     """Yield the local file of `path`; whatever goes wrong inside becomes an ImageReadError that names `path`."""
     try:
         local_path = PathManager.get_local_path(os.fspath(path))
-        if os.path.isfile(local_path) and os.path.getsize(local_path) == 0:
-            raise ImageReadError(f"{path}: the file is empty. Copy it again or remove it.")
+        check_file(path, local_path)
         yield local_path
     except ImageReadError:
         raise
     except FileNotFoundError as error:
+        target = os.readlink(path) if os.path.islink(path) else None
         raise ImageReadError(
             f"{path}: there is no such file. Check the path and the data set's root folder."
+            if target is None
+            else f"{path}: a link to {target}, which is not there. Repair or remove the link."
         ) from error
     except IsADirectoryError as error:
         raise ImageReadError(f"{path}: this is a folder, an image file is needed.") from error
     except PermissionError as error:
-        raise ImageReadError(f"{path}: no permission to read the file. Change its access rights.") from error
+        raise ImageReadError(
+            f"{path}: no permission to read the file ({error.strerror}). Change its access rights."
+        ) from error
     except Exception as error:  # decoders raise all sorts of things on damaged files
         raise ImageReadError(
             f"{path}: cannot be read ({type(error).__name__}: {error}). The file is damaged, truncated or not an "
-            "image: open it in an image viewer and save it again as PNG or TIFF, or remove it."
+            f"image of the formats {', '.join(FORMATS)}: open it in an image viewer and save it again as PNG or TIFF, "
+            "or remove it."
         ) from error
 
 
-def decode(path: str, local_path: str, as_labels: bool = False) -> tuple[np.ndarray, bool]:
-    """Decode a file to [H, W, C] in its own depth, in upright orientation; the flag says that the last C is alpha."""
-    decoded = _decode_tiff(path, local_path, as_labels) if is_tiff(local_path) else None
-    pixels, has_alpha, orientation = decoded or _decode_pil(local_path, as_labels)
+def check_file(path: str, local_path: str) -> None:
+    """Refuse what is no file with something in it; an open of a pipe would wait for ever.
+
+    Raises:
+        ImageReadError: an empty file, or a pipe or device.
+        OSError: there is no such file.
+    """
+    status = os.stat(local_path)
+    if stat.S_ISREG(status.st_mode) and status.st_size == 0:
+        raise ImageReadError(f"{path}: the file is empty. Copy it again or remove it.")
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise ImageReadError(f"{path}: this is a pipe or a device, an image file is needed.")
+
+
+def decode(path: str, local_path: str, rule: ChannelRule | None = None, as_labels: bool = False) -> Decoded:
+    """Decode a file to [H, W, C] in its own depth, in upright orientation, with all its channels.
+
+    Args:
+        path: of the file in errors.
+        local_path: the file.
+        rule: says what stacks become; None takes an image as it is.
+        as_labels: keep the indices of a palette and the values of images whose white is 0.
+    """
+    rule = rule or ChannelRule(None)
+    decoded = decode_tiff(path, local_path, rule, as_labels) if is_tiff(local_path) else None
+    decoded = decoded or decode_pillow(path, local_path, as_labels)
+    pixels = decoded.pixels
     if pixels.size == 0:
         raise ImageReadError(f"{path}: the image has zero size {pixels.shape}. Remove or replace the file.")
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]  # [H, W, 1]
-    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
-    return _upright(pixels, orientation), has_alpha
-
-
-def is_tiff(local_path: str) -> bool:
-    """Whether the file starts like a TIFF, whatever its name ends with."""
-    with open(local_path, "rb") as file:
-        return file.read(4) in _TIFF_MAGIC
-
-
-def first_series(path: str, tiff: tifffile.TiffFile) -> tifffile.TiffPageSeries:
-    """Return the first image of a TIFF; a z-stack or a film is refused."""
-    if not tiff.series:
-        raise ImageReadError(f"{path}: the TIFF holds no image. The file is truncated: copy it again or remove it.")
-    series = tiff.series[0]
-    stacked = {axis: size for axis, size in zip(series.axes, series.shape, strict=True) if size > 1}
-    if len(stacked) > 3 or "Z" in stacked or "T" in stacked:
-        raise ImageReadError(f"{path}: the TIFF is a stack (sizes {stacked}). Save each plane as a file of its own.")
-    return series
-
-
-def tiff_orientation(tiff: tifffile.TiffFile) -> int:
-    """Return the orientation tag of the first page, 1 (upright) where there is none."""
-    tag = tiff.pages[0].tags.get(_ORIENTATION_TAG)
-    return 1 if tag is None else int(tag.value)
-
-
-def _decode_tiff(path: str, local_path: str, as_labels: bool) -> tuple[np.ndarray, bool, int] | None:
-    """Decode a grey, RGB or multi-channel TIFF; None for palette, CMYK and compressions that are left to Pillow."""
-    with tifffile.TiffFile(local_path) as tiff:
-        series, page = first_series(path, tiff), tiff.pages[0]
-        photometric = page.photometric
-        if photometric not in (MINISWHITE, MINISBLACK, RGB):
-            return None
-        try:
-            pixels = series.asarray()
-        except ValueError as error:
-            if "imagecodecs" not in str(error):
-                raise
-            if len(series.pages) > 1 or page.samplesperpixel not in (1, 3, 4):
-                raise ImageReadError(
-                    f"{path}: a multi-channel TIFF with {page.compression!s} compression. Install the Python package "
-                    "imagecodecs, or save the file without compression."
-                ) from error
-            return None
-        orientation = tiff_orientation(tiff)
-        has_alpha = bool(page.extrasamples) and (photometric == RGB or page.extrasamples[0] != 0)
-    if photometric == MINISWHITE and not as_labels and pixels.dtype.kind in "ub":
-        pixels = ~pixels
-    kept = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True) if axis in "YX" or size > 1]
-    pixels = pixels.reshape([size for _, size in kept])  # [H, W], [H, W, C] or [C, H, W]
-    if pixels.ndim == 3 and kept[0][0] not in "YX":
-        pixels = np.moveaxis(pixels, 0, 2)  # [H, W, C]
-    return pixels, has_alpha, orientation
-
-
-def _decode_pil(local_path: str, as_labels: bool) -> tuple[np.ndarray, bool, int]:
-    """Decode with Pillow (which notices truncated files), or with OpenCV where Pillow would cut 16-bit colour to 8."""
-    with _open_pil(local_path) as image:
-        wide_colour = image.mode in ("LA", "RGB", "RGBA") and ";16" in str(image.tile)  # before load() empties it
-        orientation = _pil_orientation(image)
-        image.load()
-        if wide_colour:
-            pixels = cv2.imdecode(np.fromfile(local_path, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
-            if pixels is None:
-                raise ValueError("OpenCV cannot decode it")
-            order = [2, 1, 0, 3][: pixels.shape[2]]
-            return pixels[:, :, order], len(order) == 4, orientation
-        if image.mode == "1" or (image.mode == "P" and as_labels):
-            return np.array(image), False, orientation
-        if image.mode not in ("L", "LA", "RGB", "RGBA", "I", "F") and not image.mode.startswith("I;16"):
-            image = image.convert("RGB")  # palette, CMYK, YCbCr
-        return np.array(image), image.mode in ("LA", "RGBA"), orientation
-
-
-def _open_pil(local_path: str) -> Image.Image:
-    """Open with Pillow without its size limit, which is below the size of common scientific images."""
-    with _size_limit_lock:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            return Image.open(local_path)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-
-def _pil_orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 (upright) where there is none or where it is already heeded."""
-    if image.format == "TIFF":
-        return 1  # Pillow and OpenCV turn TIFFs while decoding
-    if image.format == "PNG" and "exif" not in image.info:
-        return 1  # getexif() would decode the whole file in search of a chunk behind the pixels
-    return image.getexif().get(_ORIENTATION_TAG, 1)
-
-
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn [H, W, C] by the EXIF / TIFF orientation tag (1..8)."""
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.transpose(1, 0, 2)  # [W, H, C]
-    flip_rows, flip_columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
-    return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+    return Decoded(pixels.astype(pixels.dtype.newbyteorder("="), copy=False), decoded.alpha, decoded.names)

@@ -28,8 +28,10 @@ from fvcore.transforms.transform import (
 from ..masks.label_masks import LabelMapMasks
 from .annotations import box_corners, has_mask, normalize_segmentation, read_box
 from .augmentation import CropResizeTransform, IntensityTransform, Rotate90Transform, clip_polygon
+from .channels import ChannelRule
 from .images import read_image, read_label_map
 from .pixels import prepare_image
+from .stream import SKIPPED
 
 # These move whole pixels or leave them alone, in any dtype. Others may know uint8 and floats only.
 _TAKE_INTEGERS = (
@@ -42,6 +44,8 @@ _TAKE_INTEGERS = (
     NoOpTransform,
 )
 
+_SMALLEST_SIDE = 1e-5  # pixels of a box that is not empty, as in Detectron2
+
 
 class InstanceMapper:
     """Callable that reads, augments and packs one image, for `build_detection_train_loader` and the test loader."""
@@ -53,8 +57,13 @@ class InstanceMapper:
         *,
         channels: int = 3,
         percentiles: tuple[float, float] | None = None,
+        image_format: str = "RGB",
+        select: Sequence[int | str] | None = None,
+        projection: str | None = None,
+        on_error: str = "raise",
         min_area: float = 4,
         use_masks: bool = True,
+        recompute_boxes: bool = True,
     ) -> None:
         """Set up the mapper.
 
@@ -63,23 +72,38 @@ class InstanceMapper:
             augmentations: applied in this order.
             channels: C, see `read_image`.
             percentiles: see `read_image`.
+            image_format: order of three channels that are not selected, "RGB" or "BGR": `model.input_format`.
+            select, projection: which channels of an image go into the network, see `ChannelRule`.
+            on_error: what an image does that cannot be used: "raise", or "skip". Then the reason stands under
+                `SKIPPED`: in training in the given dict, with None as the result, for which `TrainingStream` takes
+                another image; else in the example, whose image is black, which our evaluators leave out.
             min_area: instances with fewer visible pixels after the augmentations are dropped, empty ones always.
             use_masks: whether to pack `gt_masks`.
+            recompute_boxes: draw boxes around what is visible of the masks; False transforms those of the annotations,
+                as Detectron2's `DatasetMapper` does by default.
 
         Raises:
-            ValueError: `min_area` is negative.
+            ValueError: an argument is out of range.
         """
+        if image_format not in ("RGB", "BGR", "L"):
+            raise ValueError(f"image_format must be 'RGB' or 'BGR' ('L' for one channel), got {image_format!r}.")
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error={on_error!r}: use 'raise' or 'skip'.")
         if min_area < 0:
             raise ValueError(f"min_area must be at least 0 pixels, got {min_area!r}.")
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
-        self.channels = channels
+        self.rule = ChannelRule(1 if image_format == "L" else channels, select, projection)
+        self.channels = self.rule.count
         self.percentiles = percentiles
+        self.image_format = image_format
+        self.on_error = on_error
         self.min_area = min_area
         self.use_masks = use_masks
+        self.recompute_boxes = recompute_boxes
 
-    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Map a dataset dict, which stays as it is, to an example.
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
+        """Map a dataset dict, which stays as it is unless it is skipped, to an example.
 
         Args:
             dataset_dict: Detectron2's format, with `label_file_name` and a `label_id` an annotation where masks come
@@ -88,14 +112,30 @@ class InstanceMapper:
         Returns:
             The dict without its annotations, plus `image` (uint8 or float32 [C, h, w]), `height` and `width` of the
             image as read, and in training `instances` with `gt_boxes` (xyxy pixels, far corner one beyond the last
-            pixel), `gt_classes` (int64 [N]) and `gt_masks`.
+            pixel), `gt_classes` (int64 [N]) and `gt_masks`. None for an image that training skips.
 
         Raises:
             ImageReadError: a file cannot be read.
             ValueError: sizes disagree or an annotation is malformed; the message names file and annotation.
         """
+        try:
+            return self._map(dataset_dict)
+        except ValueError as error:
+            if self.on_error != "skip":
+                raise
+            if self.is_train:
+                dataset_dict[SKIPPED] = str(error)
+                return None
+            size = (dataset_dict.get("height", 64), dataset_dict.get("width", 64))
+            aug_input = T.AugInput(np.zeros((*size, self.channels), dtype=np.uint8))
+            self.augmentations(aug_input)
+            example = {key: value for key, value in dataset_dict.items() if key != "annotations"}
+            image = _to_tensor(aug_input.image)
+            return {**example, "image": image, "height": size[0], "width": size[1], SKIPPED: str(error)}
+
+    def _map(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         name = dataset_dict["file_name"]
-        image = read_image(name, self.channels, self.percentiles)
+        image = self._ordered(read_image(name, self.rule, self.percentiles))
         size = image.shape[:2]
         recorded = (dataset_dict.get("height", size[0]), dataset_dict.get("width", size[1]))
         if recorded != size:
@@ -112,7 +152,11 @@ class InstanceMapper:
         return example
 
     def map_image(
-        self, pixels: np.ndarray, name: str = "the image", limits: tuple[float, float] | None = None
+        self,
+        pixels: np.ndarray,
+        name: str = "the image",
+        limits: tuple[float, float] | None = None,
+        picked: bool = False,
     ) -> dict[str, Any]:
         """Map an image in memory to an example for inference, as a file with these pixels.
 
@@ -120,6 +164,7 @@ class InstanceMapper:
             pixels: [H, W] or [H, W, C], see `prepare_image`.
             name: of the image in errors.
             limits: grey values in place of the image's own percentiles, see `prepare_image`.
+            picked: the channels are those that go into the network already, see `prepare_image`.
 
         Returns:
             `image` (uint8 or float32 [C, h, w]), `height` and `width` of the image as given.
@@ -127,10 +172,16 @@ class InstanceMapper:
         Raises:
             ImageReadError: the image cannot be used.
         """
-        image = prepare_image(pixels, self.channels, self.percentiles, name=name, limits=limits)
+        image = prepare_image(pixels, self.rule, self.percentiles, name=name, limits=limits, picked=picked)
+        image = self._ordered(image)
         aug_input = T.AugInput(image)
         self.augmentations(aug_input)
         return {"image": _to_tensor(aug_input.image), "height": image.shape[0], "width": image.shape[1]}
+
+    def _ordered(self, image: np.ndarray) -> np.ndarray:
+        """Return an image [H, W, C], of three channels in the order that the network takes."""
+        swapped = self.image_format == "BGR" and image.shape[2] == 3 and self.rule.select is None
+        return image[:, :, ::-1] if swapped else image
 
     def _instances(
         self, dataset_dict: dict[str, Any], size: tuple[int, int], transforms: TransformList, out_size: tuple[int, int]
@@ -160,9 +211,15 @@ class InstanceMapper:
             boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
             areas = boxes.area()
 
+        if masks is not None and not self.recompute_boxes and "label_file_name" not in dataset_dict:
+            boxes = [_transform_box(*each, transforms, out_size) for each in annotations]
+            boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
+            areas = torch.where(boxes.nonempty(_SMALLEST_SIDE), areas, 0)
+        elif masks is not None:
+            boxes = masks.get_bounding_boxes()
         visible = (areas >= self.min_area) & (areas > 0)
         instances = Instances(out_size)
-        instances.gt_boxes = boxes[visible] if masks is None else masks[visible].get_bounding_boxes()
+        instances.gt_boxes = boxes[visible]
         instances.gt_classes = classes[visible]
         if self.use_masks:
             instances.gt_masks = masks[visible]

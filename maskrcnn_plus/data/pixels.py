@@ -8,35 +8,34 @@ import math
 
 import numpy as np
 
-from maskrcnn_plus.errors import UserError
+from maskrcnn_plus.data.channels import ChannelRule, alpha_of_array, as_rule
+from maskrcnn_plus.data.read_error import ImageReadError
 
-__all__ = ["ImageReadError", "check_arguments", "intensity_range", "match_channels", "prepare_image", "rescale"]
+__all__ = ["ImageReadError", "check_percentiles", "intensity_range", "match_channels", "prepare_image", "rescale"]
 
 _LUMA_601 = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
-class ImageReadError(UserError):
-    """An image file that cannot be used; the message names the file, the reason and the remedy."""
-
-
 def prepare_image(
     pixels: np.ndarray,
-    channels: int | None = 3,
+    channels: int | ChannelRule | None = 3,
     percentiles: tuple[float, float] | None = None,
     *,
     name: str = "the image",
     limits: tuple[float, float] | None = None,
+    picked: bool = False,
 ) -> np.ndarray:
     """
     Do with an image in memory what `read_image` does with that of a file.
 
     Args:
-        pixels: [H, W] or [H, W, C], RGB order, integers or floats of any depth. The second of two channels and the
-            fourth of four are taken for alpha where one less is wanted.
+        pixels: [H, W] or [H, W, C], RGB order, integers or floats of any depth. No array says which channel is alpha:
+            the fourth of four channels of uint8 is taken for it where fewer are wanted, and no other.
         channels, percentiles: as for `read_image`.
         name: of the image in errors.
         limits: (low, high) grey values that are mapped to 0..255 in place of the image's own percentiles, such as
             those of the whole of which this is a part. Without effect where `percentiles` is None.
+        picked: the channels are those that the rule picks already; only grey and RGB are brought to each other.
 
     Returns:
         [H, W, C]: uint8 or float32, as `read_image`.
@@ -45,7 +44,8 @@ def prepare_image(
         ImageReadError: no pixels, another number of dimensions, or channels or values that do not fit.
         ValueError: `channels` or `percentiles` is out of range, or `limits` do not rise.
     """
-    check_arguments(channels, percentiles)
+    rule = as_rule(channels)
+    check_percentiles(percentiles)
     if limits is not None and not -math.inf < limits[0] <= limits[1] < math.inf:
         raise ValueError(f"limits={limits!r}: two finite numbers low <= high are needed.")
     if pixels.ndim not in (2, 3) or pixels.size == 0:
@@ -53,8 +53,9 @@ def prepare_image(
             f"{name} has the shape {pixels.shape}: an image [H, W] or [H, W, C] with at least one pixel is needed."
         )
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels  # [H, W, C]
-    if channels is not None:
-        pixels = match_channels(name, pixels, pixels.shape[2] in (2, 4), channels)
+    if not picked:
+        pixels = pixels[:, :, rule.indices(name, pixels.shape[2], alpha_of_array(name, pixels, rule))]
+    pixels = match_channels(name, pixels, rule.count)
     return np.ascontiguousarray(rescale(name, pixels, percentiles, limits))
 
 
@@ -75,30 +76,22 @@ def intensity_range(pixels: np.ndarray, percentiles: tuple[float, float]) -> tup
     return float(low), float(high)
 
 
-def match_channels(path: str, pixels: np.ndarray, has_alpha: bool, channels: int) -> np.ndarray:
-    """Bring [H, W, C] to the wanted number of channels."""
-    if pixels.shape[2] == channels:
+def match_channels(name: str, pixels: np.ndarray, count: int | None) -> np.ndarray:
+    """Bring grey [H, W, 1] to RGB or RGB to grey where `count` asks for it; other numbers of channels must agree."""
+    if pixels.shape[2] == count or count is None:
         return pixels
-    colours = pixels[:, :, :-1] if has_alpha else pixels
-    if colours.shape[2] == channels:
-        return colours
-    if channels == 3 and colours.shape[2] == 1:
-        return np.repeat(colours, 3, axis=2)  # [H, W, 3]
-    if channels == 1 and colours.shape[2] == 3:
-        grey = colours.astype(np.float32) @ _LUMA_601  # [H, W]
-        if colours.dtype.kind in "iu":
-            grey = np.rint(grey).astype(colours.dtype)
+    if count == 3 and pixels.shape[2] == 1:
+        return np.repeat(pixels, 3, axis=2)  # [H, W, 3]
+    if count == 1 and pixels.shape[2] == 3:
+        grey = pixels.astype(np.float32) @ _LUMA_601  # [H, W]
+        if pixels.dtype.kind in "iu":
+            grey = np.rint(grey).astype(pixels.dtype)
         return grey[:, :, None]  # [H, W, 1]
-    raise ImageReadError(
-        f"{path}: the image has {pixels.shape[2]} channels where {channels} are wanted. Grey and RGB become 1 or 3 "
-        "channels; otherwise set the number of input channels to that of the files, or save them with fewer channels."
-    )
+    raise ImageReadError(f"{name}: the image has {pixels.shape[2]} channels where {count} are wanted.")
 
 
-def check_arguments(channels: int | None, percentiles: tuple[float, float] | None) -> None:
-    """Refuse less than one channel, and percentiles but 0 <= low < high <= 100."""
-    if channels is not None and channels < 1:
-        raise ValueError(f"channels={channels}: the number of image channels must be at least 1.")
+def check_percentiles(percentiles: tuple[float, float] | None) -> None:
+    """Refuse percentiles but 0 <= low < high <= 100."""
     if percentiles is None:
         return
     try:
@@ -137,5 +130,5 @@ def rescale(
         return pixels.astype(np.float32) * np.float32(255)
     raise ImageReadError(
         f"{path}: the value range of {pixels.dtype} pixels ({pixels.min()}..{pixels.max()}) is unknown. Set "
-        "percentiles, such as (1, 99.8), or save the image as 8-bit, 16-bit or as float in 0..1."
+        "percentiles (dataset.percentiles), such as (1, 99.8), or save the image as 8-bit, 16-bit or as float in 0..1."
     )

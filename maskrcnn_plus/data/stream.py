@@ -17,6 +17,11 @@ import torch
 from detectron2.utils import comm
 from torch.utils.data import IterableDataset, get_worker_info
 
+SKIPPED = "skipped"
+"""Key of a dict whose image a mapper could not use, with the reason; in examples see `TrainingStream`."""
+
+MAX_SKIPPED = 100  # images in turn that cannot be used, before something else must be wrong
+
 
 class TrainingStream(IterableDataset):
     """Dataset dicts for `build_detection_train_loader`, the same whatever the number of workers.
@@ -26,7 +31,9 @@ class TrainingStream(IterableDataset):
     with `start_iter=k` therefore sees what an uninterrupted run sees from iteration k on. With 0 workers a mapper that
     draws from torch's generator is not covered: that one belongs to the model.
 
-    Use it with `aspect_ratio_grouping=False` and the loader's own `total_batch_size`. The mapper must not return None.
+    Use it with `aspect_ratio_grouping=False` and the loader's own `total_batch_size`. A mapper that cannot use an image
+    puts the reason into the dict under `SKIPPED` and returns None: another image, a function of (seed, position) too,
+    takes the position, and its dict has (file, reason) of those that it stands for under `SKIPPED`.
     """
 
     def __init__(
@@ -86,9 +93,28 @@ class TrainingStream(IterableDataset):
         for iteration in iterations:
             first = (iteration * self.world_size + self.rank) * self.batch_size
             for position in range(first, first + self.batch_size):
-                entry = dict(self.dataset[self._index(position)])
-                self._seed_generators(position, with_torch=worker is not None)
-                yield entry
+                yield from self._entries(position, with_torch=worker is not None)
+
+    def _entries(self, position: int, with_torch: bool) -> Iterator[dict[str, Any]]:
+        """Yield the dict of a position, and others for as long as the mapper marks them as skipped."""
+        entry = dict(self.dataset[self._index(position)])
+        self._seed_generators(position, with_torch)
+        yield entry
+        if SKIPPED not in entry:
+            return
+        skipped: list[tuple[str, str]] = []
+        for index in np.random.default_rng((self.seed, position, 1)).permutation(len(self.dataset))[:MAX_SKIPPED]:
+            skipped.append((str(entry.get("file_name", entry.get("image_id"))), entry[SKIPPED]))
+            entry = dict(self.dataset[int(index)])
+            entry[SKIPPED] = tuple(skipped)
+            self._seed_generators(position, with_torch)
+            yield entry
+            if not isinstance(entry[SKIPPED], str):
+                return
+        raise ValueError(
+            f"None of {len(skipped)} images in turn can be used for training, the last: {entry[SKIPPED]} "
+            "Repair the data set, or set dataset.on_error=raise to see where it begins."
+        )
 
     def _index(self, position: int) -> int:
         """Return the index of the image at a position."""

@@ -26,10 +26,11 @@ from detectron2.structures import BoxMode
 from detectron2.utils.logger import create_small_table
 
 from ..atomic import write_atomically
+from ..data.stream import SKIPPED
 from ..masks.measure import rle_areas
 from ..masks.runs import canonical_rles
 from .ground_truth import ground_truth_rles, image_name, load_ground_truth
-from .predictions import gather_images, predicted_rles, prediction_of
+from .predictions import LeftOut, gather_images, predicted_rles, prediction_of
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 COCO_MAX_DETECTIONS = 100
@@ -77,7 +78,7 @@ class COCOMaskEvaluator(DatasetEvaluator):
         """Take the detections of a batch; masks are kept as RLEs.
 
         Args:
-            inputs: dicts with "image_id".
+            inputs: dicts with "image_id"; one with `SKIPPED` is left out.
             outputs: dicts with "instances": `scores` [D], `pred_classes` [D], `pred_boxes` (xyxy in pixels, needed for
                 "bbox") and, for "segm", `pred_masks_rle` (RLEMasks or a list of D COCO RLEs) or `pred_masks`
                 [D, H, W] bool.
@@ -89,6 +90,9 @@ class COCOMaskEvaluator(DatasetEvaluator):
             truth = self._ground_truth.get(entry["image_id"])
             if truth is None:
                 raise ValueError(f"{image_name(entry)} is not in the data set {self._dataset_name!r} under evaluation.")
+            if SKIPPED in entry:
+                self._predictions[entry["image_id"]] = LeftOut(entry[SKIPPED])
+                continue
             instances, classes, scores = prediction_of(output, truth)
             detections = [
                 {"image_id": entry["image_id"], "category_id": category, "score": score}
@@ -126,8 +130,8 @@ class COCOMaskEvaluator(DatasetEvaluator):
         limit = self._max_detections
         if limit is None:
             limit = max(COCO_MAX_DETECTIONS, max(len(of_image) for of_image in predictions.values()))
-        numbers = {image_id: number for number, image_id in enumerate(self._ground_truth, start=1)}
-        dataset = coco_dataset(list(self._ground_truth.values()), class_names)
+        numbers = {image_id: number for number, image_id in enumerate(predictions, start=1)}
+        dataset = coco_dataset([self._ground_truth[image_id] for image_id in predictions], class_names)
         detections = [{**detection, "image_id": numbers[detection["image_id"]]} for detection in detections]
         results = OrderedDict()
         for task in self._tasks:

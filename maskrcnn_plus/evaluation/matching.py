@@ -20,10 +20,11 @@ from detectron2.utils.logger import create_small_table
 from scipy.optimize import linear_sum_assignment
 
 from ..atomic import write_atomically
+from ..data.stream import SKIPPED
 from ..masks.label_map import label_map_to_rles, rles_to_label_map
 from ..masks.measure import rle_areas, rle_overlaps, rle_union
 from .ground_truth import ground_truth_rles, image_name, load_ground_truth
-from .predictions import gather_images, predicted_rles, prediction_of
+from .predictions import LeftOut, gather_images, predicted_rles, prediction_of
 
 DEFAULT_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 
@@ -73,7 +74,7 @@ class MatchingEvaluator(DatasetEvaluator):
         """Match the detections of a batch at once; only the counts are kept.
 
         Args:
-            inputs: dicts with "image_id".
+            inputs: dicts with "image_id"; one with `SKIPPED` is left out.
             outputs: dicts with "instances": `scores` [D], `pred_classes` [D] and `pred_masks_rle` (RLEMasks or a list
                 of D COCO RLEs) or, where it is absent, `pred_masks` [D, H, W] bool.
 
@@ -84,6 +85,9 @@ class MatchingEvaluator(DatasetEvaluator):
             truth = self._ground_truth.get(entry["image_id"])
             if truth is None:
                 raise ValueError(f"{image_name(entry)} is not in the data set {self._dataset_name!r} under evaluation.")
+            if SKIPPED in entry:
+                self._counts[entry["image_id"]] = LeftOut(entry[SKIPPED])
+                continue
             instances, classes, scores = prediction_of(output, truth)
             kept = [index for index, score in enumerate(scores) if score >= self._score_threshold]
             rles = predicted_rles(instances, truth, kept)

@@ -3,7 +3,9 @@
 Shape shorthand: D detections in an image of H x W pixels.
 """
 
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import detectron2.utils.comm as comm
@@ -12,6 +14,15 @@ from detectron2.structures import Instances
 
 from ..masks.rle_masks import instance_masks
 from .ground_truth import image_name
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Stands for the results of an image that could not be read, with the reason; see `gather_images`."""
+
+    reason: str
 
 
 def prediction_of(output: dict[str, Any], dataset_dict: dict[str, Any]) -> tuple[Instances, list[int], list[float]]:
@@ -75,14 +86,15 @@ def gather_images(of_image: dict[Any, Any], ground_truth: dict[Any, dict[str, An
     """Bring what all processes hold of their images to the main process.
 
     Args:
-        of_image: this process's results by image id. An image that several processes saw counts once.
+        of_image: this process's results by image id, `LeftOut` for images that are named in the log and left out. An
+            image that several processes saw counts once.
         ground_truth: the data set's entries by image id.
 
     Returns:
         Results by image id in the data set's order on the main process, None on the others.
 
     Raises:
-        ValueError: on the main process, where images of the data set never got predictions.
+        ValueError: on the main process, where images of the data set never got predictions, or all are left out.
     """
     comm.synchronize()
     parts = comm.gather(of_image, dst=0)
@@ -95,4 +107,10 @@ def gather_images(of_image: dict[Any, Any], ground_truth: dict[Any, dict[str, An
             f"{len(missing)} of {len(ground_truth)} images never got predictions, the first ids: {missing[:5]}. "
             "The data loader must run over the very data set that is evaluated, and all of it."
         )
-    return {image_id: gathered[image_id] for image_id in ground_truth}
+    left_out = {image_id: result for image_id, result in gathered.items() if isinstance(result, LeftOut)}
+    if left_out:
+        reasons = "\n".join(f"  - {result.reason}" for result in left_out.values())
+        logger.warning("%d of %d images are left out of the evaluation:\n%s", len(left_out), len(gathered), reasons)
+    if len(left_out) == len(gathered):
+        raise ValueError("None of the images of the data set could be read: there is nothing to evaluate.")
+    return {image_id: gathered[image_id] for image_id in ground_truth if image_id not in left_out}

@@ -20,10 +20,11 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
 from detectron2.utils.logger import create_small_table
 
+from ..data.stream import SKIPPED
 from ..masks.measure import rle_areas
 from .coco import IOU_THRESHOLDS
 from .ground_truth import ground_truth_rles, image_name, load_ground_truth
-from .predictions import gather_images
+from .predictions import LeftOut, gather_images
 
 # Least and largest area in pixels, both included, by the suffix of a figure's name.
 AREA_RANGES = {"": (0, np.inf), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, np.inf)}
@@ -59,7 +60,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         """Match the proposals of a batch at once; only the counts are kept.
 
         Args:
-            inputs: dicts with "image_id".
+            inputs: dicts with "image_id"; one with `SKIPPED` is left out.
             outputs: dicts with "proposals": `proposal_boxes` (xyxy in pixels of the original image) and
                 `objectness_logits` [D], in any order.
 
@@ -70,6 +71,9 @@ class ProposalRecallEvaluator(DatasetEvaluator):
             truth = self._ground_truth.get(entry["image_id"])
             if truth is None:
                 raise ValueError(f"{image_name(entry)} is not in the data set {self._dataset_name!r} under evaluation.")
+            if SKIPPED in entry:
+                self._counts[entry["image_id"]] = LeftOut(entry[SKIPPED])
+                continue
             boxes, areas = _objects_of(truth)
             ious = _pairwise_iou(_proposals_of(output, truth), boxes)
             self._counts[entry["image_id"]] = count_found(ious, areas, self._limits)

@@ -20,7 +20,9 @@ from typing import Any
 from detectron2.structures import Instances
 from tqdm import tqdm
 
+from maskrcnn_plus.data.channels import rule_of
 from maskrcnn_plus.data.images import read_image, read_image_size
+from maskrcnn_plus.data.limits import pixel_limit
 from maskrcnn_plus.data.windows import ImageWindows
 from maskrcnn_plus.inference.fingerprint import predictor_fingerprint
 from maskrcnn_plus.inference.inputs import InputFile, list_inputs
@@ -76,6 +78,7 @@ def predict_files(
     report: Mapping[str, str] | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    max_pixels: int | None = None,
 ) -> RunSummary:
     """Predict image files, folders, glob patterns, TIFF stacks and videos, and write the results image by image.
 
@@ -97,6 +100,7 @@ def predict_files(
         report: facts for the head of `report.html`; None writes no report.
         overwrite: replace what is in the output folder and predict all images again.
         progress: show a progress bar with the time left, where standard error is a terminal.
+        max_pixels: of an image that is decoded at once, see `maskrcnn_plus.data.limits`; a larger one fails.
 
     Raises:
         ValueError: nothing to predict, an unknown format, a `tile` or `pixel_size` out of range, or an output folder
@@ -121,7 +125,8 @@ def predict_files(
     }
     at_the_end = [name for kind, (name, _) in MERGED.items() if kind in formats] + ["report.html"] * run.with_report
     with Records(folder, depends, sub_folders, at_the_end, overwrite) as records:
-        done = run.process(files, records, progress)
+        with pixel_limit(max_pixels):
+            done = run.process(files, records, progress)
         for kind, (name, merge) in MERGED.items():
             if kind in formats:
                 merge(folder / name, [records.file(image, kind) for image in done])
@@ -143,7 +148,8 @@ class _Run:
         self.predictor, self.formats, self.pixel_size = predictor, tuple(formats), pixel_size
         self.with_report = with_report
         self.kinds = (*self.formats, *["report"] * with_report)  # that a record must have
-        self.channels = getattr(predictor.mapper, "channels", 3)
+        self.rule = rule_of(predictor.mapper)
+        self.channels = self.rule.count or 3
         self.tile_size, self.tiled_from = _tiling(predictor, tile)
         self.summary = RunSummary()
 
@@ -169,7 +175,7 @@ class _Run:
 
     def _images(self, file: InputFile) -> Iterator[SourceImage]:
         """Images of a file up to where it is damaged."""
-        images = images_of(file, self.channels)
+        images = images_of(file, self.rule)
         while True:
             try:
                 image = next(images, None)
@@ -226,13 +232,13 @@ class _Run:
         """Whether the file's name does not do, for the prediction and the results."""
         if self.with_report or image.number or NEED_IMAGE & set(self.formats):
             return True
-        return math.prod(read_image_size(image.path)) > self.tiled_from
+        return math.prod(read_image_size(image.path, self.rule, whole=False)) > self.tiled_from
 
     def _predict(self, image: SourceImage, windows: ImageWindows | None) -> Instances:
         """Predictions of an image; `windows` of it are there where `_needs_pixels`."""
         if windows is not None and math.prod(windows.shape[:2]) > self.tiled_from:
             return encode_masks(predict_tiled(self.predictor, windows, tile_size=self.tile_size))
-        instances = self.predictor.predict(windows.reduced(1) if image.number else image.path)
+        instances = self.predictor.predict(windows if image.number else image.path)
         limit = self.predictor.max_objects
         if limit is not None and len(instances) >= limit:
             _say(

@@ -5,17 +5,23 @@ from __future__ import annotations
 import glob
 import hashlib
 import itertools
+import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from maskrcnn_plus.data.images import IMAGE_SUFFIXES
 
+logger = logging.getLogger(__name__)
+
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
-FOLDER_SUFFIXES = (*IMAGE_SUFFIXES, ".webp", *VIDEO_SUFFIXES)
-"""What is taken of an input folder; a file that is named by itself is tried whatever its name."""
+ANIMATION_SUFFIXES = (".gif", ".webp", ".png", ".apng")
+FOLDER_SUFFIXES = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+"""What is taken of an input folder; a file that is named by itself is tried whatever its name. A link to nothing and
+whatever else has such a name and cannot be read is taken too, so that it is named as a failure."""
 
 _TIFF_SUFFIXES = (".tif", ".tiff")
 _PART = re.compile(r"(_p\d{4,}|/frame_\d{6,})$")  # how results of pages and frames end
@@ -59,15 +65,19 @@ def list_inputs(
         if os.path.isdir(entry):
             root = entry
             pattern = os.path.join(glob.escape(entry), "**" if recursive else "", "*")
-            paths = [path for path in glob.glob(pattern, recursive=recursive) if os.path.isfile(path)]
-            paths = [path for path in paths if path.lower().endswith(FOLDER_SUFFIXES)]
-            paths = [path for path in paths if not os.path.abspath(path).startswith(skipped)]
+            found_paths = [path for path in glob.glob(pattern, recursive=recursive) if not os.path.isdir(path)]
+            found_paths = [path for path in found_paths if not os.path.abspath(path).startswith(skipped)]
+            paths = [path for path in found_paths if path.lower().endswith(FOLDER_SUFFIXES)]
+            left_out = Counter(os.path.splitext(path)[1] or "without suffix" for path in set(found_paths) - set(paths))
+            if left_out:
+                kinds = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(left_out.items()))
+                logger.warning("input %s: left out, as their names are not of images or videos: %s", entry, kinds)
             problem = f"no image or video ({' '.join(FOLDER_SUFFIXES)}) in the folder"
             problem += "" if recursive else "; --recursive looks into its sub-folders"
         elif "://" in entry or os.path.exists(entry):
             paths, problem = [entry], ""
         else:
-            paths = [path for path in glob.glob(entry, recursive=True) if os.path.isfile(path)]
+            paths = [path for path in glob.glob(entry, recursive=True) if not os.path.isdir(path)]
             problem = "no such file or folder, and no file matches it as a pattern"
         if not paths:
             raise ValueError(f"input {entry}: {problem}")
@@ -104,7 +114,7 @@ class _Names:
         same_folder = self._folder_of.get(str(below.with_name(stem)).lower()) == folder
         numbered = (f"{stem}_{k}" for k in itertools.count(2))
         candidates = itertools.chain([stem], with_suffix if same_folder else with_parents, numbered)
-        is_stack = path.lower().endswith((*_TIFF_SUFFIXES, *VIDEO_SUFFIXES))
+        is_stack = path.lower().endswith((*_TIFF_SUFFIXES, *VIDEO_SUFFIXES, ".gif", ".webp")) or _is_animated_png(path)
         for candidate in candidates:
             name = str(below.with_name(candidate))
             if self._free(name.lower(), is_stack):
@@ -120,6 +130,22 @@ class _Names:
         whole = _PART.sub("", name)
         clash = (whole != name and whole in self._of_stacks) or (is_stack and name in self._like_parts)
         return name not in self._folder_of and not clash
+
+
+def _is_animated_png(path: str) -> bool:
+    """Whether a file is an animated PNG, by its chunks before the pixels."""
+    if not path.lower().endswith((".png", ".apng")) or not os.path.isfile(path):
+        return False
+    try:
+        with open(path, "rb") as file:
+            file.seek(8)
+            while len(chunk := file.read(8)) == 8 and chunk[4:] != b"IDAT":
+                if chunk[4:] == b"acTL":
+                    return True
+                file.seek(int.from_bytes(chunk[:4], "big") + 4, os.SEEK_CUR)
+    except OSError:  # it is named when it is read
+        pass
+    return False
 
 
 def _shortened(stem: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import supervision as sv
 from detectron2.structures import Instances
 
+from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.pixels import prepare_image
 from maskrcnn_plus.data.windows import ImageWindows
 from maskrcnn_plus.masks.measure import reduce_rles, rle_areas, rle_boxes
@@ -111,6 +112,7 @@ def picture_of(image: ImageWindows, instances: Instances, channels: int = 3) -> 
     """
     height, width = image.shape[:2]
     factor = max(math.ceil(math.sqrt(height * width / MAX_PIXELS)), math.ceil(max(height, width) / MAX_SIDE))
+    image = image.pick(ChannelRule(3 if channels == 1 else channels))
     shown = display_image(image.reduced(factor), channels, image.name)
     if factor == 1:
         return shown, instances

@@ -8,6 +8,8 @@ from xml.etree import ElementTree
 
 import tifffile
 
+from maskrcnn_plus.data.tiff_files import is_tiff, open_tiff
+
 _MICROMETRES = {
     **dict.fromkeys(("um", "µm", "μm", "micron", "microns", "micrometer", "micrometre", "\\u00b5m"), 1.0),
     **dict.fromkeys(("nm", "nanometer", "nanometre"), 1e-3),
@@ -31,7 +33,9 @@ def tiff_pixel_size(path: str) -> float | None:
         and where pixels are not square.
     """
     try:
-        with tifffile.TiffFile(path) as tiff:
+        if not is_tiff(path):
+            return None
+        with open_tiff(path, path) as tiff:
             sides = _ome_sides(tiff) or _tag_sides(tiff)
     except Exception:  # not a TIFF, or a damaged one: whoever reads the pixels has something to say about that
         return None

@@ -6,6 +6,7 @@
 Shape shorthand: N objects of one image of H x W pixels, C channels; [h, w] the image as the network sees it.
 """
 
+import contextlib
 import copy
 import os
 from collections import defaultdict
@@ -27,15 +28,17 @@ from maskrcnn_plus.allocator import keep_freed_memory
 from maskrcnn_plus.checkpoints import load_weights
 from maskrcnn_plus.config import get_config, skip_pretrained
 from maskrcnn_plus.data import pixels
+from maskrcnn_plus.data.channels import ChannelRule, rule_of
 from maskrcnn_plus.data.images import read_image
 from maskrcnn_plus.data.mapper import InstanceMapper
+from maskrcnn_plus.data.windows import ImageWindows, open_windows
 from maskrcnn_plus.device import usable_device
 from maskrcnn_plus.inference.optimize import optimize_for_inference
 from maskrcnn_plus.masks.label_map import masks_to_rles
 from maskrcnn_plus.masks.rle_masks import RLEMasks
 
-AnyImage = str | os.PathLike | np.ndarray
-"""A path, or an array [H, W] or [H, W, C] in RGB order."""
+AnyImage = str | os.PathLike | np.ndarray | ImageWindows
+"""A path, an array [H, W] or [H, W, C] in RGB order, or an image of `open_windows`, which is read as a whole."""
 
 
 class Predictor:
@@ -78,6 +81,8 @@ class Predictor:
         if weights:
             skip_pretrained(config)
         self.mapper = _build(config, "dataloader.test.mapper")
+        if isinstance(self.mapper, InstanceMapper):
+            self.mapper.on_error = "raise"  # what is skipped in an evaluation is an error here
         model = _build(config, "model")
         if weights:
             load_weights(model, weights, class_names=OmegaConf.select(config, "dataset.thing_classes"), strict=True)
@@ -114,8 +119,8 @@ class Predictor:
 
         Args:
             images: a path or an array, or a list of them, of any sizes. An array is [H, W] or [H, W, C] in RGB order,
-                of integers or floats as a file might hold them, and is treated as that file. Of (2 or 4) channels where
-                the model takes one less the last is alpha.
+                of integers or floats as a file might hold them, and is treated as that file. Of four channels of uint8
+                where the model takes fewer the last is alpha; `dataset.channels` of the config picks others.
             batch_size: images that the network sees at once. Only images that it pads to the same size share a batch,
                 so that the results are those of single images (but for rounding).
             intensity_range: (low, high) grey values that are mapped to black and white, in place of the percentiles of
@@ -137,28 +142,39 @@ class Predictor:
 
     __call__ = predict
 
-    def intensity_range(self, image: np.ndarray) -> tuple[float, float] | None:
+    def intensity_range(self, image: np.ndarray | ImageWindows) -> tuple[float, float] | None:
         """Grey values of an image that become black and white, where the config normalises by percentiles.
 
         For images that are predicted in parts, which would else be normalised by their own percentiles.
 
         Args:
-            image: array [H, W] or [H, W, C], or a subsample of its pixels.
+            image: array [H, W] or [H, W, C], or a subsample of its pixels; or windows, of which a subsample is read.
 
         Returns:
             (low, high), None for a config without percentiles.
+
+        Raises:
+            ImageReadError: the channels do not fit, or pixels of windows are NaN or infinite.
         """
         percentiles = getattr(self.mapper, "percentiles", None)
         if percentiles is None:
             return None
-        image = image[:, :, None] if image.ndim == 2 else image
-        matched = pixels.match_channels("the image", image, image.shape[2] in (2, 4), self.mapper.channels)
-        return pixels.intensity_range(matched, percentiles)
+        with contextlib.ExitStack() as stack:
+            windows = stack.enter_context(open_windows(image)) if isinstance(image, np.ndarray) else image
+            rule = rule_of(self.mapper)
+            picked = windows.pick(rule)
+            sample = picked.read(0, 0, picked.shape[1], picked.shape[0]) if windows is not image else picked.sample()
+        if sample.dtype.kind == "f" and not np.isfinite(sample).all():
+            raise pixels.ImageReadError(
+                f"{windows.name}: some pixel values are NaN or infinite. Replace them before saving the file."
+            )
+        return pixels.intensity_range(pixels.match_channels(windows.name, sample, rule.count), percentiles)
 
     def scale_of(self, height: int, width: int) -> float:
         """Pixels of the network's input for one of an image of height x width pixels (of the longer side)."""
-        channels = getattr(self.mapper, "channels", 3)
-        example = self._example(np.zeros((height, width, channels), dtype=np.uint8), "the image", None)
+        channels = rule_of(self.mapper).count or 3
+        blank = ImageWindows("the image", np.zeros((height, width, channels), dtype=np.uint8)).pick(ChannelRule(None))
+        example = self._example(blank, "the image", None)
         return max(example["image"].shape[1:]) / max(height, width)
 
     @torch.inference_mode()
@@ -209,7 +225,8 @@ class Predictor:
 
     def _example(self, image: AnyImage, name: str, limits: tuple[float, float] | None) -> dict[str, Any]:
         """The model's input for an image."""
-        name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else name
+        if isinstance(image, (str, os.PathLike, ImageWindows)):
+            name = image.name if isinstance(image, ImageWindows) else os.fspath(image)
         try:
             return self._map(image, name, limits)
         except (ValueError, RuntimeError) as error:  # such as augmentations that shrink a narrow image to nothing
@@ -218,11 +235,16 @@ class Predictor:
             raise ValueError(f"{name} cannot be made an input of the network: {error}") from error
 
     def _map(self, image: AnyImage, name: str, limits: tuple[float, float] | None) -> dict[str, Any]:
-        if isinstance(image, np.ndarray):
+        if isinstance(image, np.ndarray | ImageWindows):
+            if isinstance(image, ImageWindows):
+                image = image.pick(rule_of(self.mapper))
+                array, picked = image.reduced(1), True
+            else:
+                array, picked = image, False
             if isinstance(self.mapper, InstanceMapper):
-                return self.mapper.map_image(image, name, limits)
+                return self.mapper.map_image(array, name, limits, picked)
             if isinstance(self.mapper, DatasetMapper):
-                return _map_8_bit(self.mapper, pixels.prepare_image(image, name=name))
+                return _map_8_bit(self.mapper, pixels.prepare_image(array, name=name, picked=picked))
             raise TypeError(
                 f"{name} is an array, but the config's mapper ({type(self.mapper).__name__}) reads files only: give a "
                 "path, or set `dataloader.test.mapper` to an InstanceMapper"

@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 from ..allocator import HeapLimit
 from ..data.augmentation import ScaleImage
-from ..data.pixels import ImageReadError, match_channels
+from ..data.channels import rule_of
 from ..data.windows import ImageWindows, open_windows
 from ..masks.merge import TileObjects, merge_tiles
 from ..masks.rle_masks import RLEMasks
@@ -96,7 +96,7 @@ def predict_tiled(
     """
     if isinstance(source, ImageWindows):
         return _predict_windows(predictor, source, tile_size, overlap, scale, progress)
-    with open_windows(source) as windows:
+    with open_windows(source, rule=rule_of(predictor.mapper)) as windows:
         return _predict_windows(predictor, windows, tile_size, overlap, scale, progress)
 
 
@@ -154,14 +154,13 @@ def _predict_windows(
     scale: float | None,
     progress: bool,
 ) -> Instances:
-    height, width, channels = windows.shape
+    height, width, _ = windows.shape
     if height * width >= 2**32:
         raise ValueError(f"{windows.name}: {height} x {width} pixels are more than the 2**32 - 1 that an RLE can count")
-    wanted = getattr(predictor.mapper, "channels", 3)
-    match_channels(windows.name, np.zeros((1, 1, channels), dtype=np.uint8), windows.has_alpha, wanted)
+    windows = windows.pick(rule_of(predictor.mapper))
     tiling = plan_tiling(predictor, tile_size, overlap, scale)
     predictor = _at_scale(predictor, tiling.scale, *(min(side, tiling.tile_size) for side in (height, width)))
-    limits = _intensity_range(predictor, windows)
+    limits = predictor.intensity_range(windows)
     limit = predictor.max_objects
     lowest: list[float] = []  # score in each tile with as many objects as the model gives at most
     tiles = []
@@ -169,7 +168,7 @@ def _predict_windows(
     name = os.path.basename(windows.name)
     limit_heap = HeapLimit()
     for y, x in tqdm(list(corners), desc=name, unit="tile", disable=None if progress else True):
-        tile = windows.read(x, y, min(tiling.tile_size, width - x), min(tiling.tile_size, height - y))
+        tile = windows.part(x, y, min(tiling.tile_size, width - x), min(tiling.tile_size, height - y))
         found = predictor.predict(tile, intensity_range=limits)
         if not found.has("pred_masks_rle"):
             raise ValueError("prediction by tiles needs masks to tell objects apart at the borders, the model has none")
@@ -207,18 +206,6 @@ def _at_scale(predictor: Predictor, scale: float, height: int, width: int) -> Pr
     scaled.mapper = copy.copy(predictor.mapper)
     scaled.mapper.augmentations = T.AugmentationList([ScaleImage(scale, max_size=2**30)])
     return scaled
-
-
-def _intensity_range(predictor: Predictor, windows: ImageWindows) -> tuple[float, float] | None:
-    """Grey values of the whole image that become black and white, None for a config without percentiles."""
-    if predictor.intensity_range(np.arange(2, dtype=np.uint8)[:, None]) is None:
-        return None  # and the image need not be read for it
-    sample = windows.sample()
-    if sample.dtype.kind == "f" and not np.isfinite(sample).all():
-        raise ImageReadError(
-            f"{windows.name}: some pixel values are NaN or infinite. Replace them before saving the file."
-        )
-    return predictor.intensity_range(sample)
 
 
 def _grain(model: torch.nn.Module, scale: float) -> int:

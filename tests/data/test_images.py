@@ -189,7 +189,7 @@ def test_files_that_cannot_be_opened(tmp_path, monkeypatch):
     def refuse(*args):
         raise PermissionError("denied")
 
-    monkeypatch.setattr("maskrcnn_plus.data.images.open", refuse, raising=False)
+    monkeypatch.setattr("maskrcnn_plus.data.tiff_files.open", refuse, raising=False)
     with pytest.raises(ImageReadError, match=r"text\.png: no permission"):
         read_image(str(tmp_path / "text.png"))
 

@@ -131,7 +131,8 @@ def test_table_equals_measures_of_dense_masks(tmp_path, channels, dtype):
         *("centroid_x_px", "centroid_y_px", "perimeter_px", "mean_intensity"),
     ]
     assert len(rows) == 9
-    grey = image[:, :, :3].astype(np.float64).mean(axis=2)  # the fourth channel is alpha
+    colours = image[:, :, :3] if dtype == np.uint8 else image  # of four channels of uint8 the last is alpha
+    grey = colours.astype(np.float64).mean(axis=2)
     for index, row in enumerate(rows):
         mask = instances.pred_masks[index].numpy()
         category = instances.pred_classes[index].item()

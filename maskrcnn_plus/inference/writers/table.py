@@ -14,6 +14,7 @@ import numpy as np
 from detectron2.structures import Instances
 
 from maskrcnn_plus.atomic import write_atomically
+from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.windows import ImageWindows
 from maskrcnn_plus.inference.overlay import class_label
 from maskrcnn_plus.masks.measure import rle_areas, rle_centroids, rle_perimeters
@@ -53,7 +54,7 @@ def object_table(
         image: in its own grey values, read in bands; None leaves `mean_intensity` empty.
         class_names: name of each class.
         pixel_size: micrometres a pixel; None measures in pixels.
-        channels: C of the model; where it is one less than the image's 2 or 4, the last one is alpha.
+        channels: C of the model; where the image has more, what is said to be alpha is left out.
     """
     rles = instances.pred_masks_rle
     lengths = np.column_stack(
@@ -80,7 +81,8 @@ def mean_intensities(rles: Sequence[dict], image: ImageWindows, channels: int = 
     The image is read in bands of rows.
     """
     height, width, count = image.shape
-    count -= count in (2, 4) and count - channels in (1, 3)  # without alpha
+    alpha = () if count == channels else image.alpha_for(ChannelRule(channels))
+    shown = [k for k in range(count) if k not in alpha]
     owners, x, top, bottom = decode_runs(rles).columns()
     sums = np.zeros(len(rles))
     rows = max(_BAND_PIXELS // width, 1)
@@ -89,11 +91,11 @@ def mean_intensities(rles: Sequence[dict], image: ImageWindows, channels: int = 
         if len(inside) == 0:
             continue
         left, right = int(inside.min()), int(inside.max()) + 1
-        band = image.read(left, y, right - left, min(rows, height - y))[:, :, :count].sum(axis=2, dtype=np.float64)
+        band = image.read(left, y, right - left, min(rows, height - y))[:, :, shown].sum(axis=2, dtype=np.float64)
         for pieces, row, column in pixels_in_rows(x, top, bottom, y, y + rows):
             sums += np.bincount(owners[pieces], weights=band[row, column - left], minlength=len(rles))
     with np.errstate(invalid="ignore"):
-        return sums / (rle_areas(rles) * count)
+        return sums / (rle_areas(rles) * len(shown))
 
 
 def merge_tables(path: str | Path, parts: Sequence[str | Path]) -> None:

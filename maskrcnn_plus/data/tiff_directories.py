@@ -1,0 +1,106 @@
+"""The directories (IFDs) of a TIFF, walked before a decoder follows them.
+
+A page's directory holds the offset of the next one and, under SubIFDs, of smaller copies. Decoders follow these links
+wherever they lead; a file whose links lead back, or to millions of overlapping directories, would keep them for ever.
+
+Adobe, "TIFF, Revision 6.0" (1992), Section 2; BigTIFF has 8-byte counts and offsets.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+
+from maskrcnn_plus.data.read_error import ImageReadError
+
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+MAX_PAGES = 2**20
+MAX_ENTRIES = 4096  # of a directory; the decoder takes no more either
+
+_SUB_DIRECTORIES = 330
+_TYPE_BYTES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), start=1)) | {16: 8, 17: 8, 18: 8}
+_OFFSET_TYPES = {4: "I", 13: "I", 16: "Q", 18: "Q"}
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Struct formats and sizes of classic TIFF or BigTIFF, in the file's byte order."""
+
+    order: str
+    big: bool
+
+    @property
+    def count(self) -> struct.Struct:
+        return struct.Struct(self.order + ("Q" if self.big else "H"))
+
+    @property
+    def entry(self) -> struct.Struct:
+        return struct.Struct(self.order + ("HHQ8s" if self.big else "HHI4s"))
+
+    @property
+    def offset(self) -> struct.Struct:
+        return struct.Struct(self.order + ("Q" if self.big else "I"))
+
+
+def check_directories(name: str, local_path: str) -> None:
+    """Walk all directories of a TIFF; one that ends outside of the file is left to the decoder to name.
+
+    Args:
+        name: of the file in errors.
+        local_path: the file.
+
+    Raises:
+        ImageReadError: a directory is reached twice, directories overlap, there are more than `MAX_PAGES`, or a value
+            is larger than the file.
+    """
+    with open(local_path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        header = file.read(16)
+        if len(header) < 8 or header[:4] not in TIFF_MAGIC:
+            return
+        layout = _Layout("<" if header[:2] == b"II" else ">", b"+" in header[:4])
+        first = header[8:16] if layout.big else header[4:8]
+        pending = list(layout.offset.unpack(first)) if len(first) == layout.offset.size else []
+        seen: set[int] = set()
+        used = 0  # bytes of all directories
+        while pending:
+            offset = pending.pop()
+            if offset == 0 or offset + layout.count.size > size:
+                continue
+            if offset in seen:
+                raise ImageReadError(f"{name}: the chain of the TIFF's pages leads back to itself. {_REMEDY}")
+            seen.add(offset)
+            file.seek(offset)
+            (count,) = layout.count.unpack(file.read(layout.count.size))
+            length = count * layout.entry.size
+            if count > MAX_ENTRIES or offset + layout.count.size + length + layout.offset.size > size:
+                continue
+            used += length
+            if len(seen) > MAX_PAGES or used > size:
+                raise ImageReadError(
+                    f"{name}: the TIFF has more than {MAX_PAGES} pages, or pages that overlap. {_REMEDY}"
+                )
+            entries = file.read(length)
+            (following,) = layout.offset.unpack(file.read(layout.offset.size))
+            pending += [following, *_linked(name, file, size, layout, entries)]
+
+
+def _linked(name: str, file, size: int, layout: _Layout, entries: bytes) -> list[int]:
+    """Offsets of sub-directories; values that cannot be in the file are refused."""
+    offsets: list[int] = []
+    for tag, kind, number, value in layout.entry.iter_unpack(entries):
+        length = number * _TYPE_BYTES.get(kind, 1)
+        if length > size:
+            raise ImageReadError(f"{name}: tag {tag} of the TIFF says that it has {length} bytes. {_REMEDY}")
+        if tag != _SUB_DIRECTORIES or kind not in _OFFSET_TYPES or number > MAX_PAGES:
+            continue
+        if length > len(value):
+            file.seek(layout.offset.unpack(value)[0])
+            value = file.read(length)
+        if len(value) >= length:
+            offsets += struct.unpack(f"{layout.order}{number}{_OFFSET_TYPES[kind]}", value[:length])
+    return offsets
+
+
+_REMEDY = "The file is damaged: copy it again or remove it."

@@ -1,0 +1,176 @@
+"""Images of a TIFF, as tifffile decodes them.
+
+Axes by tifffile's letters: Y, X rows and columns; S samples and C channels; Z planes of a z stack, T and others stacked
+images; I and Q pages of which no metadata say what they are.
+
+Shape shorthand: H, W image height and width, C channels.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import tifffile
+
+from maskrcnn_plus.data.channels import ChannelRule, project
+from maskrcnn_plus.data.limits import check_size
+from maskrcnn_plus.data.pillow_files import ORIENTATION_TAG, Decoded, upright
+from maskrcnn_plus.data.read_error import ImageReadError
+from maskrcnn_plus.data.tiff_directories import MAX_PAGES, TIFF_MAGIC, check_directories
+
+logger = logging.getLogger(__name__)
+
+MINISWHITE, MINISBLACK, RGB = 0, 1, 2  # photometric interpretation
+_ALPHA = (1, 2)  # of ExtraSamples: with and without colours multiplied by it; 0 is a channel of no stated meaning
+
+
+def is_tiff(local_path: str) -> bool:
+    """Whether the file starts like a TIFF, whatever its name ends with."""
+    with open(local_path, "rb") as file:
+        return file.read(4) in TIFF_MAGIC
+
+
+def open_tiff(name: str, local_path: str) -> tifffile.TiffFile:
+    """Open a TIFF whose directories have been walked; to be closed by the caller.
+
+    Raises:
+        ImageReadError: see `check_directories`; or OME metadata that claim more planes than any file has.
+    """
+    check_directories(name, local_path)
+    tiff = tifffile.TiffFile(local_path)
+    for pixels in re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", tiff.ome_metadata or "") if tiff.is_ome else ():
+        planes = math.prod(int(size) for size in re.findall(r"\bSize[ZCT]\s*=\s*[\"'](\d+)", pixels))
+        if planes > MAX_PAGES:
+            tiff.close()
+            raise ImageReadError(f"{name}: the OME metadata say {planes} planes. The file is damaged: copy it again.")
+    return tiff
+
+
+def stacked_axes(series: tifffile.TiffPageSeries, rule: ChannelRule) -> tuple[list[str], list[str]]:
+    """Axes along which a series holds images of their own, and those that `rule` projects.
+
+    Pages of unknown meaning are channels where `dataset.channels` picks some of them, where the rule takes an image as
+    it is, and where there are as many as the network has channels and that takes neither grey nor RGB.
+    """
+    stacked, projected = [], []
+    for axis, size in zip(series.axes, series.shape, strict=True):
+        if axis in "YXSC" or size == 1:
+            continue
+        as_channels = rule.select is not None or (rule.count in (None, size) and size != 3)
+        if axis in "ZIQ" and rule.projection is not None:
+            projected.append(axis)
+        elif not (axis in "IQ" and as_channels):
+            stacked.append(axis)
+    return stacked, projected
+
+
+def single_series(name: str, tiff: tifffile.TiffFile, rule: ChannelRule | None) -> tifffile.TiffPageSeries:
+    """Return the first series of a TIFF, which must be one image by the rule (None takes stacks too).
+
+    Raises:
+        ImageReadError: no image, or a stack.
+    """
+    if not tiff.series:
+        raise ImageReadError(f"{name}: the TIFF holds no image. The file is truncated: copy it again or remove it.")
+    series = tiff.series[0]
+    if 0 in series.shape:
+        raise ImageReadError(f"{name}: the image has zero size {series.shape}. Remove or replace the file.")
+    stacked = [] if rule is None else stacked_axes(series, rule)[0]
+    if not stacked:
+        return series
+    sizes = {axis: size for axis, size in zip(series.axes, series.shape, strict=True) if size > 1}
+    count = math.prod(sizes[axis] for axis in stacked)
+    if set(stacked) <= set("IQ"):
+        raise ImageReadError(
+            f"{name}: the image has {count} channels where {rule.count} are wanted, or is a stack of {count} pages, as "
+            "nothing in the TIFF says what they are. dataset.channels picks channels (such as [0, 1, 2]), "
+            "dataset.projection makes one image of a z stack (max or mean); else save each page as a file of its own."
+        )
+    remedy = "dataset.projection (max or mean) makes one image of a z stack. Else save" if "Z" in sizes else "Save"
+    raise ImageReadError(f"{name}: the TIFF is a stack (sizes {sizes}). {remedy} each plane as a file of its own.")
+
+
+def decode_tiff(name: str, local_path: str, rule: ChannelRule, as_labels: bool = False) -> Decoded | None:
+    """Decode a grey, RGB or multi-channel TIFF; None for palette, CMYK and compressions that are left to Pillow."""
+    with open_tiff(name, local_path) as tiff:
+        series, page = single_series(name, tiff, rule), tiff.pages[0]
+        if page.photometric not in (MINISWHITE, MINISBLACK, RGB):
+            return None
+        height, width = series.sizes.get("height", 0), series.sizes.get("width", 0)
+        if height and width:
+            check_size(name, height, width, series.nbytes / (height * width))
+        file_bytes = os.path.getsize(local_path)
+        if any(count > file_bytes for count in page.databytecounts):
+            raise ImageReadError(f"{name}: the file is truncated. Copy it again or remove it.")
+        try:
+            pixels = series.asarray()
+        except ValueError as error:
+            if "imagecodecs" not in str(error):
+                raise
+            if len(series.pages) > 1 or page.samplesperpixel not in (1, 3, 4):
+                raise ImageReadError(
+                    f"{name}: a multi-channel TIFF with {page.compression!s} compression. Install the Python package "
+                    "imagecodecs, or save the file without compression."
+                ) from error
+            return None
+        orientation, alpha, names = tiff_orientation(tiff), alpha_of_page(page), channel_names(tiff, 0)
+    if page.photometric == MINISWHITE and not as_labels and pixels.dtype.kind in "ub":
+        pixels = ~pixels
+    pixels = image_of_axes(name, pixels, series.axes, rule)
+    return Decoded(upright(pixels, orientation), alpha if pixels.shape[2] == page.samplesperpixel else (), names)
+
+
+def image_of_axes(name: str, pixels: np.ndarray, axes: str, rule: ChannelRule, projected: str = "ZIQ") -> np.ndarray:
+    """Make [H, W, C] of an array of these axes, of which no more are stacked.
+
+    Args:
+        name: of the image in messages.
+        pixels: the array.
+        axes: tifffile's letters of its axes.
+        rule: projects what it has to project, if it does.
+        projected: axes that it may project.
+    """
+    if rule.projection is not None:
+        along = [k for k, axis in enumerate(axes) if axis in projected]
+        pixels = project(pixels, along, rule.projection) if along else pixels
+        axes = "".join(axis for k, axis in enumerate(axes) if k not in along)
+    unnamed = math.prod(size for axis, size in zip(axes, pixels.shape, strict=True) if axis in "IQ")
+    if unnamed > 1 and rule.select is not None and len(set(rule.select)) < unnamed:
+        logger.warning(
+            "%s: %d pages, of which nothing says what they are, are taken for channels; dataset.channels=%s leaves the "
+            "others out.",
+            *(name, unnamed, list(rule.select)),
+        )
+    order = [axes.index("Y"), axes.index("X"), *(k for k, axis in enumerate(axes) if axis not in "YX")]
+    pixels = pixels.transpose(order)
+    return pixels.reshape(*pixels.shape[:2], -1)  # [H, W, C]
+
+
+def tiff_orientation(tiff: tifffile.TiffFile) -> int:
+    """Return the orientation tag of the first page, 1 (upright) where there is none."""
+    tag = tiff.pages[0].tags.get(ORIENTATION_TAG)
+    return 1 if tag is None else int(tag.value)
+
+
+def alpha_of_page(page: tifffile.TiffPage) -> tuple[int, ...]:
+    """Indices of the samples that a page says are alpha."""
+    first = page.samplesperpixel - len(page.extrasamples)
+    return tuple(first + k for k, kind in enumerate(page.extrasamples) if int(kind) in _ALPHA)
+
+
+def channel_names(tiff: tifffile.TiffFile, index: int) -> tuple[str, ...]:
+    """Names of the channels of the `index`-th image by OME metadata; empty where they are not all named."""
+    if not tiff.is_ome:
+        return ()
+    root = ElementTree.fromstring(tiff.ome_metadata)
+    images = [element for element in root.iter() if element.tag.rsplit("}", 1)[-1] == "Pixels"]
+    if index >= len(images):
+        return ()
+    channels = [element for element in images[index] if element.tag.rsplit("}", 1)[-1] == "Channel"]
+    names = tuple(channel.get("Name", "") for channel in channels)
+    return names if all(names) else ()
