@@ -212,7 +212,7 @@ class InstanceMapper:
             areas = boxes.area()
 
         if masks is not None and not self.recompute_boxes and "label_file_name" not in dataset_dict:
-            boxes = [_transform_box(*each, transforms, out_size) for each in annotations]
+            boxes = [_transform_box(*each, size, transforms, out_size) for each in annotations]
             boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
             areas = torch.where(boxes.nonempty(_SMALLEST_SIDE), areas, 0)
         elif masks is not None:
