@@ -36,7 +36,7 @@ NORMALIZED = (
 
 BOX_MODES = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
 
-MIN_BOX_IOU = 0.5
+MIN_BOX_IOU = 0.7
 """Boxes of an annotation and of its mask that agree less are two different ones."""
 
 _SLACK = 2.0  # pixels by which the sides of such boxes may always differ, however small the object
