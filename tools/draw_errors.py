@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 import supervision as sv
 from detectron2.config import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from maskrcnn_plus.atomic import write_atomically
@@ -96,7 +96,10 @@ def sorted_images(predictor: Predictor, cfg: DictConfig, threshold: float) -> li
     """Predict the test set as `MatchingEvaluator` judges it; each image with its masks and their kinds."""
     name = instantiate(cfg.dataloader.test.dataset.names)
     images = []
-    for entry in tqdm(load_ground_truth(name if isinstance(name, str) else name[0]).values(), unit="image"):
+    truth = load_ground_truth(
+        name if isinstance(name, str) else name[0], on_error=OmegaConf.select(cfg, "dataset.on_error")
+    )
+    for entry in tqdm(truth.values(), unit="image"):
         annotations = entry.get("annotations", [])
         judged = [index for index, annotation in enumerate(annotations) if not annotation.get("iscrowd", 0)]
         rles = ground_truth_rles(entry)

@@ -76,7 +76,11 @@ dataloader = dict(
         num_workers=4,
     ),
     evaluator=L(COCOMaskEvaluator)(
-        dataset_name="${dataloader.test.dataset.names}", max_detections="${dataset.max_objects}"
+        dataset_name="${dataloader.test.dataset.names}",
+        max_detections="${dataset.max_objects}",
+        on_error="${dataset.on_error}",
     ),
-    proposal_evaluator=L(ProposalRecallEvaluator)(dataset_name="${dataloader.test.dataset.names}"),
+    proposal_evaluator=L(ProposalRecallEvaluator)(
+        dataset_name="${dataloader.test.dataset.names}", on_error="${dataset.on_error}"
+    ),
 )

@@ -53,9 +53,17 @@ dataloader = dict(
     ),
     evaluator=[
         L(MatchingEvaluator)(
-            dataset_name="${dataloader.test.dataset.names}", score_threshold="${dataset.score_threshold}"
+            dataset_name="${dataloader.test.dataset.names}",
+            score_threshold="${dataset.score_threshold}",
+            on_error="${dataset.on_error}",
         ),
-        L(COCOMaskEvaluator)(dataset_name="${dataloader.test.dataset.names}", max_detections="${dataset.max_objects}"),
+        L(COCOMaskEvaluator)(
+            dataset_name="${dataloader.test.dataset.names}",
+            max_detections="${dataset.max_objects}",
+            on_error="${dataset.on_error}",
+        ),
     ],
-    proposal_evaluator=L(ProposalRecallEvaluator)(dataset_name="${dataloader.test.dataset.names}"),
+    proposal_evaluator=L(ProposalRecallEvaluator)(
+        dataset_name="${dataloader.test.dataset.names}", on_error="${dataset.on_error}"
+    ),
 )

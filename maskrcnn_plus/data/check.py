@@ -8,15 +8,13 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.build import filter_images_with_only_crowd_annotations, print_instances_class_histogram
 from detectron2.data.detection_utils import check_metadata_consistency
+from detectron2.structures import BoxMode
 
-from maskrcnn_plus.data.annotations import NORMALIZED, OTHER_BOX, box_corners, normalize_annotation, read_box
-from maskrcnn_plus.data.images import ImageReadError, read_image, read_image_size, read_label_map
-from maskrcnn_plus.data.patterns import box_pattern, scale_pattern
-from maskrcnn_plus.data.screening import screen
+from maskrcnn_plus.data.check_cache import fingerprint, on_main_process, remembered
+from maskrcnn_plus.data.findings import find_problems
 from maskrcnn_plus.errors import UserError
 
 __all__ = ["DataError", "check_dataset", "checked_dataset", "report_problems"]
@@ -24,6 +22,7 @@ __all__ = ["DataError", "check_dataset", "checked_dataset", "report_problems"]
 logger = logging.getLogger(__name__)
 
 _MAX_LISTED = 20
+_reported: set[tuple[str | None, str]] = set()
 
 
 class DataError(UserError):
@@ -59,75 +58,25 @@ def check_dataset(
     return apply_findings(dicts, find_problems(dicts, num_classes, decode), on_error)
 
 
-def find_problems(
-    dicts: Sequence[dict], num_classes: int | None = None, decode: bool = False, *, images: bool = True
-) -> dict[str, Any]:
-    """
-    Look at every image and annotation.
-
-    Args:
-        dicts, num_classes, decode: as for `check_dataset`.
-        images: whether to look at the image files; else the sizes are those that the dicts state.
-
-    Returns:
-        Findings as data for JSON: `problems` (lines), `causes` (what they have in common, sentences), `notes` (what
-        was understood: names of annotations by kind), `bad_images` (indices), and `changes` ({index of image: {number
-        of annotation: new values, or None for a bad one}}, keys as text).
-    """
-    findings: dict[str, Any] = {"problems": [], "causes": [], "notes": {}, "bad_images": [], "changes": {}}
-    problems: list[tuple[int, str]] = []
-    places, entries, label_ids = [], [], {}
-    for index, record in enumerate(dicts):
-        problem, size = None, (record.get("height"), record.get("width"))
-        if images:
-            problem, size, label_ids[index] = _check_image(record, decode)
-        if problem is not None:
-            problems.append((index, f"image {index}: {problem}"))
-            findings["bad_images"].append(index)
-            continue
-        labelled = "label_file_name" in record
-        for number, annotation in enumerate(record.get("annotations", [])):
-            places.append((index, number))
-            entries.append((annotation, size, labelled and annotation.get("label_id") is not None))
-    screened = screen(entries)
-    categories = np.array([_category_problem(annotation, num_classes) is None for annotation, _, _ in entries])
-    passed = screened.passed & categories.astype(bool)
-    decoded = {index for index, found in label_ids.items() if found is not None}
-    normalized, other_boxes = 0, []
-    for k in _to_look_at(passed, places, decoded):
-        (index, number), (annotation, size, labelled) = places[k], entries[k]
-        found, changes, notes = _check_annotation(
-            annotation, dicts[index], size, labelled, num_classes, label_ids.get(index)
-        )
-        name = f"{dicts[index].get('file_name')}, {_annotation_name(number, annotation)}"
-        problems.extend((index, f"{name}: {problem}") for problem in found)
-        normalized += NORMALIZED in found
-        if found or changes:
-            findings["changes"].setdefault(str(index), {})[str(number)] = None if found else changes
-        if not found:
-            for note in notes:
-                findings["notes"].setdefault(note, []).append(name)
-            if OTHER_BOX in notes:
-                other_boxes.append((annotation, size))
-    findings["problems"] = [text for _, text in sorted(problems, key=lambda problem: problem[0])]
-    findings["causes"] = _causes(entries, places, screened.extents, normalized, other_boxes)
-    return findings
-
-
-def apply_findings(dicts: Sequence[dict], findings: dict[str, Any], on_error: str) -> list[dict]:
+def apply_findings(
+    dicts: Sequence[dict], findings: dict[str, Any], on_error: str, *, report: bool = True
+) -> list[dict]:
     """
     Report findings of `find_problems`, and return the dicts without what is bad.
+
+    Args:
+        dicts: what was looked at.
+        findings: what was found.
+        on_error: as for `check_dataset`.
+        report: False to say nothing of what is left out or understood, as it has been said.
 
     Raises:
         DataError: on_error is "raise" and there are problems.
     """
-    report_problems(findings["problems"], on_error, findings["causes"])
-    for kind, names in findings["notes"].items():
-        others = f", and of {len(names) - 1} more" if len(names) > 1 else ""
-        logger.warning(f"Unusual annotations, which are understood: {kind}. So of {names[0]}{others}.")
-    if not findings["problems"]:
-        for cause in findings["causes"]:
-            logger.warning(f"The data look unusual: {cause}")
+    if report or on_error == "raise":
+        report_problems(findings["problems"], on_error, findings["causes"])
+    if report:
+        _report_notes(findings)
     bad = set(findings["bad_images"])
     cleaned = []
     for index, record in enumerate(dicts):
@@ -140,9 +89,21 @@ def apply_findings(dicts: Sequence[dict], findings: dict[str, Any], on_error: st
                 change = changes.get(str(number), {})
                 if change is not None:
                     kept.append({**annotation, **change} if change else annotation)
+                if change and "bbox_mode" in change:  # a number where it comes from JSON
+                    kept[-1]["bbox_mode"] = BoxMode(change["bbox_mode"])
             record = {**record, "annotations": kept}
         cleaned.append(record)
     return cleaned
+
+
+def _report_notes(findings: dict[str, Any]) -> None:
+    """Log what was understood, a warning a kind, and what all annotations have in common."""
+    for kind, names in findings["notes"].items():
+        others = f", and of {len(names) - 1} more" if len(names) > 1 else ""
+        logger.warning(f"Unusual annotations, which are understood: {kind}. So of {names[0]}{others}.")
+    if not findings["problems"]:
+        for cause in findings["causes"]:
+            logger.warning(f"The data look unusual: {cause}")
 
 
 def checked_dataset(
@@ -150,6 +111,8 @@ def checked_dataset(
 ) -> list[dict]:
     """
     Load registered data sets like Detectron2's `get_detection_dataset_dicts`, and check them before anything else.
+
+    What the check finds is remembered until a file changes. In a job of several processes all of them must call it.
 
     Args:
         names: name or names in Detectron2's DatasetCatalog; several data sets must have the same classes.
@@ -163,9 +126,59 @@ def checked_dataset(
         DataError: problems were found (on_error="raise"), or no image is left.
         KeyError: a name is not registered.
     """
+    dicts = checked_dicts(names, on_error=on_error, decode=decode)
+    names = [names] if isinstance(names, str) else list(names)
+    if dicts and all("annotations" in record for record in dicts):
+        if filter_empty:
+            dicts = filter_images_with_only_crowd_annotations(dicts)
+        thing_classes = MetadataCatalog.get(names[0]).get("thing_classes")
+        if thing_classes is not None:
+            print_instances_class_histogram(dicts, thing_classes)
+    if not dicts:
+        raise DataError(f"No usable image is left in {', '.join(names)}. Each needs at least one annotated object.")
+    return dicts
+
+
+def checked_dicts(names: str | Sequence[str], *, on_error: str = "raise", decode: bool = False) -> list[dict]:
+    """
+    Load registered data sets and check them, as `checked_dataset` does, and leave images without annotations in.
+
+    The main process alone looks at the files, and only at those that it does not know (`data/check_cache.py`). In a job
+    of several processes all of them must call it.
+
+    Args, Raises: as for `checked_dataset`.
+
+    Returns:
+        list of dataset dicts, empty where no image is good.
+    """
+    report_problems([], on_error)  # refuses an unknown on_error before the work
     names = [names] if isinstance(names, str) else list(names)
     if not names:
         raise DataError("No data set is named. Set dataset.names to one or more registered data sets.")
+    loaded = []
+
+    def find() -> tuple[str | None, str | None, dict[str, Any]]:
+        dicts, num_classes = _load(names)
+        loaded.append(dicts)
+        content = fingerprint(dicts, ())
+        files = [record[key] for record in dicts for key in ("file_name", "label_file_name") if record.get(key)]
+        key = None if content is None else fingerprint([content, num_classes, decode], files)
+        return content, key, remembered(key, lambda: find_problems(dicts, num_classes, decode))
+
+    content, key, findings = on_main_process(find)
+    dicts = loaded[0] if loaded else _load(names)[0]
+    if not loaded and content is not None and fingerprint(dicts, ()) != content:
+        raise DataError(
+            f"{', '.join(names)}: this process reads other annotations than the main process. Give all machines the "
+            "same files under the same paths."
+        )
+    report = key is None or (key, on_error) not in _reported
+    _reported.add((key, on_error))
+    return apply_findings(dicts, findings, on_error, report=report)
+
+
+def _load(names: Sequence[str]) -> tuple[list[dict], int | None]:
+    """Load registered data sets, and return their dicts and number of classes, None where that is not known."""
     dicts = []
     for name in names:
         loaded = DatasetCatalog.get(name)
@@ -175,16 +188,7 @@ def checked_dataset(
     thing_classes = MetadataCatalog.get(names[0]).get("thing_classes")
     if thing_classes is not None:
         check_metadata_consistency("thing_classes", names)
-    num_classes = None if thing_classes is None else len(thing_classes)
-    dicts = check_dataset(dicts, on_error=on_error, num_classes=num_classes, decode=decode)
-    if dicts and all("annotations" in record for record in dicts):
-        if filter_empty:
-            dicts = filter_images_with_only_crowd_annotations(dicts)
-        if thing_classes is not None:
-            print_instances_class_histogram(dicts, thing_classes)
-    if not dicts:
-        raise DataError(f"No usable image is left in {', '.join(names)}. Each needs at least one annotated object.")
-    return dicts
+    return dicts, None if thing_classes is None else len(thing_classes)
 
 
 def report_problems(problems: Sequence[str], on_error: str, causes: Sequence[str] = ()) -> None:
@@ -208,103 +212,3 @@ def report_problems(problems: Sequence[str], on_error: str, causes: Sequence[str
     if on_error == "raise":
         raise DataError("\n".join([f"{count} (repair them, or set on_error='skip' to leave them out):", *lines]))
     logger.warning("\n".join([f"{count}, left out:", *lines]))
-
-
-def _check_image(record: dict, decode: bool) -> tuple[str | None, tuple[int, int], set[int] | None]:
-    """Return what is wrong with the images of a record, their (height, width), and the label ids if decoded."""
-    path, label_path = record.get("file_name"), record.get("label_file_name")
-    if not path:
-        return "no file_name in the dataset dict.", (0, 0), None
-    label_ids = None
-    try:
-        size = label_size = read_image_size(path)
-        if decode:
-            read_image(path, channels=None, percentiles=(0, 100))
-        if label_path is not None:
-            label_size = read_image_size(label_path)
-            if decode:
-                label_ids = set(np.unique(read_label_map(label_path)).tolist()) - {0}
-    except ImageReadError as error:
-        return str(error), (0, 0), None
-    problem = None
-    stated = (record.get("height", size[0]), record.get("width", size[1]))
-    if stated != size:
-        problem = f"{path}: the annotation says {_text(stated)}, the file is {_text(size)}. Correct the annotation."
-        if all(isinstance(side, int) and side > 0 for side in stated) and stated != size[::-1]:
-            factors = stated[0] / size[0], stated[1] / size[1]
-            if abs(factors[0] / factors[1] - 1) < 0.02:
-                problem += f" The image may have been resized after it was annotated, by {1 / factors[0]:.3g}."
-    elif label_size != size:
-        problem = f"{label_path}: the label image is {_text(label_size)}, its image {path} is {_text(size)}."
-    return problem, size, label_ids
-
-
-def _text(size: tuple[int, int]) -> str:
-    """Format (height, width)."""
-    return f"{size[0]} high x {size[1]} wide"
-
-
-def _annotation_name(number: int, annotation: dict) -> str:
-    """Number of an annotation in its image, and its id."""
-    return f"annotation {number}" + (f" (id {annotation['id']})" if "id" in annotation else "")
-
-
-def _to_look_at(passed: np.ndarray, places: Sequence[tuple[int, int]], decoded: set[int]) -> list[int]:
-    """Which annotations are looked at one by one: those that have not passed, and all of decoded label images."""
-    return [k for k, (index, _) in enumerate(places) if not passed[k] or index in decoded]
-
-
-def _check_annotation(
-    annotation: dict,
-    record: dict,
-    size: tuple[int, int],
-    labelled: bool,
-    num_classes: int | None,
-    label_ids: set[int] | None,
-) -> tuple[list[str], dict[str, Any], list[str]]:
-    """Return problems, changes and notes of one annotation of an image of size (height, width)."""
-    problems, changes, notes = [], {}, []
-    try:
-        if labelled:
-            box_corners(read_box(annotation)[0], annotation.get("bbox_mode"), size)
-        else:
-            changes, notes = normalize_annotation(annotation, size)
-    except ValueError as error:
-        problems.append(str(error))
-    category = _category_problem(annotation, num_classes)
-    if category is not None:
-        problems.append(category)
-    if labelled and label_ids is not None and annotation["label_id"] not in label_ids:
-        problems.append(f"label_id {annotation['label_id']} does not occur in {record['label_file_name']}.")
-    return problems, changes, notes
-
-
-def _causes(
-    entries: Sequence[tuple[dict, tuple[int, int], bool]],
-    places: Sequence[tuple[int, int]],
-    extents: np.ndarray,
-    normalized: int,
-    other_boxes: list[tuple[dict, tuple[int, int]]],
-) -> list[str]:
-    """Return what the annotations have in common, as sentences."""
-    if not entries:
-        return []
-    causes = []
-    if normalized > len(entries) / 2:
-        causes.append(f"the coordinates of {normalized} of {len(entries)} masks are parts of the image's size.")
-    else:
-        limits = np.array([[size[1], size[0]] for _, size, _ in entries], dtype=np.float64)
-        causes.append(scale_pattern(extents, limits, np.array([index for index, _ in places])))
-    if other_boxes:
-        causes.append(box_pattern(other_boxes, len(entries)))
-    return [cause for cause in causes if cause is not None]
-
-
-def _category_problem(annotation: dict, num_classes: int | None) -> str | None:
-    """Return what is wrong with the category."""
-    category = annotation.get("category_id")
-    if not isinstance(category, int | np.integer) or category < 0:
-        return f"category_id {category!r}: an integer of 0 or more is needed."
-    if num_classes is not None and category >= num_classes:
-        return f"category_id {category} is unknown: the data set has {num_classes} classes, 0..{num_classes - 1}."
-    return None

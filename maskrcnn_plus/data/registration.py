@@ -8,10 +8,12 @@ A label image has the size of its image; 0 is background and k > 0 is the k-th o
 """
 
 import difflib
+import itertools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -19,9 +21,10 @@ from detectron2.structures import BoxMode
 from scipy import ndimage
 
 from maskrcnn_plus.data.check import DataError, report_problems
+from maskrcnn_plus.data.check_cache import fingerprint, pack, remembered, unpack
 from maskrcnn_plus.data.images import IMAGE_SUFFIXES, ImageReadError, read_image_size, read_label_map
 
-__all__ = ["copy_dicts", "label_map_annotations", "register_label_maps", "register_source"]
+__all__ = ["label_map_annotations", "register_label_maps", "register_source"]
 
 _LABEL_SUFFIXES = (".png", ".tif", ".tiff")
 _DENSE_LABELS = 65535
@@ -125,25 +128,10 @@ def label_map_annotations(label_map: np.ndarray, categories: Mapping[int, int] |
             continue
         label_id = index if label_ids is None else int(label_ids[index])
         rows, columns = window
-        annotations.append(
-            {
-                "bbox": [float(columns.start), float(rows.start), float(columns.stop), float(rows.stop)],
-                "bbox_mode": BoxMode.XYXY_ABS,
-                "category_id": 0 if categories is None else categories[label_id],
-                "label_id": label_id,
-                "area": int(areas[index]),
-                "iscrowd": 0,
-            }
-        )
+        box = [float(columns.start), float(rows.start), float(columns.stop), float(rows.stop)]
+        category = 0 if categories is None else categories[label_id]
+        annotations.append(_annotation(label_id, int(areas[index]), box, category))
     return annotations
-
-
-def copy_dicts(dicts: Sequence[dict]) -> list[dict]:
-    """Copy dataset dicts of label images, so that a caller may change them (much faster than copy.deepcopy)."""
-    return [
-        {**record, "annotations": [{**entry, "bbox": list(entry["bbox"])} for entry in record["annotations"]]}
-        for record in dicts
-    ]
 
 
 @dataclass(frozen=True)
@@ -155,21 +143,21 @@ class LabelMapFolder:
     image_dir: str
     label_dir: str
     on_error: str
-    _cache: list[dict] = field(default_factory=list, compare=False, repr=False)
+    _packed: list[bytes] = field(default_factory=list, compare=False, repr=False)
 
     def __call__(self) -> list[dict]:
         """Return the dataset dicts, sorted by image id."""
-        if not self._cache:
-            self._cache.extend(self._load())
-        return copy_dicts(self._cache)
+        if not self._packed:
+            self._packed.append(pack(self._load()))
+        return unpack(self._packed[0])
 
     def _load(self) -> list[dict]:
-        """Read the folder."""
+        """Read the folder; label images that are known are not read again."""
         folder, ids = self._find_split()
         problems: list[str] = []
         images = _list_files(os.path.join(folder, self.image_dir), IMAGE_SUFFIXES, problems)
         labels = _list_files(os.path.join(folder, self.label_dir), _LABEL_SUFFIXES, problems)
-        records = []
+        pairs = {}
         for image_id in sorted(images) if ids is None else ids:
             if image_id not in images:
                 near = _suggest(image_id, images)
@@ -184,11 +172,11 @@ class LabelMapFolder:
                     "Add it (all zeros if the image has no objects) or remove the image."
                 )
             else:
-                try:
-                    records.append(_read_record(image_id, images[image_id], labels[image_id]))
-                except ImageReadError as error:
-                    problems.append(str(error))
-        report_problems(problems, self.on_error)
+                pairs[image_id] = images[image_id], labels[image_id]
+        key = fingerprint(pairs.items(), itertools.chain.from_iterable(pairs.values()))
+        found = remembered(key, lambda: _read_folder(pairs))
+        records = [_record(image_id, *pairs[image_id], entry) for image_id, entry in found["images"].items()]
+        report_problems(problems + found["problems"], self.on_error)
         if not records:
             raise DataError(
                 f"{os.path.join(folder, self.image_dir)}: no image with a label image was found. "
@@ -261,8 +249,28 @@ def _list_files(folder: str, suffixes: Sequence[str], problems: list[str]) -> di
     return files
 
 
-def _read_record(image_id: str, image_path: str, label_path: str) -> dict:
-    """Read one image header and one label image into a dataset dict."""
+def _read_folder(pairs: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    """
+    Read image headers and label images.
+
+    Args:
+        pairs: paths of image and label image by image id.
+
+    Returns:
+        Data for JSON: `images` ({image id: {"size": [H, W], "objects": [[label id, area, x0, y0, x1, y1], ...]}}) and
+        `problems`.
+    """
+    images, problems = {}, []
+    for image_id, paths in pairs.items():
+        try:
+            images[image_id] = _read_pair(*paths)
+        except ImageReadError as error:
+            problems.append(str(error))
+    return {"images": images, "problems": problems}
+
+
+def _read_pair(image_path: str, label_path: str) -> dict[str, Any]:
+    """Read one image header and one label image."""
     height, width = read_image_size(image_path)
     label_map = read_label_map(label_path)  # [H, W]
     if label_map.shape != (height, width):
@@ -270,13 +278,31 @@ def _read_record(image_id: str, image_path: str, label_path: str) -> dict:
             f"{label_path}: the label image is {label_map.shape[0]} high x {label_map.shape[1]} wide, its image "
             f"{image_path} is {height} high x {width} wide. Both must have the same size."
         )
+    objects = [[each["label_id"], each["area"], *each["bbox"]] for each in label_map_annotations(label_map)]
+    return {"size": [height, width], "objects": objects}
+
+
+def _record(image_id: str, image_path: str, label_path: str, found: dict[str, Any]) -> dict:
+    """Make a dataset dict of what `_read_pair` found."""
     return {
         "file_name": image_path,
         "image_id": image_id,
-        "height": height,
-        "width": width,
+        "height": found["size"][0],
+        "width": found["size"][1],
         "label_file_name": label_path,
-        "annotations": label_map_annotations(label_map),
+        "annotations": [_annotation(label_id, area, box, 0) for label_id, area, *box in found["objects"]],
+    }
+
+
+def _annotation(label_id: int, area: int, box: list[float], category: int) -> dict:
+    """Make an annotation of an object of a label image; see `label_map_annotations`."""
+    return {
+        "bbox": box,
+        "bbox_mode": BoxMode.XYXY_ABS,
+        "category_id": category,
+        "label_id": label_id,
+        "area": area,
+        "iscrowd": 0,
     }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.data import DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -47,7 +48,8 @@ class TrainingStream(IterableDataset):
         """Remember the data set and this process's rank; workers inherit the rank.
 
         Args:
-            dataset: dataset dicts; shallow copies are yielded.
+            dataset: dataset dicts; a packed copy is kept, which data loading workers share, and fresh dicts are
+                yielded.
             total_batch_size: images an iteration, of all processes together.
             seed: start of the random numbers, the same on every rank.
             start_iter: first iteration, counted from 0.
@@ -66,7 +68,8 @@ class TrainingStream(IterableDataset):
         ):
             if int(value) != value or value < minimum:
                 raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}.")
-        self.dataset = dataset
+        # Packed: Python's counting of references would copy a list of dicts into the memory of each worker.
+        self.dataset = DatasetFromList(list(dataset), copy=False)
         self.seed = seed
         self.start_iter = start_iter
         self.shuffle = shuffle
@@ -97,7 +100,7 @@ class TrainingStream(IterableDataset):
 
     def _entries(self, position: int, with_torch: bool) -> Iterator[dict[str, Any]]:
         """Yield the dict of a position, and others for as long as the mapper marks them as skipped."""
-        entry = dict(self.dataset[self._index(position)])
+        entry = self.dataset[self._index(position)]
         self._seed_generators(position, with_torch)
         yield entry
         if SKIPPED not in entry:
@@ -105,7 +108,7 @@ class TrainingStream(IterableDataset):
         skipped: list[tuple[str, str]] = []
         for index in np.random.default_rng((self.seed, position, 1)).permutation(len(self.dataset))[:MAX_SKIPPED]:
             skipped.append((str(entry.get("file_name", entry.get("image_id"))), entry[SKIPPED]))
-            entry = dict(self.dataset[int(index)])
+            entry = self.dataset[int(index)]
             entry[SKIPPED] = tuple(skipped)
             self._seed_generators(position, with_torch)
             yield entry

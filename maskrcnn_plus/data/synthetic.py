@@ -22,7 +22,8 @@ from detectron2.utils.file_io import PathHandler, PathManager
 
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.data.check import DataError
-from maskrcnn_plus.data.registration import copy_dicts, label_map_annotations, register_source
+from maskrcnn_plus.data.check_cache import pack, unpack
+from maskrcnn_plus.data.registration import label_map_annotations, register_source
 
 __all__ = ["SYNTHETIC_CLASSES", "SyntheticPathHandler", "register_synthetic_cells", "render_cells"]
 
@@ -91,13 +92,13 @@ class SyntheticCells:
     seed: int
     height: int
     width: int
-    _cache: list[dict] = field(default_factory=list, compare=False, repr=False)
+    _packed: list[bytes] = field(default_factory=list, compare=False, repr=False)
 
     def __call__(self) -> list[dict]:
         """Return the dataset dicts."""
-        if not self._cache:
-            self._cache.extend(self._record(index) for index in range(self.num_images))
-        return copy_dicts(self._cache)
+        if not self._packed:
+            self._packed.append(pack([self._record(index) for index in range(self.num_images)]))
+        return unpack(self._packed[0])
 
     def _record(self, index: int) -> dict:
         """Make the dataset dict of one image."""

@@ -45,6 +45,7 @@ class COCOMaskEvaluator(DatasetEvaluator):
         max_detections: int | None = None,
         output_dir: str | None = None,
         tasks: Sequence[str] = ("bbox", "segm"),
+        on_error: str | None = None,
     ) -> None:
         """Read the list of images and the names of the classes.
 
@@ -54,6 +55,7 @@ class COCOMaskEvaluator(DatasetEvaluator):
                 of detections that the model gave in any image, at least COCO's 100, so that all count.
             output_dir: folder to write the detections to as `coco_instances_results.json`.
             tasks: "bbox", "segm" or both.
+            on_error: "raise" or "skip", as of the loader's `checked_dataset`; None takes annotations as they are.
 
         Raises:
             ValueError: an unknown task, a limit below 1, or a data set without images or with ambiguous image ids.
@@ -66,7 +68,7 @@ class COCOMaskEvaluator(DatasetEvaluator):
         self._max_detections = max_detections
         self._output_dir = output_dir
         self._dataset_name = dataset_name
-        self._ground_truth = load_ground_truth(dataset_name)
+        self._ground_truth = load_ground_truth(dataset_name, on_error)
         self._metadata = MetadataCatalog.get(dataset_name)
         self._predictions: dict[Any, list[dict[str, Any]]] = {}
 

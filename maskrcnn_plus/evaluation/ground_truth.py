@@ -9,27 +9,32 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 
 from ..data.annotations import normalize_segmentation
+from ..data.check import checked_dicts
 from ..data.images import read_label_map
 from ..masks.label_map import label_map_to_rles
 from ..masks.measure import rle_areas
 from ..masks.polygons import polygons_to_rle
 
 
-def load_ground_truth(dataset_name: str) -> dict[Any, dict[str, Any]]:
+def load_ground_truth(dataset_name: str, on_error: str | None = None) -> dict[Any, dict[str, Any]]:
     """Read a registered data set for evaluation.
 
     Args:
         dataset_name: its name in Detectron2's DatasetCatalog.
+        on_error: "raise" or "skip" to check the data set as `checked_dataset` does, so that what a loader leaves out is
+            not missed here; None takes it as it is.
 
     Returns:
         The data set's dicts by `image_id`, in the data set's order.
 
     Raises:
         KeyError: no data set of that name (from DatasetCatalog).
+        DataError: problems were found (on_error="raise").
         ValueError: no images, an image without id or size, or an image id that stands for two images.
     """
     by_image_id: dict[Any, dict[str, Any]] = {}
-    for entry in DatasetCatalog.get(dataset_name):
+    checked = on_error is not None
+    for entry in checked_dicts(dataset_name, on_error=on_error) if checked else DatasetCatalog.get(dataset_name):
         for key in ("image_id", "height", "width"):
             if key not in entry:
                 raise ValueError(f"Data set {dataset_name!r}: {image_name(entry)} has no {key!r}.")

@@ -43,6 +43,7 @@ class MatchingEvaluator(DatasetEvaluator):
         score_threshold: float = 0.5,
         output_dir: str | None = None,
         resolve_overlaps: bool = True,
+        on_error: str | None = None,
     ) -> None:
         """Read the ground truth.
 
@@ -53,6 +54,7 @@ class MatchingEvaluator(DatasetEvaluator):
             output_dir: folder to write `matching_results.json` to (the figures, and TP, FP, FN of each image).
             resolve_overlaps: give every pixel to the detection with the highest score, as a label image would, and drop
                 detections that are left with no pixel.
+            on_error: "raise" or "skip", as of the loader's `checked_dataset`; None takes annotations as they are.
 
         Raises:
             ValueError: thresholds out of range, or a data set without images or with ambiguous image ids.
@@ -63,7 +65,7 @@ class MatchingEvaluator(DatasetEvaluator):
         self._output_dir = output_dir
         self._resolve_overlaps = resolve_overlaps
         self._dataset_name = dataset_name
-        self._ground_truth = load_ground_truth(dataset_name)
+        self._ground_truth = load_ground_truth(dataset_name, on_error)
         self._counts: dict[Any, np.ndarray] = {}  # image id -> [T, 3]
 
     def reset(self) -> None:

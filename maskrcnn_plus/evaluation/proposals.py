@@ -33,13 +33,16 @@ AREA_RANGES = {"": (0, np.inf), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**
 class ProposalRecallEvaluator(DatasetEvaluator):
     """Detectron2 evaluator of the average recall (AR) of proposals, from `ProposalNetwork` or `proposals_of`."""
 
-    def __init__(self, dataset_name: str, limits: Sequence[int] = (100, 300, 1000)) -> None:
+    def __init__(
+        self, dataset_name: str, limits: Sequence[int] = (100, 300, 1000), on_error: str | None = None
+    ) -> None:
         """Read the list of images.
 
         Args:
             dataset_name: a name in Detectron2's DatasetCatalog.
             limits: L numbers of best proposals of an image that count. A model that gives fewer is judged by those: its
                 proposal generator's `post_nms_topk` must reach the largest limit for AR at that limit.
+            on_error: "raise" or "skip", as of the loader's `checked_dataset`; None takes annotations as they are.
 
         Raises:
             ValueError: limits that are not different numbers from 1 on, or a data set without images or with ambiguous
@@ -49,7 +52,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         if not self._limits or min(self._limits) < 1 or len(set(self._limits)) < len(self._limits):
             raise ValueError(f"limits must be different numbers from 1 on, as (100, 1000), not {self._limits}.")
         self._dataset_name = dataset_name
-        self._ground_truth = load_ground_truth(dataset_name)
+        self._ground_truth = load_ground_truth(dataset_name, on_error)
         self._counts: dict[Any, tuple[np.ndarray, np.ndarray]] = {}  # image id -> found [R, L, T], objects [R]
 
     def reset(self) -> None:

@@ -177,7 +177,7 @@ def test_config_pastes_from_the_training_images(nuclei_config, tmp_path):
         assert isinstance(mapper.mapper, InstanceMapper)
         assert mapper.mapper.percentiles == [1.0, 99.8]
         dataset = instantiate(cfg.dataloader.train.dataset).dataset
-        assert [mapper.dataset[i] for i in range(len(mapper.dataset))] == dataset
+        assert [mapper.dataset[i] for i in range(len(mapper.dataset))] == [dataset[i] for i in range(len(dataset))]
         assert len(dataset) == 3
         results.append(next(iter(instantiate(cfg.dataloader.train))))
     assert len(results[0]) == 4

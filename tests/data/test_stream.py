@@ -1,5 +1,6 @@
 """TrainingStream: order and augmentation are a function of (seed, position), whatever the workers."""
 
+import gc
 import itertools
 import random
 import signal
@@ -124,3 +125,21 @@ def test_changing_a_yielded_dict_leaves_the_data_set_alone():
 def test_bad_arguments_are_named(dataset, kwargs, message):
     with pytest.raises(ValueError, match=message):
         TrainingStream(dataset, **kwargs)
+
+
+def test_a_data_set_is_kept_as_one_piece_of_memory_whatever_its_length():
+    """Each Python object would be copied into the memory of every worker, as its references are counted."""
+    counts = {}
+    for length in (10, 2000):
+        streams = TrainingStream([{"image_id": k, "annotations": [{"bbox": [k]}]} for k in range(length)], 1)
+        gc.collect()
+        counts[length] = len(gc.get_objects())
+        assert next(iter(streams))["annotations"][0]["bbox"]
+    assert counts[2000] < counts[10] + 200
+
+
+def test_what_is_yielded_may_be_changed_without_harm():
+    stream = TrainingStream([{"image_id": 0, "annotations": [{"bbox": [1]}]}], 1)
+    iterator = iter(stream)
+    next(iterator)["annotations"][0]["bbox"][0] = 7
+    assert next(iterator)["annotations"] == [{"bbox": [1]}]
