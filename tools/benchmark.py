@@ -58,7 +58,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--images", default="datasets/coco/val2017", help="photographs for inference (default: %(default)s)"
     )
-    parser.add_argument("--weights", help="checkpoint for tiling (default: as the config builds the model)")
+    parser.add_argument("--weights", help="checkpoint for tiling (default: random, as the config builds the model)")
     parser.add_argument(
         "--sides", default="1500,3000,6000", help="of the mosaics for tiling, pixels (default: %(default)s)"
     )

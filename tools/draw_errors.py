@@ -37,6 +37,8 @@ from maskrcnn_plus.errors import run_tool
 from maskrcnn_plus.evaluation.errors import DETECTION_KINDS, FOUND, OBJECT_KINDS, sort_errors
 from maskrcnn_plus.evaluation.ground_truth import ground_truth_rles, load_ground_truth
 from maskrcnn_plus.evaluation.matching import visible_masks
+from maskrcnn_plus.inference.files import explain_no_objects
+from maskrcnn_plus.inference.inputs import list_inputs
 from maskrcnn_plus.inference.overlay import display_image
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.inference.writers.outlines import rle_polygons
@@ -84,11 +86,14 @@ def draw_errors(args: argparse.Namespace) -> None:
     predictor = Predictor(cfg, args.weights, score_threshold=threshold)
     images = sorted_images(predictor, cfg, args.iou)
     print(table(images))
+    if not any(image["detections"] for image in images):
+        print(f"draw_errors: {explain_no_objects(predictor, len(images))}", file=sys.stderr)
+    names = {file.path: file.name for file in list_inputs([image["file_name"] for image in images])}
     worst = sorted(images, key=lambda image: sum(kind != FOUND for kind in image["detection_kinds"] + image["kinds"]))
     for image in worst[max(len(worst) - args.images, 0) :]:
         picture = draw(image, args.zoom, predictor)
         args.output.mkdir(parents=True, exist_ok=True)
-        path = args.output / f"{Path(image['file_name']).stem}.png"
+        path = args.output / f"{names[image['file_name']]}.png"
         write_atomically(path, cv2.imencode(".png", picture)[1].tobytes())
 
 

@@ -94,7 +94,8 @@ def predict_files(
         output: folder, made if it is not there.
         formats: keys of `maskrcnn_plus.inference.writers.FORMATS`.
         recursive: look into the sub-folders of input folders.
-        pixel_size: micrometres a pixel, for csv; None takes that of a TIFF's metadata, and pixels without one.
+        pixel_size: micrometres a pixel, for csv and the report; None takes that of a TIFF's metadata, else all is in
+            pixels.
         tile: side of tiles in pixels; "off" predicts every image whole; "auto" tiles images of more than four tiles,
             but none of a config that shrinks every image to one size.
         report: facts for the head of `report.html`; None writes no report.
@@ -136,7 +137,22 @@ def predict_files(
             failures, names = run.summary.failures, predictor.class_names
             path = folder / "report.html"
             write_report(path, entries, title, details=dict(report), failures=failures, class_names=names)
+    if done and not run.summary.num_objects:
+        _say(explain_no_objects(predictor, len(done)))
     return run.summary
+
+
+def explain_no_objects(predictor: Predictor, num_images: int) -> str:
+    """What to look at when nothing was found in any image."""
+    threshold = predictor.score_threshold or 0
+    channels = getattr(predictor.mapper, "channels", 3)
+    images = "the image" if num_images == 1 else f"all {num_images} images"
+    return (
+        f"0 objects in {images}. Likely causes: a score threshold that is too high ({threshold:g}; try a lower "
+        "--score-threshold); objects of another size than in the training (an image of 512 x 512 px is scaled by "
+        f"{predictor.scale_of(512, 512):.2g}; set dataset.scale); other channels, contrast or staining than in the "
+        f"training (the model sees {channels} channel{'s' * (channels > 1)}); or weights of another data set."
+    )
 
 
 class _Run:
@@ -202,7 +218,7 @@ class _Run:
                 self._fail(name, error, image.path)
                 return False
             pixel_size = self.pixel_size
-            if pixel_size is None and "csv" in self.formats:
+            if pixel_size is None and (self.with_report or "csv" in self.formats):
                 pixel_size = tiff_pixel_size(image.path)
             # An OSError, such as of a full disk, ends the run: it is not the fault of the image.
             try:
@@ -219,7 +235,7 @@ class _Run:
                 )
                 facts = {"objects": len(instances)}
                 if self.with_report:
-                    facts["report"] = self._report_facts(name, instances, windows, files.get("overlay"))
+                    facts["report"] = self._report_facts(name, instances, windows, files.get("overlay"), pixel_size)
             except ValueError as error:
                 self._fail(name, error, image.path)
                 return False
@@ -248,12 +264,12 @@ class _Run:
         return encode_masks(instances)
 
     def _report_facts(
-        self, name: str, instances: Instances, windows: ImageWindows, drawn: Path | None
+        self, name: str, instances: Instances, windows: ImageWindows, drawn: Path | None, pixel_size: float | None
     ) -> dict[str, Any]:
         """A `ReportEntry` for JSON; `drawn` is the overlay's file, where it was written."""
         shown, reduced = picture_of(windows, instances, self.channels)
         overlay = read_image(str(drawn)) if drawn else draw_overlay(shown, reduced, self.predictor.class_names)
-        entry = report_entry(name, instances, shown, overlay)
+        entry = report_entry(name, instances, shown, overlay, pixel_size)
         return {**vars(entry), "pictures": [base64.b64encode(picture).decode() for picture in entry.pictures]}
 
     def _fail(self, name: str, error: Exception, path: str) -> None:

@@ -15,6 +15,7 @@ from detectron2.structures import Instances
 from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.pixels import prepare_image
 from maskrcnn_plus.data.windows import ImageWindows
+from maskrcnn_plus.inference.predictions import Predictions, known_class_names
 from maskrcnn_plus.masks.measure import reduce_rles, rle_areas, rle_boxes
 from maskrcnn_plus.masks.rle_masks import RLEMasks, instance_masks
 
@@ -45,7 +46,7 @@ def draw_overlay(image: np.ndarray, instances: Instances, class_names: Sequence[
     Args:
         image: [H, W, 3] uint8 RGB.
         instances: with `scores`, `pred_classes` and `pred_masks_rle` or `pred_masks` [N, H, W] bool.
-        class_names: name of each class.
+        class_names: name of each class; by default those that the instances know (`Predictions`).
 
     Returns:
         [H, W, 3] uint8 RGB, a new array.
@@ -57,6 +58,7 @@ def draw_overlay(image: np.ndarray, instances: Instances, class_names: Sequence[
         raise ValueError(f"an overlay needs an RGB image [H, W, 3] of uint8, not {image.shape} of {image.dtype}")
     if image.shape[:2] != tuple(instances.image_size):
         raise ValueError(f"the image has size {image.shape[:2]} (H, W) but its instances {instances.image_size}")
+    class_names = known_class_names(instances, class_names)
     canvas = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     rles = instance_masks(instances)
     visible = np.flatnonzero(rle_areas(rles))
@@ -118,7 +120,8 @@ def picture_of(image: ImageWindows, instances: Instances, channels: int = 3) -> 
         return shown, instances
     size = shown.shape[:2]
     masks = RLEMasks(reduce_rles(list(instances.pred_masks_rle), factor), size)
-    return shown, Instances(size, pred_masks_rle=masks, scores=instances.scores, pred_classes=instances.pred_classes)
+    fields = {"pred_masks_rle": masks, "scores": instances.scores, "pred_classes": instances.pred_classes}
+    return shown, Predictions(size, class_names=known_class_names(instances), **fields)
 
 
 def display_image(pixels: np.ndarray, channels: int = 3, name: str = "the image") -> np.ndarray:

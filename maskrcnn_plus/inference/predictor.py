@@ -8,6 +8,7 @@ Shape shorthand: N objects of one image of H x W pixels, C channels; [h, w] the 
 
 import contextlib
 import copy
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -34,8 +35,13 @@ from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.data.windows import ImageWindows, open_windows
 from maskrcnn_plus.device import usable_device
 from maskrcnn_plus.inference.optimize import optimize_for_inference
+from maskrcnn_plus.inference.pixel_size import tiff_pixel_size
+from maskrcnn_plus.inference.predictions import Predictions
 from maskrcnn_plus.masks.label_map import masks_to_rles
 from maskrcnn_plus.masks.rle_masks import RLEMasks
+
+RANDOM = "random"
+"""In place of a file of weights."""
 
 AnyImage = str | os.PathLike | np.ndarray | ImageWindows
 """A path, an array [H, W] or [H, W, C] in RGB order, or an image of `open_windows`, which is read as a whole."""
@@ -48,9 +54,10 @@ class Predictor:
         config: a LazyConfig, or the path or name of one (`maskrcnn_plus.config.get_config`). It has `model`,
             `dataloader.test.mapper` (a callable on `{"file_name": path}`) and, optionally, `train.device`,
             `train.channels_last` (CPU only, default true) and `dataset.thing_classes` (list of class names).
-        weights: checkpoint file; None leaves the model as the config builds it.
+        weights: checkpoint file; "random" leaves the model as the config builds it, for tests and timing.
         device: overrides `train.device`; "auto" is the GPU where there is one.
-        score_threshold: keeps objects with a score of at least this. Objects below the model's own threshold
+        score_threshold: keeps objects with a score of at least this; by default the config's `dataset.score_threshold`,
+            and all objects of the model where it has none. Objects below the model's own threshold
             (`test_score_thresh` of its box predictor) are never seen here.
         optimize: fold batch norms and the like, see `optimize_for_inference`; the results stay the same to 1e-4.
         compile: also compile the backbone with `torch.compile`, which takes a minute once a process. On a CPU it
@@ -58,7 +65,7 @@ class Predictor:
 
     Raises:
         ValueError: there is no such config, a config key is missing or cannot be built, the device is not there, the
-            threshold is not in 0..1 or the weights are missing, unreadable or of another model.
+            threshold is not in 0..1 or the weights are not given, missing, unreadable or of another model.
     """
 
     def __init__(
@@ -71,20 +78,23 @@ class Predictor:
         optimize: bool = True,
         compile: bool = False,
     ):
+        config = copy.deepcopy(config) if OmegaConf.is_config(config) else get_config(os.fspath(config))
+        _check_weights(config, weights)
+        if score_threshold is None:
+            score_threshold = OmegaConf.select(config, "dataset.score_threshold")
         if score_threshold is not None and not 0 <= score_threshold <= 1:
             raise ValueError(f"score_threshold is {score_threshold}, it must be between 0 and 1")
-        config = copy.deepcopy(config) if OmegaConf.is_config(config) else get_config(os.fspath(config))
         self.device = usable_device(device or OmegaConf.select(config, "train.device") or "auto")
         self.score_threshold = score_threshold
         if self.device.type == "cpu":
             keep_freed_memory()
-        if weights:
+        if weights != RANDOM:
             skip_pretrained(config)
         self.mapper = _build(config, "dataloader.test.mapper")
         if isinstance(self.mapper, InstanceMapper):
             self.mapper.on_error = "raise"  # what is skipped in an evaluation is an error here
         model = _build(config, "model")
-        if weights:
+        if weights != RANDOM:
             load_weights(model, weights, class_names=OmegaConf.select(config, "dataset.thing_classes"), strict=True)
         if self.device.type == "cpu" and OmegaConf.select(config, "train.channels_last", default=True):
             model = model.to(memory_format=torch.channels_last)
@@ -114,7 +124,7 @@ class Predictor:
         *,
         batch_size: int = 1,
         intensity_range: tuple[float, float] | None = None,
-    ) -> Instances | list[Instances]:
+    ) -> Predictions | list[Predictions]:
         """Predict the objects of one image, or of each image of a list.
 
         Args:
@@ -127,7 +137,8 @@ class Predictor:
                 each array; see the method `intensity_range`. Only for arrays.
 
         Returns:
-            `Instances` on the CPU in the coordinates of the image as given, one an image in the order of the list:
+            `Predictions` (`Instances` that know the names of their classes and, of a TIFF that says it, the size of a
+            pixel) on the CPU in the coordinates of the image as given, one an image in the order of the list:
             `pred_boxes` (xyxy, pixels), `scores` [N] in falling order, `pred_classes` [N] and, of a model with masks,
             `pred_masks_rle` (`RLEMasks`).
 
@@ -185,11 +196,11 @@ class Predictor:
 
     def _predict(
         self, images: list[tuple[AnyImage, str]], batch_size: int, intensity_range: tuple[float, float] | None
-    ) -> list[Instances]:
+    ) -> list[Predictions]:
         """Results of images with names. An image waits until there are enough for its batch."""
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, it must be at least 1")
-        results: dict[int, Instances] = {}
+        results: dict[int, Predictions] = {}
         waiting: dict[tuple[int, ...], dict[int, dict[str, Any]]] = defaultdict(dict)
         for index, (image, name) in enumerate(images):
             example = self._example(image, name, intensity_range)
@@ -201,13 +212,17 @@ class Predictor:
         for group in waiting.values():
             if group:
                 results.update(zip(group, self._run(list(group.values())), strict=True))
+        for index, (image, _) in enumerate(images):
+            path = image.name if isinstance(image, ImageWindows) else image
+            if isinstance(path, (str, os.PathLike)):
+                results[index].pixel_size = tiff_pixel_size(os.fspath(path))
         return [results[index] for index in range(len(images))]
 
     @torch.inference_mode()
-    def _run(self, examples: list[dict[str, Any]]) -> list[Instances]:
+    def _run(self, examples: list[dict[str, Any]]) -> list[Predictions]:
         return [self._finish(output["instances"].to("cpu")) for output in self.model(examples)]
 
-    def _finish(self, instances: Instances) -> Instances:
+    def _finish(self, instances: Instances) -> Predictions:
         """The instances that are wanted, the best first, with their masks as RLE."""
         order = instances.scores.argsort(descending=True, stable=True)
         if self.score_threshold is not None:
@@ -216,7 +231,7 @@ class Predictor:
         if instances.has("pred_masks") and not instances.has("pred_masks_rle"):  # of Detectron2's own models
             instances.pred_masks_rle = RLEMasks(masks_to_rles(instances.pred_masks), instances.image_size)
             instances.remove("pred_masks")
-        return instances
+        return Predictions(instances.image_size, class_names=self.class_names, **instances.get_fields())
 
     def _padded_shape(self, image: torch.Tensor) -> tuple[int, ...]:
         """[C, h, w] of an image as Detectron2 pads it for the backbone."""
@@ -265,6 +280,24 @@ def _map_8_bit(mapper: DatasetMapper, image: np.ndarray) -> dict[str, Any]:
     mapper.augmentations(aug_input)
     tensor = torch.from_numpy(np.array(aug_input.image.transpose(2, 0, 1), order="C"))  # [C, h, w]
     return {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
+
+
+def _check_weights(config: DictConfig, weights: str | None) -> None:
+    """Refuse a prediction that only looks like one.
+
+    Raises:
+        ValueError: there are no weights.
+    """
+    if weights == RANDOM:
+        logging.getLogger(__name__).warning(
+            "The weights are random, or as the config builds the model: so is what is found."
+        )
+    elif not weights:
+        start = OmegaConf.select(config, "train.init_checkpoint")
+        raise ValueError(
+            "weights are missing: without those of a trained model everything found would be random. Give a checkpoint "
+            f'file{f" (the config starts from {start})" if start else ""}, or weights="random" for a test.'
+        )
 
 
 def _build(config: DictConfig, key: str) -> Any:

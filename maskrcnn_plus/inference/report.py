@@ -3,7 +3,7 @@
 import base64
 import html
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from detectron2.structures import Instances
 
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.inference.overlay import class_label, class_shades
+from maskrcnn_plus.inference.predictions import known_pixel_size
 from maskrcnn_plus.masks.measure import rle_areas
 from maskrcnn_plus.masks.rle_masks import instance_masks
 
@@ -33,6 +34,7 @@ class ReportEntry:
         scores: one a predicted object.
         areas: mask area of each object in pixels.
         classes: class index of each object.
+        pixel_size: micrometres a pixel, where it is known.
         pictures: JPEG files of the image and of its overlay, or None for an image without pictures.
     """
 
@@ -42,17 +44,24 @@ class ReportEntry:
     scores: list[float]
     areas: list[int]
     classes: list[int]
+    pixel_size: float | None = None
     pictures: tuple[bytes, bytes] | None = None
 
 
 def report_entry(
-    name: str, instances: Instances, image: np.ndarray | None = None, overlay: np.ndarray | None = None
+    name: str,
+    instances: Instances,
+    image: np.ndarray | None = None,
+    overlay: np.ndarray | None = None,
+    pixel_size: float | None = None,
 ) -> ReportEntry:
     """Sum up the predictions of one image; image and overlay [H, W, 3] uint8 RGB are kept as thumbnails only."""
     height, width = instances.image_size
     areas = rle_areas(instance_masks(instances)).tolist()
     pictures = None if image is None or overlay is None else (_thumbnail(image), _thumbnail(overlay))
-    return ReportEntry(name, height, width, instances.scores.tolist(), areas, instances.pred_classes.tolist(), pictures)
+    scores, classes = instances.scores.tolist(), instances.pred_classes.tolist()
+    pixel_size = known_pixel_size(instances, pixel_size)
+    return ReportEntry(name, height, width, scores, areas, classes, pixel_size, pictures)
 
 
 def write_report(
@@ -78,7 +87,7 @@ def write_report(
         OSError: the file cannot be written.
     """
     scores = np.array([score for entry in entries for score in entry.scores])
-    areas = np.array([area for entry in entries for area in entry.areas])
+    unit, areas = _areas(entries)
     totals = Counter(k for entry in entries for k in entry.classes)
     several = len(class_names) > 1 if class_names else len(totals) > 1
     style = _STYLE + "".join(f".c{k}{{--dot:{class_shades(k)[0]}}}" for k in sorted(totals))
@@ -87,7 +96,7 @@ def write_report(
         "objects": len(scores),
         "objects per image": f"{len(scores) / len(entries):.1f}" if entries else "-",
         "median score": f"{np.median(scores):.2f}" if len(scores) else "-",
-        "median area (px)": f"{np.median(areas):,.0f}" if len(areas) else "-",
+        f"median area ({unit})": _number(np.median(areas)) if len(areas) else "-",
     }
     if failures:
         figures["files failed"] = len(failures)
@@ -102,8 +111,8 @@ def write_report(
         "</section>",
         _failure_list(failures),
         '<section class="charts">',
-        _histogram(scores, "Scores", np.linspace(min(0.5, scores.min(initial=1)), 1, 21), "{:.2f}"),
-        _histogram(areas, "Object areas (px, logarithmic)", _log_bins(areas), "{:,.0f}"),
+        _histogram(scores, "Scores", np.linspace(min(0.5, scores.min(initial=1)), 1, 21), "{:.2f}".format),
+        _histogram(areas, f"Object areas ({unit}, logarithmic)", _log_bins(areas), _number),
         "</section>",
         f'<p class="classes">{_class_counts(totals, class_names)}</p>' if several else "",
         *(_image_card(entry, k < MAX_PICTURES, several, class_names) for k, entry in enumerate(entries)),
@@ -153,24 +162,36 @@ def _class_counts(counts: Counter, class_names: Sequence[str] | None) -> str:
     )
 
 
+def _areas(entries: Sequence[ReportEntry]) -> tuple[str, np.ndarray]:
+    """Unit and areas of all objects: square micrometres, as in a table, where the pixels of all images have a size."""
+    if entries and all(entry.pixel_size for entry in entries):
+        return "&micro;m&sup2;", np.array([area * entry.pixel_size**2 for entry in entries for area in entry.areas])
+    return "px", np.array([area for entry in entries for area in entry.areas])
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+
+
 def _log_bins(areas: np.ndarray) -> np.ndarray:
-    low, high = (max(areas.min(), 1), max(areas.max(), 2)) if len(areas) else (1, 2)
+    areas = areas[areas > 0]
+    low, high = (areas.min(), areas.max()) if len(areas) else (1, 2)
     return np.geomspace(low, max(high, 1.01 * low), 21)
 
 
-def _histogram(values: np.ndarray, caption: str, bins: np.ndarray, label: str) -> str:
+def _histogram(values: np.ndarray, caption: str, bins: np.ndarray, label: Callable[[float], str]) -> str:
     """Bars of an inline SVG, 420 x 150 units, with the ends and the middle of the axis labelled."""
     counts, _ = np.histogram(np.clip(values, bins[0], bins[-1]), bins)
     peak, step, base = max(counts.max(), 1), 420 / len(counts), 118
     bars = "".join(
         f'<rect x="{k * step + 1:.1f}" y="{base - 104 * n / peak:.1f}" width="{step - 2:.1f}" '
-        f'height="{104 * n / peak:.1f}" rx="2"><title>{label.format(bins[k])} to {label.format(bins[k + 1])}: {n}'
+        f'height="{104 * n / peak:.1f}" rx="2"><title>{label(bins[k])} to {label(bins[k + 1])}: {n}'
         "</title></rect>"
         for k, n in enumerate(counts)
         if n
     )
     ticks = "".join(
-        f'<text x="{x}" y="138" text-anchor="{anchor}">{label.format(bins[k])}</text>'
+        f'<text x="{x}" y="138" text-anchor="{anchor}">{label(bins[k])}</text>'
         for x, anchor, k in ((1, "start", 0), (210, "middle", len(counts) // 2), (419, "end", -1))
     )
     return (

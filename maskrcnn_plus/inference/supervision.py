@@ -13,6 +13,7 @@ from detectron2.structures import Instances
 from supervision.config import CLASS_NAME_DATA_FIELD
 
 from maskrcnn_plus.inference.overlay import class_label
+from maskrcnn_plus.inference.predictions import known_class_names, known_pixel_size
 from maskrcnn_plus.masks.measure import rle_boxes
 from maskrcnn_plus.masks.rle_masks import RLEMasks, instance_masks
 
@@ -25,12 +26,14 @@ def to_supervision(
     Args:
         instances: `pred_boxes` (xyxy, pixels), `scores` [N], `pred_classes` [N] and, of a model with masks,
             `pred_masks_rle` or `pred_masks`.
-        class_names: name of each class, for `data["class_name"]`, which labels show.
+        class_names: name of each class, for `data["class_name"]`, which labels show; by default those that the
+            instances know (`Predictions`).
         dense: masks as bool [N, H, W], N * H * W bytes; else as `supervision.CompactMask`, whose memory is that of the
             runs and which annotators and exporters take as well.
 
     Returns:
-        Detections with `xyxy` float32 [N, 4], `confidence` [N], `class_id` [N] and `mask`, None without masks.
+        Detections with `xyxy` float32 [N, 4], `confidence` [N], `class_id` [N] and `mask`, None without masks; where
+        the instances know it, `metadata["pixel_size"]` is the size of a pixel in micrometres.
 
     Raises:
         ValueError: masks are malformed or of another size than the image, or the image has a side above the 32,768
@@ -41,6 +44,7 @@ def to_supervision(
     if instances.has("pred_masks_rle") or instances.has("pred_masks"):
         masks = instance_masks(instances)
         mask = masks.to_dense().numpy() if dense else compact_mask(masks)
+    class_names, pixel_size = known_class_names(instances, class_names), known_pixel_size(instances)
     names = [class_label(class_names, index) for index in classes.tolist()] if class_names else None
     return sv.Detections(
         xyxy=instances.pred_boxes.tensor.detach().cpu().numpy().astype(np.float32),
@@ -48,6 +52,7 @@ def to_supervision(
         confidence=instances.scores.detach().cpu().numpy().astype(np.float32),
         class_id=classes,
         data={} if names is None else {CLASS_NAME_DATA_FIELD: np.array(names, dtype=np.str_)},
+        metadata={} if pixel_size is None else {"pixel_size": pixel_size},
     )
 
 

@@ -44,6 +44,8 @@ from ..data.channels import rule_of
 from ..data.windows import ImageWindows, open_windows
 from ..masks.merge import TileObjects, merge_tiles
 from ..masks.rle_masks import RLEMasks
+from .pixel_size import tiff_pixel_size
+from .predictions import Predictions
 from .predictor import Predictor
 
 INPUT_SIDE = 1024
@@ -87,7 +89,7 @@ def predict_tiled(
         progress: show a progress bar with the time left, where standard error is a terminal.
 
     Returns:
-        `Instances` as from `Predictor.predict`, in the coordinates of the image: `pred_boxes`, `scores` in falling
+        `Predictions` as from `Predictor.predict`, in the coordinates of the image: `pred_boxes`, `scores` in falling
         order, `pred_classes` and `pred_masks_rle`.
 
     Raises:
@@ -184,8 +186,10 @@ def _predict_windows(
             *(windows.name, len(lowest), len(tiles), limit, max(lowest), tiling.tile_size),
         )
     merged = merge_tiles(tiles, height, width, reach=tiling.overlap / 2)
-    return Instances(
+    return Predictions(
         (height, width),
+        class_names=getattr(predictor, "class_names", None),
+        pixel_size=tiff_pixel_size(windows.name),
         pred_boxes=Boxes(torch.from_numpy(merged.boxes).float()),
         scores=torch.from_numpy(merged.scores).float(),
         pred_classes=torch.from_numpy(merged.classes),

@@ -180,8 +180,11 @@ def encode_masks(instances: Instances) -> Instances:
         ValueError, TypeError: as `instance_masks`.
     """
     masks = instance_masks(instances)
-    fields = {name: value for name, value in instances.get_fields().items() if name != "pred_masks"}
-    return Instances(instances.image_size, **{**fields, "pred_masks_rle": masks})
+    encoded = instances[:]  # of the same class, with what that knows besides the fields
+    if encoded.has("pred_masks"):
+        encoded.remove("pred_masks")
+    encoded.pred_masks_rle = masks
+    return encoded
 
 
 def add_dense_masks(instances: Instances) -> Instances:
@@ -193,9 +196,9 @@ def add_dense_masks(instances: Instances) -> Instances:
         ValueError, TypeError: as `instance_masks`.
     """
     dense = instance_masks(instances).to_dense()
-    fields = instances.get_fields()
-    device = fields["scores"].device if "scores" in fields else dense.device
-    return Instances(instances.image_size, **{**fields, "pred_masks": dense.to(device)})
+    both = instances[:]
+    both.pred_masks = dense.to(both.scores.device if both.has("scores") else dense.device)
+    return both
 
 
 def _as_text(rle: dict[str, Any]) -> str:

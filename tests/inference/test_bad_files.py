@@ -123,7 +123,8 @@ def test_each_bad_file_has_a_line_and_the_rest_is_done(tmp_path, capfd, monkeypa
                 "train": {"device": "cpu"},
             },
             flags={"allow_objects": True},
-        )
+        ),
+        "random",
     )
     request.getfixturevalue("locked")
     summary = predict_files(predictor, "in", "out", formats=tuple(FORMATS), report={})

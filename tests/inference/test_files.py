@@ -53,7 +53,8 @@ def predictor_of(parameter=0.0, **mapper):
                 "dataset": {"thing_classes": ["cell"]},
             },
             flags={"allow_objects": True},
-        )
+        ),
+        "random",
     )
 
 
@@ -243,3 +244,16 @@ def test_arguments_out_of_range_are_refused(folder):
     with pytest.raises(ValueError, match="input nowhere"):
         predict_files(predictor, "nowhere", "out")
     assert not (folder / "out").exists()
+
+
+def test_no_object_in_any_image_is_said_with_likely_causes(folder, capsys):
+    for name in "abc":
+        cv2.imwrite(str(folder / f"in/{name}.png"), np.zeros((30, 40), dtype=np.uint8))
+    for _ in range(2):  # also where all is done already
+        predict_files(predictor_of(), "in", "out", formats=["csv"])
+        said = capsys.readouterr().err
+        assert "0 objects in all 3 images" in said
+        assert all(cause in said for cause in ("--score-threshold", "dataset.scale", "channel"))
+    cv2.imwrite(str(folder / "in/a.png"), np.full((30, 40), 200, dtype=np.uint8))
+    predict_files(predictor_of(), "in", "out", formats=["csv"])
+    assert "0 objects" not in capsys.readouterr().err

@@ -25,7 +25,7 @@ from maskrcnn_plus.overrides import apply_overrides
 def predictor_of(*overrides):
     torch.manual_seed(0)
     fixed = ["model.backbone.bottom_up.weights=''", "train.device=cpu"]
-    return Predictor(apply_overrides(get_config("nuclei/mask_rcnn_lite0_fpn"), [*fixed, *overrides]))
+    return Predictor(apply_overrides(get_config("nuclei/mask_rcnn_lite0_fpn"), [*fixed, *overrides]), "random")
 
 
 @pytest.fixture(scope="module")

@@ -119,27 +119,45 @@ def test_equals_a_direct_run_of_the_model(tiny_mask_rcnn, image_file, tmp_path):
 
 
 def test_objects_come_sorted_with_all_their_fields(image_file):
-    found = Predictor(planted_config([0.2, 0.9, 0.5, 0.9]), score_threshold=None)(image_file)
+    found = Predictor(planted_config([0.2, 0.9, 0.5, 0.9]), "random", score_threshold=None)(image_file)
     assert found.pred_classes.tolist() == [1, 3, 2, 0]
     assert found.pred_boxes.tensor[:, 0].tolist() == [1, 3, 2, 0]
 
 
 @pytest.mark.parametrize(("threshold", "kept"), [(0.0, 3), (0.5, 2), (0.51, 1), (1.0, 0)])
 def test_score_threshold_keeps_scores_of_at_least_it(image_file, threshold, kept):
-    assert len(Predictor(planted_config([0.5, 0.8, 0.1]), score_threshold=threshold)(image_file)) == kept
+    assert len(Predictor(planted_config([0.5, 0.8, 0.1]), "random", score_threshold=threshold)(image_file)) == kept
+
+
+def test_the_config_s_threshold_holds_unless_another_is_given(image_file):
+    cfg = planted_config([0.5, 0.8, 0.1], dataset={"score_threshold": 0.6})
+    counts = [len(Predictor(cfg, "random", score_threshold=chosen)(image_file)) for chosen in (None, 0.0, 0.5)]
+    assert counts == [1, 3, 2]
+    with pytest.raises(ValueError, match="score_threshold is 60"):
+        Predictor(planted_config([0.5], dataset={"score_threshold": 60}), "random")
+
+
+@pytest.mark.parametrize("weights", [None, ""])
+def test_a_prediction_without_weights_is_refused_unless_it_is_wanted(weights, caplog):
+    cfg = planted_config([0.5], train={"init_checkpoint": "zoo://model"})
+    with pytest.raises(ValueError, match=r"weights are missing.*zoo://model.*random"):
+        Predictor(cfg, weights)
+    assert caplog.text == ""
+    Predictor(cfg, "random")
+    assert "random" in caplog.text
 
 
 @pytest.mark.parametrize("masks", ["dense", "rle"])
 def test_masks_are_selected_with_their_objects(image_file, masks):
     cfg = planted_config([0.5, 0.8, 0.1])
     cfg.model.masks = masks
-    found = Predictor(cfg, score_threshold=0.3)(image_file)
+    found = Predictor(cfg, "random", score_threshold=0.3)(image_file)
     assert not found.has("pred_masks")
     assert [mask.any(1).nonzero().item() for mask in found.pred_masks_rle.to_dense()] == [1, 0]
 
 
 def test_model_sees_the_mapper_s_image_in_evaluation_mode(image_file):
-    predictor = Predictor(planted_config([0.5]))
+    predictor = Predictor(planted_config([0.5]), "random")
     predictor(image_file)
     seen = predictor.model.batches[0][0]["image"]
     assert not predictor.model.training
@@ -148,7 +166,7 @@ def test_model_sees_the_mapper_s_image_in_evaluation_mode(image_file):
 
 
 def test_batches_hold_images_that_are_padded_alike():
-    predictor = Predictor(planted_config([0.5], instance_mapper()))
+    predictor = Predictor(planted_config([0.5], instance_mapper()), "random")
     predictor.model.backbone = nn.Identity()
     predictor.model.backbone.size_divisibility = 32
     sizes = [(20, 30), (33, 40), (32, 32), (1, 1), (64, 64), (30, 20)]
@@ -162,7 +180,7 @@ def test_batches_hold_images_that_are_padded_alike():
 def test_batches_give_what_single_images_give(tiny_mask_rcnn):
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
-    predictor = Predictor(tiny_mask_rcnn)
+    predictor = Predictor(tiny_mask_rcnn, "random")
     images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((40, 60), (64, 64), (60, 40), (41, 60))]
     for alone, batched in zip(map(predictor.predict, images), predictor.predict(images, batch_size=4), strict=True):
         assert len(alone) == len(batched) > 3
@@ -174,7 +192,7 @@ def test_optimized_model_gives_what_the_plain_one_gives(tiny_mask_rcnn, image_fi
     results = []
     for optimize in (True, False):
         torch.manual_seed(0)
-        predictor = Predictor(tiny_mask_rcnn, optimize=optimize)
+        predictor = Predictor(tiny_mask_rcnn, "random", optimize=optimize)
         predictor.warm_up(32, 32)
         results.append(predictor(image_file))
     fast, plain = results
@@ -185,20 +203,20 @@ def test_optimized_model_gives_what_the_plain_one_gives(tiny_mask_rcnn, image_fi
 
 
 def test_compile_concerns_the_backbone_alone(tiny_mask_rcnn):
-    predictor = Predictor(tiny_mask_rcnn, compile=True)
+    predictor = Predictor(tiny_mask_rcnn, "random", compile=True)
     compiled = [name for name, module in predictor.model.named_modules() if module._compiled_call_impl is not None]
     assert compiled == ["backbone"]
 
 
 def test_scale_of_an_image(tiny_mask_rcnn):
-    predictor = Predictor(tiny_mask_rcnn)  # shortest edge 96, at most 200
+    predictor = Predictor(tiny_mask_rcnn, "random")  # shortest edge 96, at most 200
     assert predictor.scale_of(48, 60) == pytest.approx(2)
     assert predictor.scale_of(192, 100) == pytest.approx(96 / 100, rel=0.02)
     assert predictor.scale_of(100, 400) == pytest.approx(0.5)
 
 
 def test_config_by_name():
-    predictor = Predictor("demo/mask_rcnn_lite0_fpn", device="cpu", score_threshold=0.9)
+    predictor = Predictor("demo/mask_rcnn_lite0_fpn", "random", device="cpu", score_threshold=0.9)
     assert predictor.class_names == list(get_shipped_config("demo/mask_rcnn_lite0_fpn").dataset.thing_classes)
     with pytest.raises(ValueError, match="no_such"):
         Predictor("no_such/config")
@@ -209,11 +227,11 @@ def test_most_objects_are_those_of_the_last_box_predictor(name):
     cfg = get_shipped_config(name)
     skip_pretrained(cfg)
     cfg.dataset.max_objects = 7
-    assert Predictor(cfg, optimize=False).max_objects == 7
+    assert Predictor(cfg, "random", optimize=False).max_objects == 7
 
 
 def test_channels_last_can_be_switched_off():
-    predictor = Predictor(planted_config([0.5], train={"channels_last": False}))
+    predictor = Predictor(planted_config([0.5], train={"channels_last": False}), "random")
     assert not predictor.model.weight.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -222,28 +240,28 @@ def test_incomplete_config_is_named(missing):
     cfg = planted_config([0.5])
     del cfg[missing]
     with pytest.raises(ValueError, match=missing):
-        Predictor(cfg)
+        Predictor(cfg, "random")
 
 
 def test_part_that_cannot_be_built_is_named():
     cfg = planted_config([0.5])
     cfg.model.scores = 7
     with pytest.raises(ValueError, match="`model` cannot be built: TypeError"):
-        Predictor(cfg)
+        Predictor(cfg, "random")
 
 
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"score_threshold is 1\.5"):
-        Predictor(planted_config([0.5]), score_threshold=1.5)
+        Predictor(planted_config([0.5]), "random", score_threshold=1.5)
     with pytest.raises(ValueError, match="'gpu'"):
-        Predictor(planted_config([0.5]), device="gpu")
+        Predictor(planted_config([0.5]), "random", device="gpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_absent_gpu_is_an_error_and_auto_does_without():
     with pytest.raises(ValueError, match=r"train\.device.*no CUDA"):
-        Predictor(planted_config([0.5], train={"device": "cuda"}))
-    assert Predictor(planted_config([0.5], train={"device": "auto"})).device.type == "cpu"
+        Predictor(planted_config([0.5], train={"device": "cuda"}), "random")
+    assert Predictor(planted_config([0.5], train={"device": "auto"}), "random").device.type == "cpu"
 
 
 def test_missing_and_foreign_weights_name_the_file(tmp_path):
@@ -255,8 +273,8 @@ def test_missing_and_foreign_weights_name_the_file(tmp_path):
 
 
 def test_class_names(tiny_mask_rcnn):
-    assert Predictor(planted_config([0.5], dataset={"thing_classes": ["cell"]})).class_names == ["cell"]
-    assert Predictor(tiny_mask_rcnn).class_names == ["class 0", "class 1"]
+    assert Predictor(planted_config([0.5], dataset={"thing_classes": ["cell"]}), "random").class_names == ["cell"]
+    assert Predictor(tiny_mask_rcnn, "random").class_names == ["class 0", "class 1"]
     wrong = OmegaConf.merge(tiny_mask_rcnn, {"dataset": {"thing_classes": ["cell"]}})
     with pytest.raises(ValueError, match="1 classes"):
-        Predictor(wrong)
+        Predictor(wrong, "random")

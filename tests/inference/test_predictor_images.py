@@ -32,7 +32,7 @@ class SeeingModel(nn.Module):
 def predictor_of(mapper=None):
     mapper = mapper or L(DatasetMapper)(is_train=False, augmentations=[], image_format="RGB")
     config = {"model": L(SeeingModel)(), "dataloader": {"test": {"mapper": mapper}}}
-    return Predictor(OmegaConf.create(config, flags={"allow_objects": True}))
+    return Predictor(OmegaConf.create(config, flags={"allow_objects": True}), "random")
 
 
 def instance_mapper(**options):

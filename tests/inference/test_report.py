@@ -154,3 +154,17 @@ def test_areas_of_any_range_have_a_histogram(tmp_path, areas):
     page = page_of(tmp_path, [entry])
     assert len(page.named("svg")) == 2
     assert all("nan" not in value for attrs in page.named("rect") for value in attrs.values())
+
+
+def test_areas_have_the_unit_of_the_table(tmp_path):
+    entries = [make_entry(name) for name in ("a.png", "b.png")]
+    for entry in entries:
+        entry.pixel_size = 0.1
+    page = page_of(tmp_path, entries)
+    words = " ".join(page.words)
+    assert "median area (µm²)" in words
+    assert "0.09" in words  # 9 px of 0.1 x 0.1 um
+    assert "Object areas (µm²" in words
+    assert "(px" not in words
+    entries[0].pixel_size = None  # of one image it is not known
+    assert "median area (px)" in " ".join(page_of(tmp_path, entries).words)

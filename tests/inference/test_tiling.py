@@ -163,7 +163,7 @@ def real():
     config.model.roi_heads.box_predictor.test_topk_per_image = 20
     config.model.roi_heads.box_predictor.test_score_thresh = 0.0
     config.train.device = "cpu"
-    return Predictor(config)
+    return Predictor(config, "random", score_threshold=0)
 
 
 def test_the_predictor_knows_its_limit_of_objects(real):

@@ -48,7 +48,7 @@ def folder(grey_values, tmp_path):
 
 
 def draw(tool, folder, *arguments):
-    fixed = ["--config-file", folder / "config.py", "--weights", "", "--output", folder / "out", "--images", "1"]
+    fixed = ["--config-file", folder / "config.py", "--weights", "random", "--output", folder / "out", "--images", "1"]
     return tool.main([*map(str, fixed), *arguments, f"dataset.root={folder}"])
 
 
@@ -83,3 +83,26 @@ def test_what_is_wrong_is_said(tool, folder, capsys):
     with pytest.raises(SystemExit):
         draw(tool, folder, "--iou", "0")
     assert not (folder / "out").exists()
+
+
+def test_images_of_one_name_in_two_folders_get_a_picture_each(tool, folder, grey_values, capsys):
+    for name in ("day 1", "day 2"):
+        (folder / name).mkdir()
+        cv2.imwrite(str(folder / name / "well.png"), np.full((20, 30), 100 if name == "day 1" else 200, np.uint8))
+    annotation = {"bbox": [2, 2, 5, 5], "segmentation": [[2, 2, 7, 2, 7, 7, 2, 7]], "category_id": 1, "iscrowd": 0}
+    images = [{"id": k, "file_name": f"day {k}/well.png", "height": 20, "width": 30} for k in (1, 2)]
+    annotations = [{**annotation, "id": k, "image_id": k, "area": 25} for k in (1, 2)]
+    data = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cell"}]}
+    (folder / "data.json").write_text(json.dumps(data))
+    config = CONFIG.replace('split="val"', 'json_file="${dataset.root}/data.json"').replace("label_maps", "coco")
+    config = config.replace('root="${dataset.root}", json', 'image_root="${dataset.root}", json')
+    (folder / "config.py").write_text(grey_values + "from maskrcnn_plus.data.coco import register_coco\n" + config)
+    assert draw(tool, folder, "--images", "5") == 0
+    pictures = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
+    assert sorted(pictures) == ["day 2_well.png", "well.png"]
+    assert len(set(pictures.values())) == 2
+
+
+def test_nothing_found_is_said_with_what_to_look_at(tool, folder, capsys):
+    assert draw(tool, folder, "--score-threshold", "1") == 0
+    assert "0 objects in all 2 images" in capsys.readouterr().err

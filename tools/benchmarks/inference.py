@@ -62,7 +62,7 @@ class Sides:
         with tempfile.TemporaryDirectory() as folder:
             weights = str(Path(folder) / "model.pth")
             torch.save(self.torchvision_model.state_dict(), weights)
-            self.predictor = Predictor(config, weights, device="cpu")
+            self.predictor = Predictor(config, weights, device="cpu", score_threshold=0.0)
             self.stock_model = instantiate(_stock(config)).eval()
             load_weights(self.stock_model, weights, class_names=config.dataset.thing_classes, strict=True)
 

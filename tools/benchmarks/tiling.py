@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from scipy.optimize import linear_sum_assignment
 
 from maskrcnn_plus.data.images import read_image
-from maskrcnn_plus.inference.predictor import Predictor
+from maskrcnn_plus.inference.predictor import RANDOM, Predictor
 from maskrcnn_plus.inference.tiling import Tiling, plan_tiling, predict_tiled, tile_starts
 from maskrcnn_plus.masks.measure import move_rles, rle_boxes, rle_ious
 
@@ -41,7 +41,7 @@ def benchmark_tiling(cfg: DictConfig, weights: str | None, sides: Sequence[int],
     The images are those of the config's data sets, normalised to 8 bits one by one; a mosaic and its source images
     alone are then mapped by the grey values of the mosaic, so that both see the same pixels.
     """
-    predictor = Predictor(cfg, weights, score_threshold=SCORE)
+    predictor = Predictor(cfg, weights or RANDOM, score_threshold=SCORE)
     names = [entry["file_name"] for data in (cfg.dataloader.train, cfg.dataloader.test) for entry in _entries(data)]
     tiling = plan_tiling(predictor)
     print(f"tiles of {tiling.tile_size} px, overlap {tiling.overlap} px, scale {tiling.scale:g}; score >= {SCORE}")

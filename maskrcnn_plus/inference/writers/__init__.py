@@ -20,6 +20,7 @@ from detectron2.structures import Instances
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.data.windows import ImageWindows, open_windows
 from maskrcnn_plus.inference.overlay import draw_overlay, picture_of
+from maskrcnn_plus.inference.predictions import known_class_names, known_pixel_size
 from maskrcnn_plus.inference.writers.coco import coco_results
 from maskrcnn_plus.inference.writers.geojson import write_geojson
 from maskrcnn_plus.inference.writers.labels import encode_labels, encode_png
@@ -64,8 +65,8 @@ def write_results(
         image: the image [H, W] or [H, W, C] in its own grey values, its file, or windows from `open_windows`, which are
             read in parts. Overlays need it; without it a csv file has no intensities.
         formats: keys of `FORMATS`.
-        class_names: name of each class.
-        pixel_size: micrometres a pixel, for the csv file; None for pixels.
+        class_names: name of each class; by default those that the instances know (`Predictions`).
+        pixel_size: micrometres a pixel, for the csv file; by default as the instances know it, else all is in pixels.
         channels: C that the model takes, for images that are neither grey nor colour.
         file_name: `file_name` of the COCO results, NAME by default.
 
@@ -78,6 +79,7 @@ def write_results(
     """
     check_formats(formats)
     instances = encode_masks(instances)
+    class_names, pixel_size = known_class_names(instances, class_names), known_pixel_size(instances, pixel_size)
     with ExitStack() as stack:
         if isinstance(image, (str, os.PathLike)) and not NEED_IMAGE & set(formats):
             image = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from maskrcnn_plus.masks.runs import decode_runs, pixels_in_rows
 
 _LENGTHS = ("x0", "y0", "x1", "y1", "area", "centroid_x", "centroid_y", "perimeter")
 _BAND_PIXELS = 1 << 24
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # also in full width, as in CJK text
 
 
 def _columns(unit: str) -> list[str]:
@@ -46,7 +48,8 @@ def object_table(
     `y0`, `x1`, `y1`, and of the mask `area`, `centroid_x`, `centroid_y`, `perimeter` and `mean_intensity`. Names of
     lengths and areas end with their unit: `_px`, or `_um` and `_um2`. The origin is the image's top left corner, the
     centre of the first pixel is at half a pixel. Intensities are the grey values of the file, of colour images the mean
-    of the channels. A mask without pixels has neither centroid nor intensity.
+    of the channels. A mask without pixels has neither centroid nor intensity. A name that a spreadsheet would take
+    for a formula gets an apostrophe before it.
 
     Args:
         instances: with `pred_boxes`, `scores`, `pred_classes` and `pred_masks_rle`.
@@ -71,7 +74,7 @@ def object_table(
     labels = [class_label(class_names, k) for k in instances.pred_classes.tolist()]
     rows = zip(labels, instances.scores.tolist(), lengths.tolist(), means.tolist(), strict=True)
     for index, (label, score, numbers, mean) in enumerate(rows, start=1):
-        writer.writerow([name, index, label, _text(score), *map(_text, numbers), _text(mean)])
+        writer.writerow([as_text(name), index, as_text(label), _text(score), *map(_text, numbers), _text(mean)])
     return file.getvalue().encode("utf-8", errors="replace")  # a file name may be no text
 
 
@@ -131,6 +134,12 @@ def merge_tables(path: str | Path, parts: Sequence[str | Path]) -> None:
         text.detach()
 
     write_atomically(path, write, durable=True)
+
+
+def as_text(cell: str) -> str:
+    """A name as a cell of one line that no spreadsheet takes for a formula: an apostrophe stands before such."""
+    cell = re.sub(r"[\x00-\x1f]", " ", cell)
+    return f"'{cell}" if cell.lstrip().startswith(_FORMULA) else cell
 
 
 def _text(value: float) -> str:
