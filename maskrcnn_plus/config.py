@@ -8,7 +8,8 @@ from pathlib import Path
 from detectron2.config import CfgNode, LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
-import maskrcnn_plus.learning_rate  # noqa: F401 - configs use its resolver
+import maskrcnn_plus.learning_rate
+import maskrcnn_plus.resolvers  # noqa: F401 - configs use its resolvers
 from maskrcnn_plus.overrides import apply_overrides
 
 __all__ = ["add_config", "find_config", "get_config", "list_configs", "load_config", "skip_pretrained"]

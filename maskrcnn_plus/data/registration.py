@@ -35,7 +35,7 @@ def register_label_maps(
     root: str,
     split: str | None = None,
     *,
-    thing_classes: Sequence[str] = ("object",),
+    thing_classes: Sequence[str] | None = ("object",),
     image_dir: str = "images",
     label_dir: str = "labels",
     on_error: str = "raise",
@@ -49,7 +49,7 @@ def register_label_maps(
         name: name in DatasetCatalog and MetadataCatalog.
         root: folder of the data set, see the layouts at the top of this file.
         split: folder in root, or key in root/splits.json; None takes all images in root/images.
-        thing_classes: name of the class.
+        thing_classes: name of the class; None for "object".
         image_dir, label_dir: names of the folders of images and of label images.
         on_error: what loading does with images that are missing, unreadable or have no label image of their size:
             "raise", or "skip" them with one warning that lists them.
@@ -60,7 +60,7 @@ def register_label_maps(
     Raises:
         DataError: there are several classes, or the name is taken. Loading raises it for problems in the folder.
     """
-    thing_classes = (thing_classes,) if isinstance(thing_classes, str) else tuple(thing_classes)
+    thing_classes = (thing_classes,) if isinstance(thing_classes, str) else tuple(thing_classes or ("object",))
     if len(thing_classes) != 1:
         raise DataError(
             f"Data set '{name}': label images hold one class, but thing_classes={list(thing_classes)}. "
