@@ -1,18 +1,27 @@
-"""The configs of this package by name, and its keys for Detectron2's yacs configs."""
+"""The configs of this package and of Detectron2's model zoo by name, and this package's keys for yacs configs."""
 
 import difflib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from detectron2.config import CfgNode, LazyConfig
+import detectron2
+from detectron2.config import CfgNode, LazyConfig, get_cfg
 from omegaconf import DictConfig, OmegaConf
 
-import maskrcnn_plus.learning_rate
-import maskrcnn_plus.resolvers  # noqa: F401 - configs use its resolvers
+import maskrcnn_plus.learning_rate  # noqa: F401 - configs use its resolver
 from maskrcnn_plus.overrides import apply_overrides
 
-__all__ = ["add_config", "find_config", "get_config", "list_configs", "load_config", "skip_pretrained"]
+__all__ = [
+    "add_config",
+    "detectron2_config",
+    "find_config",
+    "get_config",
+    "list_configs",
+    "load_config",
+    "skip_pretrained",
+    "with_defaults",
+]
 
 
 def find_config(name: str) -> str:
@@ -77,6 +86,34 @@ def list_configs() -> list[str]:
     return sorted(p.as_posix() for p in paths if not any(part == "common" or part.startswith("_") for part in p.parts))
 
 
+def detectron2_config(name: str) -> DictConfig | CfgNode:
+    """Load a config of Detectron2's model zoo.
+
+    As `detectron2.model_zoo.get_config`, whose module needs `pkg_resources` in Detectron2's development head, which
+    setuptools no longer has.
+
+    Args:
+        name: e.g. "common/models/mask_rcnn_fpn.py" or "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml".
+
+    Returns:
+        Of a ".py" the LazyConfig, of a ".yaml" the yacs config, fresh at every call.
+
+    Raises:
+        FileNotFoundError: this Detectron2 has no such config.
+    """
+    path = Path(detectron2.__file__).parent / "model_zoo" / "configs" / name
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Detectron2's model zoo has no config {name!r}: there is no {path}. Its setup.py puts the configs there: "
+            "install Detectron2, or build it in place, with that."
+        )
+    if path.suffix == ".py":
+        return LazyConfig.load(str(path))
+    cfg = get_cfg()
+    cfg.merge_from_file(str(path))
+    return cfg
+
+
 def skip_pretrained(cfg: DictConfig) -> None:
     """Let the backbone start from random numbers, in place: for a model that is loaded as a whole afterwards.
 
@@ -97,13 +134,19 @@ def score_threshold_of(cfg: DictConfig, chosen: float | None = None) -> float:
 def add_config(cfg: CfgNode) -> None:
     """Adds this package's keys to a yacs config, in place; call it before merging a file that sets them.
 
+    A config without them builds the parts with the defaults below.
+
     `MODEL.TIMM` configures `TimmBackbone` (MODEL.BACKBONE.NAME), together with Detectron2's MODEL.BACKBONE.FREEZE_AT;
     `MODEL.VIT` configures `PlainViT`, also below `SimpleFeaturePyramid`; `MODEL.CASCADE_RPN`, `MODEL.IOU_AWARE_RPN`,
     `MODEL.BOUNDARY_MASK_HEAD` and `MODEL.MASK_SCORING` the parts of those names; further keys of `MODEL.ROI_HEADS` are
-    of `DenseROIHeads`, and `MODEL.MAX_COVERED` and `MODEL.MIN_MASK_AREA` are of `MaskRCNNPlus`. Their arguments are
-    explained there.
+    of `DenseROIHeads`, and `MODEL.DENSE_MASKS`, `MASK_PASTING`, `MAX_COVERED` and `MIN_MASK_AREA` are of
+    `MaskRCNNPlus`. Their arguments are explained there.
     """
-    # of MaskRCNNPlus; 1 and 0: no detection is dropped because better ones cover its mask, or for its mask's area
+    # of MaskRCNNPlus; False: results have pred_masks_rle alone, without pred_masks, which Detectron2's tools read
+    cfg.MODEL.DENSE_MASKS = True
+    # "detectron2" or "torchvision"
+    cfg.MODEL.MASK_PASTING = "detectron2"
+    # 1 and 0: no detection is dropped because better ones cover its mask, or for its mask's area
     cfg.MODEL.MAX_COVERED = 1.0
     cfg.MODEL.MIN_MASK_AREA = 0
 
@@ -189,6 +232,30 @@ def add_config(cfg: CfgNode) -> None:
     cfg.MODEL.MASK_SCORING.LOSS_WEIGHT = 1.0
     cfg.MODEL.MASK_SCORING.MIN_IOU = 0.0
     cfg.MODEL.MASK_SCORING.RESCORE = True
+
+
+def with_defaults(cfg: CfgNode, add: Callable[[CfgNode], None] = add_config) -> CfgNode:
+    """A copy of a yacs config with the keys that it lacks, for `from_config` of parts that read keys of their own.
+
+    Programs that call `get_cfg()` themselves and are given the names of parts have no place for `add_config`.
+
+    Args:
+        cfg: of `get_cfg()`, with or without the keys; it stays as it is.
+        add: adds keys with their defaults to a config, in place.
+    """
+    whole = cfg.clone()
+    whole.defrost()
+    add(whole)
+    _overwrite(whole, cfg)
+    return whole
+
+
+def _overwrite(target: CfgNode, source: CfgNode) -> None:
+    for key, value in source.items():
+        if isinstance(value, CfgNode) and isinstance(target.get(key), CfgNode):
+            _overwrite(target[key], value)
+        else:
+            target[key] = value
 
 
 def _config_folder() -> Path:

@@ -5,6 +5,8 @@ Shorthand: N objects, m x m mask of an object in its box, image of H x W pixels.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,7 +14,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
+from torch import nn
 
+from maskrcnn_plus.config import with_defaults
 from maskrcnn_plus.masks.covered import uncovered
 from maskrcnn_plus.masks.measure import rle_areas
 from maskrcnn_plus.masks.rle import paste_masks_rle
@@ -21,14 +25,14 @@ from maskrcnn_plus.masks.rle_masks import RLEMasks, add_dense_masks
 
 @META_ARCH_REGISTRY.register()
 class MaskRCNNPlus(GeneralizedRCNN):
-    """Drop-in for `GeneralizedRCNN` whose results take no N x H x W array."""
+    """Drop-in for `GeneralizedRCNN` whose masks are runs, and an N x H x W array only where one is read."""
 
     @configurable
     def __init__(
         self,
         *,
         mask_pasting: str = "detectron2",
-        dense_masks: bool = False,
+        dense_masks: bool = True,
         max_covered: float = 1.0,
         min_mask_area: int = 0,
         **kwargs,
@@ -38,7 +42,9 @@ class MaskRCNNPlus(GeneralizedRCNN):
         Args:
             mask_pasting: "detectron2" samples a mask at the centres of the pixels of its box; "torchvision" resizes it
                 to the whole pixels of its box.
-            dense_masks: results have `pred_masks` (bool [N, H, W]) too, as Detectron2's evaluators and visualiser need.
+            dense_masks: results have `pred_masks` (bool [N, H, W]) beside the runs, for all that reads the results of
+                `GeneralizedRCNN`: Detectron2's evaluators, predictor and visualiser. This package's own read the runs
+                and switch it off (`without_dense_masks`); so can code of yours.
             max_covered: drops detections of whose masks better ones of their class cover more than this share
                 (`maskrcnn_plus.masks.covered`); 1 drops none. For objects that touch but do not hide each other.
             min_mask_area: drops detections whose masks have fewer pixels of the result's image than this.
@@ -61,9 +67,14 @@ class MaskRCNNPlus(GeneralizedRCNN):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Arguments of `__init__` from a yacs config; of this package's keys it reads the two below."""
-        ours = {"max_covered": cfg.MODEL.get("MAX_COVERED", 1.0), "min_mask_area": cfg.MODEL.get("MIN_MASK_AREA", 0)}
-        return super().from_config(cfg) | ours
+        """Arguments of `__init__` from a yacs config; of this package's keys it reads the four below."""
+        keys = with_defaults(cfg).MODEL
+        return super().from_config(cfg) | {
+            "mask_pasting": keys.MASK_PASTING,
+            "dense_masks": keys.DENSE_MASKS,
+            "max_covered": keys.MAX_COVERED,
+            "min_mask_area": keys.MIN_MASK_AREA,
+        }
 
     def inference(
         self,
@@ -105,6 +116,20 @@ class MaskRCNNPlus(GeneralizedRCNN):
             rles, scores, classes = result.pred_masks_rle, result.scores.cpu(), result.pred_classes.cpu()
             result = result[torch.from_numpy(uncovered(list(rles), scores.numpy(), classes.numpy(), self.max_covered))]
         return result
+
+
+@contextlib.contextmanager
+def without_dense_masks(model: nn.Module) -> Iterator[None]:
+    """Within it a `MaskRCNNPlus` makes no `pred_masks`, for code that reads `pred_masks_rle`; others are left alone."""
+    wanted = getattr(model, "dense_masks", None)
+    if wanted is None:
+        yield
+        return
+    model.dense_masks = False
+    try:
+        yield
+    finally:
+        model.dense_masks = wanted
 
 
 def postprocess(results: Instances, height: int, width: int, mask_pasting: str = "detectron2") -> Instances:

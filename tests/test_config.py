@@ -8,7 +8,7 @@ from detectron2.config import get_cfg
 from omegaconf import DictConfig
 
 import maskrcnn_plus.config
-from maskrcnn_plus.config import add_config, find_config, get_config, list_configs
+from maskrcnn_plus.config import add_config, detectron2_config, find_config, get_config, list_configs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -67,12 +67,32 @@ def test_an_unknown_name_suggests_the_closest(installed):
         get_config("nuclei/smal")
 
 
-def test_configs_of_the_repository_all_load():
+def test_configs_of_the_repository_all_load(monkeypatch):
+    # its module imports pkg_resources in Detectron2's development head, which setuptools 81 and newer do not have
+    for name in ("detectron2.model_zoo", "detectron2.model_zoo.model_zoo", "pkg_resources"):
+        monkeypatch.setitem(sys.modules, name, None)
     paths = (path.relative_to(REPOSITORY / "configs") for path in (REPOSITORY / "configs").glob("**/[!_]*.py"))
     names = list_configs()
     assert names == sorted(path.as_posix()[: -len(".py")] for path in paths if "common" not in path.parts)
     for name in names:
         assert len(get_config(name)) > 0
+
+
+def test_configs_of_detectron2s_model_zoo(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pkg_resources", None)
+    lazy = detectron2_config("common/models/mask_rcnn_fpn.py")
+    assert isinstance(lazy, DictConfig)
+    assert lazy.model.backbone.out_channels == 256
+    yacs = detectron2_config("COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml")
+    assert (yacs.MODEL.MASK_ON, yacs.MODEL.RESNETS.DEPTH, yacs.MODEL.BACKBONE.NAME) == (
+        True,
+        101,
+        "build_resnet_fpn_backbone",  # of the file that it is based on
+    )
+    lazy.model.backbone.out_channels = 1
+    assert detectron2_config("common/models/mask_rcnn_fpn.py").model.backbone.out_channels == 256
+    with pytest.raises(FileNotFoundError, match=r"no config 'common/nothing\.py'.*install Detectron2"):
+        detectron2_config("common/nothing.py")
 
 
 def test_a_source_checkout_uses_its_own_folder_and_an_installation_without_configs_says_so(tmp_path, monkeypatch):

@@ -3,24 +3,23 @@
 import numpy as np
 import pytest
 import torch
-from detectron2 import model_zoo
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
-from detectron2.modeling import build_model
+from detectron2.modeling import Backbone, build_model
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.visualizer import Visualizer
 from torch import nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from maskrcnn_plus.config import add_config
+from maskrcnn_plus.config import add_config, detectron2_config
 from maskrcnn_plus.evaluation import COCOMaskEvaluator
 from maskrcnn_plus.mask_rcnn import MaskRCNNPlus
 from maskrcnn_plus.masks.label_map import masks_to_rles
 from maskrcnn_plus.masks.rle_masks import RLEMasks, add_dense_masks
 
 
-class Backbone(nn.Module):
+class ImageAsFeatures(Backbone):
     size_divisibility = 32
 
     def forward(self, images):
@@ -53,7 +52,7 @@ class Heads(nn.Module):
 
 
 def model(boxes, probs, cls=MaskRCNNPlus, **arguments):
-    parts = dict(backbone=Backbone(), proposal_generator=lambda *_: (None, {}), roi_heads=Heads(boxes, probs))
+    parts = dict(backbone=ImageAsFeatures(), proposal_generator=lambda *_: (None, {}), roi_heads=Heads(boxes, probs))
     return cls(**parts, pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3, **arguments).eval()
 
 
@@ -80,8 +79,8 @@ def test_results_equal_detectron2s(num, height, width, to_size):
     inputs = [{"image": torch.zeros(3, height, width), "height": size[0], "width": size[1]}]
     (theirs,), (ours,), (both,) = (
         model(boxes, probs, cls=GeneralizedRCNN)(inputs),
+        model(boxes, probs, dense_masks=False)(inputs),
         model(boxes, probs)(inputs),
-        model(boxes, probs, dense_masks=True)(inputs),
     )
     theirs, ours, both = theirs["instances"], ours["instances"], both["instances"]
     assert ours.image_size == theirs.image_size == size
@@ -139,7 +138,7 @@ def test_batches_given_boxes_no_postprocessing_and_models_without_masks(pasting)
     given = [output["instances"].pred_masks_rle for output in network.inference(inputs, known)]
     assert list(given[0]) == list(masks[0][:2])
     assert (len(given[1]), given[1].image_size) == (0, (64, 96))
-    (output,) = model(boxes, None, mask_pasting=pasting, dense_masks=True)(inputs[:1])
+    (output,) = model(boxes, None, mask_pasting=pasting)(inputs[:1])
     assert set(output["instances"].get_fields()) == {"pred_boxes", "scores", "pred_classes"}
 
 
@@ -147,7 +146,7 @@ def test_a_huge_image_takes_no_dense_masks():
     """A dense array of 60 masks of 30,000 x 30,000 pixels would take 54 GB."""
     boxes, probs = scene(60, 60, 80)
     inputs = [{"image": torch.zeros(3, 60, 80), "height": 30_000, "width": 30_000}]
-    (output,) = model(boxes / 50, probs)(inputs)
+    (output,) = model(boxes / 50, probs, dense_masks=False)(inputs)
     assert output["instances"].pred_masks_rle.image_size == (30_000, 30_000)
     assert output["instances"].pred_masks_rle.areas().sum() > 60
 
@@ -156,8 +155,8 @@ def test_detectron2s_evaluator_and_visualizer_take_dense_masks(tmp_path):
     boxes, probs = scene(24, 60, 80)
     image, name = {"image": torch.zeros(3, 60, 80), "height": 90, "width": 120, "image_id": 7}, "dense_for_detectron2"
     (theirs,) = model(boxes, probs, cls=GeneralizedRCNN)([image])
-    (ours,) = model(boxes, probs, dense_masks=True)([image])
-    (lean,) = model(boxes, probs)([image])
+    (ours,) = model(boxes, probs)([image])
+    (lean,) = model(boxes, probs, dense_masks=False)([image])
     annotations = [
         {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": number % 2, "iscrowd": 0, "segmentation": rle}
         for number, (box, rle) in enumerate(
@@ -205,18 +204,20 @@ def test_training_is_detectron2s():
 
 
 def test_yacs_configs_can_name_it():
-    cfg = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
+    cfg = detectron2_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.DEVICE = "MaskRCNNPlus", "meta"
     with torch.device("meta"):
         network = build_model(cfg)
     assert META_ARCH_REGISTRY.get("MaskRCNNPlus") is type(network) is MaskRCNNPlus
-    assert (network.mask_pasting, network.dense_masks, network.max_covered) == ("detectron2", False, 1.0)
+    assert (network.mask_pasting, network.dense_masks, network.max_covered) == ("detectron2", True, 1.0)
     assert network.min_mask_area == 0
     add_config(cfg)
     cfg.MODEL.MAX_COVERED, cfg.MODEL.MIN_MASK_AREA = 0.5, 20
+    cfg.MODEL.MASK_PASTING, cfg.MODEL.DENSE_MASKS = "torchvision", False
     with torch.device("meta"):
         network = build_model(cfg)
     assert (network.max_covered, network.min_mask_area) == (0.5, 20)
+    assert (network.mask_pasting, network.dense_masks) == ("torchvision", False)
 
 
 @pytest.mark.parametrize(("max_covered", "kept"), [(1.0, [0, 1, 2, 3]), (0.5, [0, 1, 3]), (0.96, [0, 1, 2, 3])])

@@ -5,7 +5,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2 import model_zoo
 from detectron2.config import LazyConfig, instantiate
 from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.modeling import build_model
@@ -15,7 +14,7 @@ from detectron2.solver import LRMultiplier
 from detectron2.utils.registry import locate
 from omegaconf import OmegaConf
 
-from maskrcnn_plus.config import get_config, list_configs, skip_pretrained
+from maskrcnn_plus.config import detectron2_config, get_config, list_configs, skip_pretrained
 from maskrcnn_plus.necks import PAFPN
 from maskrcnn_plus.overrides import apply_overrides
 from maskrcnn_plus.roi import PyramidROIAlign
@@ -157,7 +156,7 @@ def test_every_config_has_its_own_output_folder():
 
 @pytest.mark.parametrize("name", ZOO)
 def test_is_the_model_of_the_zoo(name):
-    cfg, zoo_cfg = load(name), model_zoo.get_config(ZOO[name])
+    cfg, zoo_cfg = load(name), detectron2_config(ZOO[name])
     zoo_cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
         zoo = build_model(zoo_cfg)
@@ -193,7 +192,7 @@ def test_is_the_model_of_the_zoo(name):
 
 
 def test_large_scale_jitter_is_that_of_the_zoo(record):
-    cfg, zoo_cfg = load("coco/mask_rcnn_r50_fpn_100ep_lsj"), model_zoo.get_config(ZOO_LSJ)
+    cfg, zoo_cfg = load("coco/mask_rcnn_r50_fpn_100ep_lsj"), detectron2_config(ZOO_LSJ)
     ours, zoo = build(cfg), build(zoo_cfg)
     assert shapes(ours) == shapes(zoo)
     for part in ("backbone", "proposal_generator.rpn_head", "roi_heads.box_head", "roi_heads.mask_head"):

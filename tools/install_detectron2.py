@@ -55,11 +55,15 @@ PROJECTS = {
 
 # What this project uses of Detectron2, in either version.
 PROBE = """
+import os
 import detectron2
-import detectron2.checkpoint, detectron2.data, detectron2.engine, detectron2.evaluation, detectron2.model_zoo
-import detectron2.modeling, detectron2.solver, detectron2.structures, detectron2.utils.events
+import detectron2.checkpoint, detectron2.data, detectron2.engine, detectron2.evaluation
+import detectron2.modeling, detectron2.projects.point_rend, detectron2.solver, detectron2.structures
+import detectron2.utils.events
 from detectron2.config import LazyConfig, configurable, instantiate
-from detectron2.model_zoo import model_zoo
+# its configs, without its Python module, which needs pkg_resources in the development head
+zoo = os.path.join(detectron2.__path__[0], "model_zoo", "configs")
+LazyConfig.load(os.path.join(zoo, "common", "models", "mask_rcnn_fpn.py"))
 try:
     from detectron2 import _C
     ops = "with its compiled extension"

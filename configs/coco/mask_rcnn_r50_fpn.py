@@ -1,20 +1,19 @@
 # Mask R-CNN R50-FPN, 1x, of stock Detectron2 parts with the model zoo's values: the anchor that our parts are compared
 # with.
-from detectron2.model_zoo import get_config
-
+from maskrcnn_plus.config import detectron2_config
 from maskrcnn_plus.learning_rate import linear_lr
 
 from ..common.coco_data import dataloader, dataset
 from ..common.train import train
 
-model = get_config("common/models/mask_rcnn_fpn.py").model
+model = detectron2_config("common/models/mask_rcnn_fpn.py").model
 model.backbone.bottom_up.freeze_at = 2
 model.roi_heads.num_classes = "${dataset.num_classes}"
 model.roi_heads.box_predictor.test_topk_per_image = "${dataset.max_objects}"
 
-optimizer = get_config("common/optim.py").SGD
+optimizer = detectron2_config("common/optim.py").SGD
 optimizer.lr = linear_lr(0.02, images=16)
-lr_multiplier = get_config("common/coco_schedule.py").lr_multiplier_1x
+lr_multiplier = detectron2_config("common/coco_schedule.py").lr_multiplier_1x
 
 train.output_dir = "output/coco"
 train.init_checkpoint = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"

@@ -2,8 +2,8 @@
 # the fast RPN and RoIAlign. Batch norms take their statistics over all processes.
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
-from detectron2.model_zoo import get_config
 
+from maskrcnn_plus.config import detectron2_config
 from maskrcnn_plus.learning_rate import linear_lr
 
 from ..common.coco_lsj_data import dataloader, dataset
@@ -25,7 +25,7 @@ dataloader.test.mapper.augmentations = [L(T.ResizeShortestEdge)(short_edge_lengt
 
 optimizer.lr = linear_lr(0.1, images=64)
 optimizer.weight_decay = 4e-5
-lr_multiplier = get_config("new_baselines/mask_rcnn_R_50_FPN_100ep_LSJ.py").lr_multiplier
+lr_multiplier = detectron2_config("new_baselines/mask_rcnn_R_50_FPN_100ep_LSJ.py").lr_multiplier
 
 train.output_dir = "output/coco/mask_rcnn_r50_fpn_100ep_lsj"
 train.init_checkpoint = ""

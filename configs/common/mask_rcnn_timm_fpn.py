@@ -2,14 +2,14 @@
 # top-level `dataset` with `num_classes` and `max_objects`, the two numbers that everything else follows.
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
-from detectron2.model_zoo import get_config
 
 from maskrcnn_plus.backbones import TimmBackbone
+from maskrcnn_plus.config import detectron2_config
 from maskrcnn_plus.mask_rcnn import MaskRCNNPlus
 from maskrcnn_plus.roi import PyramidROIAlign
 from maskrcnn_plus.rpn import BatchedRPN
 
-model = get_config("common/models/mask_rcnn_fpn.py").model
+model = detectron2_config("common/models/mask_rcnn_fpn.py").model
 model._target_ = MaskRCNNPlus
 
 model.backbone.bottom_up = L(TimmBackbone)(

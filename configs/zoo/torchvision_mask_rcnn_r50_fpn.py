@@ -1,20 +1,23 @@
 # torchvision's maskrcnn_resnet50_fpn: its weights, its pre-processing, its results. Training starts from the weights.
 from detectron2.config import LazyCall as L
-from detectron2.model_zoo import get_config
 
+from maskrcnn_plus.config import detectron2_config
 from maskrcnn_plus.data import InterpolateShortestEdge
 from maskrcnn_plus.learning_rate import linear_lr
 from maskrcnn_plus.mask_rcnn import MaskRCNNPlus
 from maskrcnn_plus.roi import FastRCNNOutput, PyramidROIAlign
 from maskrcnn_plus.rpn import BatchedRPN, TorchvisionAnchorGenerator
 
+from ..common.coco_classes import thing_classes
 from ..common.coco_data import dataloader, dataset
 from ..common.train import train
+
+dataset.thing_classes = thing_classes
 
 dataloader.train.mapper.augmentations[0] = L(InterpolateShortestEdge)(short_edge_length=800, max_size=1333)
 dataloader.test.mapper.augmentations[0] = L(InterpolateShortestEdge)(short_edge_length=800, max_size=1333)
 
-model = get_config("common/models/mask_rcnn_fpn.py").model
+model = detectron2_config("common/models/mask_rcnn_fpn.py").model
 model._target_ = MaskRCNNPlus
 model.mask_pasting = "torchvision"
 model.pixel_mean = [123.675, 116.28, 103.53]
@@ -40,15 +43,14 @@ model.roi_heads.mask_pooler._target_ = PyramidROIAlign
 model.roi_heads.mask_pooler.sampling_ratio = 2
 model.roi_heads.mask_pooler.pooler_type = "ROIAlign"
 model.roi_heads.box_predictor._target_ = FastRCNNOutput
-# Of COCO's first plan, never annotated; none for other classes.
-model.roi_heads.box_predictor.num_unused_classes = "${maskrcnn_plus.num_unused_coco_ids:${dataset.num_classes}}"
+model.roi_heads.box_predictor.num_unused_classes = 10  # category ids of COCO's first plan, never annotated
 model.roi_heads.box_predictor.min_box_size = 1e-2
 model.roi_heads.box_predictor.smooth_l1_beta = 1 / 9
 model.roi_heads.box_predictor.test_topk_per_image = "${dataset.max_objects}"
 
-optimizer = get_config("common/optim.py").SGD
+optimizer = detectron2_config("common/optim.py").SGD
 optimizer.lr = linear_lr(0.02, images=16)
-lr_multiplier = get_config("common/coco_schedule.py").lr_multiplier_2x
+lr_multiplier = detectron2_config("common/coco_schedule.py").lr_multiplier_2x
 
 train.output_dir = "output/zoo/torchvision_mask_rcnn_r50_fpn"
 train.init_checkpoint = "torchvision://maskrcnn_resnet50_fpn"

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from maskrcnn_plus.backbones.freezing import freeze_batch_norms, freeze_up_to
 from maskrcnn_plus.backbones.pretrained import load_backbone_weights
+from maskrcnn_plus.config import with_defaults
 
 __all__ = ["TimmBackbone", "pixel_statistics"]
 
@@ -122,16 +123,15 @@ class TimmBackbone(Backbone):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
         """The arguments from `cfg.MODEL.TIMM` (see `maskrcnn_plus.config.add_config`) and BACKBONE.FREEZE_AT."""
-        if "TIMM" not in cfg.MODEL:
-            raise KeyError("cfg.MODEL.TIMM is missing: call maskrcnn_plus.config.add_config(cfg) before merging files")
+        own = with_defaults(cfg).MODEL.TIMM
         return {
-            "name": cfg.MODEL.TIMM.NAME,
-            "out_features": cfg.MODEL.TIMM.OUT_FEATURES,
+            "name": own.NAME,
+            "out_features": own.OUT_FEATURES,
             "in_chans": input_shape.channels,
-            "weights": cfg.MODEL.TIMM.WEIGHTS,
+            "weights": own.WEIGHTS,
             "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
-            "norm": cfg.MODEL.TIMM.NORM,
-            "options": dict(cfg.MODEL.TIMM.OPTIONS),
+            "norm": own.NORM,
+            "options": dict(own.OPTIONS),
         }
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from maskrcnn_plus.backbones.pretrained import load_backbone_weights
 from maskrcnn_plus.backbones.window_attention import window_attention
+from maskrcnn_plus.config import with_defaults
 
 __all__ = ["PlainViT"]
 
@@ -144,9 +145,7 @@ class PlainViT(Backbone):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
         """The arguments from `cfg.MODEL.VIT` (see `maskrcnn_plus.config.add_config`)."""
-        if "VIT" not in cfg.MODEL:
-            raise KeyError("cfg.MODEL.VIT is missing: call maskrcnn_plus.config.add_config(cfg) before merging files")
-        vit = cfg.MODEL.VIT
+        vit = with_defaults(cfg).MODEL.VIT
         return {
             "name": vit.NAME,
             "patch_size": vit.PATCH_SIZE,

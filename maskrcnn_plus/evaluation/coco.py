@@ -39,6 +39,8 @@ COCO_MAX_DETECTIONS = 100
 class COCOMaskEvaluator(DatasetEvaluator):
     """Detectron2 evaluator of COCO's box and mask AP on any registered data set, label images included."""
 
+    reads_runs = True  # of masks, so that a model need not make dense ones
+
     def __init__(
         self,
         dataset_name: str,
@@ -171,8 +173,7 @@ class COCOMaskEvaluator(DatasetEvaluator):
 
     def _with_dataset_ids(self, detections: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The detections with the category ids that the data set's own files use."""
-        own_ids = self._metadata.get("thing_dataset_id_to_contiguous_id", {})
-        of_index = {index: own for own, index in reversed(own_ids.items())}  # the first of several
+        of_index = {index: own for own, index in self._metadata.get("thing_dataset_id_to_contiguous_id", {}).items()}
         return [{**d, "category_id": of_index.get(d["category_id"], d["category_id"])} for d in detections]
 
 

@@ -36,6 +36,8 @@ class MatchingEvaluator(DatasetEvaluator):
     half its area or more in crowd regions of its class is neither TP nor FP.
     """
 
+    reads_runs = True  # of masks, so that a model need not make dense ones
+
     def __init__(
         self,
         dataset_name: str,

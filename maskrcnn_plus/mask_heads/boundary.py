@@ -23,6 +23,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskrcnn_plus.config import with_defaults
 from maskrcnn_plus.mask_heads.targets import boundary_targets, mask_targets
 
 
@@ -131,7 +132,7 @@ class BoundaryMaskHead(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         """Arguments from MODEL.ROI_MASK_HEAD, as for Detectron2's heads, and MODEL.BOUNDARY_MASK_HEAD."""
-        common, own = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.BOUNDARY_MASK_HEAD
+        common, own = cfg.MODEL.ROI_MASK_HEAD, with_defaults(cfg).MODEL.BOUNDARY_MASK_HEAD
         return {
             "input_shape": input_shape,
             "num_classes": 1 if common.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES,

@@ -24,6 +24,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskrcnn_plus.config import with_defaults
 from maskrcnn_plus.mask_heads.mask_iou_targets import areas_in_boxes, mask_iou_targets
 from maskrcnn_plus.mask_heads.targets import mask_targets
 
@@ -170,7 +171,7 @@ class MaskScoringHead(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         """Read `cfg.MODEL.MASK_SCORING`, where MASK_HEAD names the mask head that is scored."""
-        options = cfg.MODEL.MASK_SCORING
+        options = with_defaults(cfg).MODEL.MASK_SCORING
         if cls.__name__ == options.MASK_HEAD:
             raise ValueError(f"MODEL.MASK_SCORING.MASK_HEAD must name another mask head than {cls.__name__}.")
         agnostic = cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK

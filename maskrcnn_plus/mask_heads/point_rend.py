@@ -13,10 +13,11 @@ from typing import Any
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
-from detectron2.projects.point_rend import PointRendMaskHead
+from detectron2.projects.point_rend import PointRendMaskHead, add_pointrend_config
 from detectron2.structures import BitMasks, Instances, PolygonMasks
 from torch import Tensor
 
+from maskrcnn_plus.config import with_defaults
 from maskrcnn_plus.masks.polygons import polygons_to_bitmasks
 
 
@@ -105,6 +106,7 @@ class PointRendHead(PointRendMaskHead):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Arguments from the keys of `detectron2.projects.point_rend.add_pointrend_config`."""
+        cfg = with_defaults(cfg, add_pointrend_config)
         coarse, points = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.POINT_HEAD
         return {
             "input_shape": input_shape,

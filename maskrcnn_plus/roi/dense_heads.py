@@ -22,9 +22,11 @@ from detectron2.modeling.roi_heads import (
 from detectron2.structures import BitMasks, Instances
 from torch import Tensor, nn
 
+from maskrcnn_plus.config import with_defaults
 from maskrcnn_plus.masks.bit_crops import IndexedBitMasks
 from maskrcnn_plus.masks.soft_masks import SoftMasks
 from maskrcnn_plus.roi.box_predictor import FastRCNNOutput
+from maskrcnn_plus.roi.pooler import PyramidROIAlign
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -35,7 +37,8 @@ class DenseROIHeads(StandardROIHeads):
     index, one of `PolygonMasks` its polygon.
 
     Of yacs configs it reads `MODEL.ROI_HEADS.MASK_BATCH_SIZE_PER_IMAGE` and `SOFT_MASK_TARGETS`, and for its box
-    predictor, which is a `FastRCNNOutput`, `SOFT_NMS_METHOD` and `SOFT_NMS_SIGMA`.
+    predictor, which is a `FastRCNNOutput`, `SOFT_NMS_METHOD` and `SOFT_NMS_SIGMA`. Poolers of the types "ROIAlign" and
+    "ROIAlignV2" are `PyramidROIAlign`s.
     """
 
     @configurable
@@ -61,22 +64,31 @@ class DenseROIHeads(StandardROIHeads):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Arguments of `__init__` from a yacs config with this package's keys (`maskrcnn_plus.config.add_config`)."""
+        """Arguments of `__init__` from a yacs config, with this package's keys or without."""
         arguments = super().from_config(cfg, input_shape)
-        arguments["mask_batch_size_per_image"] = cfg.MODEL.ROI_HEADS.MASK_BATCH_SIZE_PER_IMAGE
-        arguments["soft_mask_targets"] = cfg.MODEL.ROI_HEADS.SOFT_MASK_TARGETS
-        return arguments
+        poolers = {name: PyramidROIAlign.of(part) for name, part in arguments.items() if name.endswith("_pooler")}
+        keys = with_defaults(cfg).MODEL.ROI_HEADS
+        return {
+            **arguments,
+            **poolers,
+            "mask_batch_size_per_image": keys.MASK_BATCH_SIZE_PER_IMAGE,
+            "soft_mask_targets": keys.SOFT_MASK_TARGETS,
+        }
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         parts = super()._init_box_head(cfg, input_shape)
-        # yacs has no key for the class of the predictor.
-        parts["box_predictor"] = FastRCNNOutput(
-            cfg,
-            parts["box_head"].output_shape,
-            soft_nms_method=cfg.MODEL.ROI_HEADS.SOFT_NMS_METHOD,
-            soft_nms_sigma=cfg.MODEL.ROI_HEADS.SOFT_NMS_SIGMA,
-        )
+        keys = with_defaults(cfg).MODEL.ROI_HEADS
+        # yacs has no key for its class. On "meta" no weights are drawn: it takes those of Detectron2's.
+        with torch.device("meta"):
+            predictor = FastRCNNOutput(
+                cfg,
+                parts["box_head"].output_shape,
+                soft_nms_method=keys.SOFT_NMS_METHOD,
+                soft_nms_sigma=keys.SOFT_NMS_SIGMA,
+            )
+        predictor.load_state_dict(parts["box_predictor"].state_dict(), assign=True)
+        parts["box_predictor"] = predictor
         return parts
 
     @torch.no_grad()
@@ -144,6 +156,6 @@ class DenseCascadeROIHeads(CascadeROIHeads, DenseROIHeads):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Arguments of `__init__` from a yacs config, as `DenseROIHeads`."""
-        if cfg.MODEL.ROI_HEADS.SOFT_NMS_METHOD:
+        if with_defaults(cfg).MODEL.ROI_HEADS.SOFT_NMS_METHOD:
             raise ValueError("DenseCascadeROIHeads has no Soft-NMS: leave MODEL.ROI_HEADS.SOFT_NMS_METHOD empty.")
         return super().from_config(cfg, input_shape)

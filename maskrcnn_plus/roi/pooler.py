@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 
 import torch
-from detectron2.modeling.poolers import assign_boxes_to_levels, convert_boxes_to_pooler_format
+from detectron2.layers import ROIAlign
+from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels, convert_boxes_to_pooler_format
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
@@ -61,6 +62,21 @@ class PyramidROIAlign(nn.Module):
         self.aligned = pooler_type == "ROIAlignV2"
         self.canonical_box_size = canonical_box_size
         self.canonical_level = canonical_level
+
+    @classmethod
+    def of(cls, pooler: nn.Module) -> nn.Module:
+        """One that does what a `ROIPooler` does; the pooler itself where that is no RoIAlign of upright boxes."""
+        levels = getattr(pooler, "level_poolers", None) if type(pooler) is ROIPooler else None
+        if not levels or any(type(level) is not ROIAlign for level in levels):
+            return pooler
+        return cls(
+            pooler.output_size,
+            [level.spatial_scale for level in levels],
+            levels[0].sampling_ratio,
+            "ROIAlignV2" if levels[0].aligned else "ROIAlign",
+            pooler.canonical_box_size,
+            pooler.canonical_level,
+        )
 
     def extra_repr(self) -> str:
         """Arguments for printing."""

@@ -26,6 +26,7 @@ from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from maskrcnn_plus.config import with_defaults
 from maskrcnn_plus.rpn.adaptive_conv import AdaptiveConv2d
 from maskrcnn_plus.rpn.batched import choose_proposals, decode_best
 from maskrcnn_plus.rpn.cascade_targets import box_iou_loss, region_targets
@@ -166,7 +167,7 @@ class CascadeRPN(RPN):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         """The arguments from `cfg.MODEL.RPN` and `cfg.MODEL.CASCADE_RPN`."""
-        rpn, cascade = cfg.MODEL.RPN, cfg.MODEL.CASCADE_RPN
+        rpn, cascade = cfg.MODEL.RPN, with_defaults(cfg).MODEL.CASCADE_RPN
         shapes = [input_shape[name] for name in rpn.IN_FEATURES]
         if len({shape.channels for shape in shapes}) > 1:
             raise ValueError(f"MODEL.RPN.IN_FEATURES must have the same number of channels: {shapes}.")

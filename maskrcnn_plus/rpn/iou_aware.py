@@ -23,6 +23,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskrcnn_plus.config import with_defaults
 from maskrcnn_plus.rpn.batched import BatchedRPN
 
 
@@ -119,7 +120,7 @@ class IoUAwareRPN(RPN):
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """The arguments from `cfg.MODEL.RPN` (HEAD_NAME: "IoUAwareRPNHead") and `cfg.MODEL.IOU_AWARE_RPN`."""
-        own, arguments = cfg.MODEL.IOU_AWARE_RPN, super().from_config(cfg, input_shape)
+        own, arguments = with_defaults(cfg).MODEL.IOU_AWARE_RPN, super().from_config(cfg, input_shape)
         weights = {**arguments.pop("loss_weight"), "loss_rpn_quality": own.LOSS_WEIGHT * cfg.MODEL.RPN.LOSS_WEIGHT}
         return {
             **arguments,

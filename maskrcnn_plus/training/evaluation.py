@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any
 
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from maskrcnn_plus.inference.proposals import proposals_of
+from maskrcnn_plus.mask_rcnn import without_dense_masks
 from maskrcnn_plus.training.signals import StoppableEvaluator, StoppableLoader, StopSignals
 
 
@@ -31,9 +33,11 @@ def evaluate(cfg: DictConfig, model: nn.Module, signals: StopSignals | None = No
     signals = signals or StopSignals()
     loader = StoppableLoader(instantiate(cfg.dataloader.test), signals)
     evaluators = instantiate(cfg.dataloader.evaluator)
-    if not hasattr(evaluators, "process"):  # a list of them
-        evaluators = DatasetEvaluators(list(evaluators))
-    results = inference_on_dataset(model, loader, StoppableEvaluator(evaluators, signals)) or {}
+    evaluators = [evaluators] if hasattr(evaluators, "process") else list(evaluators)
+    runs_suffice = all(getattr(evaluator, "reads_runs", False) for evaluator in evaluators)
+    evaluator = StoppableEvaluator(DatasetEvaluators(evaluators), signals)
+    with without_dense_masks(model) if runs_suffice else contextlib.nullcontext():
+        results = inference_on_dataset(model, loader, evaluator) or {}
     if OmegaConf.select(cfg, "train.eval_proposals"):
         evaluator = StoppableEvaluator(instantiate(cfg.dataloader.proposal_evaluator), signals)
         with inference_context(model):

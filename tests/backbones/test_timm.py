@@ -191,13 +191,6 @@ def test_builds_from_yacs_by_name():
     assert 0.1 < max(rates) < 0.25  # it grows with depth and reaches 0.25 in the stage that is not built
 
 
-def test_yacs_without_the_keys_says_what_to_call():
-    cfg = get_cfg()
-    cfg.MODEL.BACKBONE.NAME = "TimmBackbone"
-    with pytest.raises(KeyError, match="add_config"):
-        build_backbone(cfg)
-
-
 def test_builds_from_a_lazy_config():
     config = LazyCall(TimmBackbone)(
         name="swin_tiny_patch4_window7_224", out_features=["res2", "res3"], options=dict(TINY_SWIN, depths=[1, 1, 1, 1])

@@ -13,13 +13,12 @@ import torch.nn.functional as F
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 from detectron2.layers import FrozenBatchNorm2d
-from detectron2.model_zoo import get_config as zoo_config
 from detectron2.modeling import build_model
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.postprocessing import detector_postprocess
 
 from maskrcnn_plus.checkpoints import load_weights
-from maskrcnn_plus.config import get_config, skip_pretrained
+from maskrcnn_plus.config import detectron2_config, get_config, skip_pretrained
 from maskrcnn_plus.roi import PyramidROIAlign
 
 R50_1X = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
@@ -32,7 +31,7 @@ SPREAD = {"objectness_logits": 2.0, "anchor_deltas": 0.3, "cls_score": 3.0, "bbo
 
 
 def zoo_model(name, rpn="RPN"):
-    cfg = zoo_config(name)
+    cfg = detectron2_config(name)
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.PROPOSAL_GENERATOR.NAME = rpn
     # Fewer than the zoo's 1000 and 100, for time.

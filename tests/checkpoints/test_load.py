@@ -8,7 +8,6 @@ import torch
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.layers import ShapeSpec
-from detectron2.model_zoo import get_config
 from detectron2.modeling.backbone import BasicStem, ResNet
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import nn
@@ -16,6 +15,7 @@ from torch import nn
 from maskrcnn_plus.checkpoints import Checkpointer, WeightsError, load_weights
 from maskrcnn_plus.checkpoints.mismatch import find_contradiction
 from maskrcnn_plus.checkpoints.report import LoadReport, grouped
+from maskrcnn_plus.config import detectron2_config
 
 CLASSES = ["Cat", "dog", "owl"]
 
@@ -41,7 +41,7 @@ def _resnet(blocks=(1, 2), width=8, norm="FrozenBN"):
 
 def _model(num_classes=3, *, seed=0, channels=8, fpn_norm="", **backbone):
     """A tiny Mask R-CNN of Detectron2's parts, every number of it random."""
-    cfg = get_config("common/models/mask_rcnn_fpn.py").model
+    cfg = detectron2_config("common/models/mask_rcnn_fpn.py").model
     cfg.backbone.bottom_up = L(_resnet)(**backbone)
     cfg.backbone.in_features = ["res2", "res3"]
     cfg.backbone.out_channels = channels

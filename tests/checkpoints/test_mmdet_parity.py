@@ -17,14 +17,13 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode, instantiate
-from detectron2.model_zoo import get_config as get_zoo_cfg
 from detectron2.modeling import build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
 
 from maskrcnn_plus.checkpoints import load_weights, mmdet
 from maskrcnn_plus.checkpoints.conversion import WeightsFile
 from maskrcnn_plus.checkpoints.files import read_weights
-from maskrcnn_plus.config import get_config
+from maskrcnn_plus.config import detectron2_config, get_config
 from maskrcnn_plus.data.resize_mmcv import MMCVResize
 from maskrcnn_plus.masks.rle_masks import instance_masks
 
@@ -139,7 +138,7 @@ def build(run: str) -> tuple[torch.nn.Module, object]:
 
 def build_resnext(depth: int, width_per_group: int, groups: int = 32) -> torch.nn.Module:
     """Detectron2's own parts, from its own config, with MMDetection's statistics of pixels."""
-    cfg = get_zoo_cfg("COCO-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_3x.yaml")
+    cfg = detectron2_config("COCO-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_3x.yaml")
     cfg.MODEL.RESNETS.DEPTH = depth
     cfg.MODEL.RESNETS.NUM_GROUPS = groups
     cfg.MODEL.RESNETS.WIDTH_PER_GROUP = width_per_group
@@ -218,11 +217,11 @@ def test_every_stage_gives_what_mmdetection_gives(run: str, reference: Path, ima
     [
         (R50, lambda: instantiate(get_config("zoo/mmdet_mask_rcnn_r50_fpn").model)),
         (CAFFE, lambda: instantiate(get_config("zoo/mmdet_mask_rcnn_r50_caffe_fpn").model)),
-        (R101, lambda: build_there(get_zoo_cfg("COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml"))),
+        (R101, lambda: build_there(detectron2_config("COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml"))),
         (X101_32X4D, lambda: build_resnext(101, 4)),
         (X101_64X4D, lambda: build_resnext(101, 4, groups=64)),
-        (C4, lambda: build_there(get_zoo_cfg("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml"))),
-        (FASTER, lambda: build_there(get_zoo_cfg("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"))),
+        (C4, lambda: build_there(detectron2_config("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml"))),
+        (FASTER, lambda: build_there(detectron2_config("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"))),
     ],
 )
 def test_every_tensor_has_its_place_and_shape(config: str, build_meta, reference: Path):

@@ -12,12 +12,12 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.evaluation.coco_evaluation import _evaluate_box_proposals
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.layers import ShapeSpec
-from detectron2.model_zoo import get_config
 from detectron2.modeling import ProposalNetwork
 from detectron2.modeling.backbone import Backbone
 from detectron2.structures import Boxes, BoxMode, Instances
 from torch import nn
 
+from maskrcnn_plus.config import detectron2_config
 from maskrcnn_plus.evaluation.proposals import ProposalRecallEvaluator, count_found, coverage
 from maskrcnn_plus.inference.proposals import proposals_of
 from maskrcnn_plus.mask_rcnn import MaskRCNNPlus
@@ -249,7 +249,7 @@ class Stem(Backbone):
 @pytest.fixture
 def parts():
     torch.manual_seed(0)
-    rpn = get_config("common/models/mask_rcnn_fpn.py").model.proposal_generator
+    rpn = detectron2_config("common/models/mask_rcnn_fpn.py").model.proposal_generator
     rpn.in_features, rpn.head.in_channels, rpn.post_nms_topk = ["p2", "p3"], 8, (100, 70)
     rpn.anchor_generator.sizes, rpn.anchor_generator.strides = [[16], [32]], [4, 8]
     generator = instantiate(rpn)

@@ -9,13 +9,13 @@ from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.layers.batch_norm import NaiveSyncBatchNorm
-from detectron2.model_zoo import get_config
 from detectron2.modeling import FPN, Backbone
 from detectron2.structures import Instances
 from timm.layers import BatchNormAct2d
 from torch import nn
 
 from maskrcnn_plus.backbones import TimmBackbone
+from maskrcnn_plus.config import detectron2_config
 from maskrcnn_plus.inference.optimize import fold_batch_norms, optimize_for_inference
 from maskrcnn_plus.inference.winograd import WinogradConv2d, is_fast
 from maskrcnn_plus.mask_rcnn import MaskRCNNPlus
@@ -44,7 +44,7 @@ def randomise_norms(model):
 
 def mask_rcnn(neck_norm="", mask_norm="", bottom_up=None):
     """A Mask R-CNN with a ResNet-50, or another bottom-up network, and narrow heads that detect at random."""
-    model = get_config("common/models/mask_rcnn_fpn.py").model
+    model = detectron2_config("common/models/mask_rcnn_fpn.py").model
     model._target_ = MaskRCNNPlus
     if bottom_up is not None:
         model.backbone.bottom_up = bottom_up

@@ -9,13 +9,11 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.layers import ShapeSpec
-from detectron2.model_zoo import get_config
 from detectron2.structures import Boxes, Instances
 from omegaconf import OmegaConf
 from torch import nn
 
-from maskrcnn_plus.config import get_config as get_shipped_config
-from maskrcnn_plus.config import skip_pretrained
+from maskrcnn_plus.config import detectron2_config, get_config, skip_pretrained
 from maskrcnn_plus.data import InstanceMapper
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.masks.rle_masks import RLEMasks
@@ -74,7 +72,7 @@ def image_file(tmp_path):
 @pytest.fixture(scope="module")
 def tiny_mask_rcnn():
     """LazyConfig of a Mask R-CNN with a ResNet-18 and narrow heads, random weights and no score threshold."""
-    cfg = get_config("common/models/mask_rcnn_fpn.py")
+    cfg = detectron2_config("common/models/mask_rcnn_fpn.py")
     model = cfg.model
     model.backbone.bottom_up.stages.depth = 18
     del model.backbone.bottom_up.stages.stride_in_1x1  # for bottleneck blocks
@@ -217,14 +215,14 @@ def test_scale_of_an_image(tiny_mask_rcnn):
 
 def test_config_by_name():
     predictor = Predictor("demo/mask_rcnn_lite0_fpn", "random", device="cpu", score_threshold=0.9)
-    assert predictor.class_names == list(get_shipped_config("demo/mask_rcnn_lite0_fpn").dataset.thing_classes)
+    assert predictor.class_names == list(get_config("demo/mask_rcnn_lite0_fpn").dataset.thing_classes)
     with pytest.raises(ValueError, match="no_such"):
         Predictor("no_such/config")
 
 
 @pytest.mark.parametrize("name", ["nuclei/mask_rcnn_lite0_fpn", "nuclei/mask_rcnn_plus"])
 def test_most_objects_are_those_of_the_last_box_predictor(name):
-    cfg = get_shipped_config(name)
+    cfg = get_config(name)
     skip_pretrained(cfg)
     cfg.dataset.max_objects = 7
     assert Predictor(cfg, "random", optimize=False).max_objects == 7

@@ -6,7 +6,6 @@ import torch
 from detectron2.config import CfgNode, get_cfg, instantiate
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
-from detectron2.model_zoo import get_config as get_zoo_config
 from detectron2.modeling.roi_heads import build_mask_head
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from detectron2.structures import Boxes, Instances
@@ -14,7 +13,7 @@ from detectron2.utils.events import EventStorage
 from scipy import ndimage
 
 from maskrcnn_plus.backbones import TimmBackbone
-from maskrcnn_plus.config import get_config, skip_pretrained
+from maskrcnn_plus.config import detectron2_config, get_config, skip_pretrained
 from maskrcnn_plus.inference.optimize import optimize_for_inference
 from maskrcnn_plus.inference.winograd import WinogradConv2d, is_fast
 from maskrcnn_plus.mask_heads.mask_iou import (
@@ -135,7 +134,7 @@ class TestBuilding:
 
 def mask_rcnn():
     """A small Mask R-CNN with mask scoring that detects at random."""
-    model = get_zoo_config("common/models/mask_rcnn_fpn.py").model
+    model = detectron2_config("common/models/mask_rcnn_fpn.py").model
     model._target_ = MaskRCNNPlus
     model.backbone.bottom_up = L(TimmBackbone)(name="resnet18", out_features=["res2", "res3", "res4", "res5"])
     model.backbone.out_channels = 32

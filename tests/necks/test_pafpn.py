@@ -5,12 +5,11 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import get_cfg, instantiate
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
-from detectron2.model_zoo import get_config
 from detectron2.modeling import FPN, Backbone, build_backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import nn
 
-from maskrcnn_plus.config import add_config
+from maskrcnn_plus.config import add_config, detectron2_config
 from maskrcnn_plus.necks.pafpn import PAFPN
 
 CHANNELS = {"res2": 4, "res3": 6, "res4": 8, "res5": 10}
@@ -162,7 +161,7 @@ def test_the_norm_comes_before_the_relu():
 
 
 def test_mask_rcnn_pads_images_of_odd_sizes():
-    cfg = get_config("common/models/mask_rcnn_fpn.py").model
+    cfg = detectron2_config("common/models/mask_rcnn_fpn.py").model
     cfg.backbone = build(top_block=LastLevelMaxPool(), out_channels=256)
     cfg.roi_heads.num_classes = 2
     cfg.roi_heads.box_predictor.test_score_thresh = 0.0

@@ -4,13 +4,13 @@ import pytest
 import torch
 from detectron2.config import get_cfg, instantiate
 from detectron2.layers import ShapeSpec
-from detectron2.model_zoo import get_config
 from detectron2.modeling.proposal_generator import RPN, build_proposal_generator
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torchvision.ops import nms
 
 from maskrcnn_plus import extension
+from maskrcnn_plus.config import detectron2_config
 from maskrcnn_plus.rpn import BatchedRPN, batched_nms
 
 
@@ -52,7 +52,7 @@ def test_wrong_shapes_are_refused_and_opcheck_passes():
 
 
 def _pair():
-    config = get_config("common/models/mask_rcnn_fpn.py").model.proposal_generator
+    config = detectron2_config("common/models/mask_rcnn_fpn.py").model.proposal_generator
     config.head.in_channels = 8
     config.pre_nms_topk, config.post_nms_topk = (200, 100), (50, 30)
     torch.manual_seed(0)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg, instantiate
 from detectron2.layers import ShapeSpec
-from detectron2.model_zoo import get_config
 from detectron2.modeling.proposal_generator import build_proposal_generator
 from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from detectron2.structures import Boxes, ImageList, Instances
@@ -15,6 +14,7 @@ from detectron2.utils.events import EventStorage
 from torchvision.ops import box_iou
 
 from maskrcnn_plus import config
+from maskrcnn_plus.config import detectron2_config
 from maskrcnn_plus.inference import optimize_for_inference
 from maskrcnn_plus.rpn import BatchedRPN
 from maskrcnn_plus.rpn.iou_aware import IoUAwareRPN, IoUAwareRPNHead, centerness, geometric_mean_logits
@@ -24,7 +24,7 @@ STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64}
 
 def build(cls=IoUAwareRPN, head=IoUAwareRPNHead, scale=30.0, **options):
     """An RPN whose convolutions are those of every other one built here, as far as it has them."""
-    cfg = get_config("common/models/mask_rcnn_fpn.py").model.proposal_generator
+    cfg = detectron2_config("common/models/mask_rcnn_fpn.py").model.proposal_generator
     cfg.head.in_channels, cfg.head._target_, cfg._target_ = 8, head, cls
     cfg.pre_nms_topk, cfg.post_nms_topk = (200, 100), (50, 30)
     cfg.update(options)

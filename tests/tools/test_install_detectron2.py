@@ -2,8 +2,10 @@
 
 import importlib
 import subprocess
+import sys
 from pathlib import Path
 
+import detectron2
 import pytest
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
@@ -37,6 +39,13 @@ def test_a_fix_that_no_longer_matches_stops_with_its_file(installer, tmp_path):
 
 def _probe(returncode):
     return lambda: subprocess.CompletedProcess([], returncode, stdout="0.6 at somewhere", stderr="broken import")
+
+
+def test_the_probe_takes_a_detectron2_whose_model_zoo_needs_pkg_resources(installer, monkeypatch, capsys):
+    for name in ("detectron2.model_zoo", "detectron2.model_zoo.model_zoo", "pkg_resources"):
+        monkeypatch.setitem(sys.modules, name, None)
+    exec(installer.PROBE, {})
+    assert str(Path(detectron2.__file__).parent) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("version", ["0.6", "0.7.dev1", None])

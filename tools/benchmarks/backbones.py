@@ -69,6 +69,7 @@ def build_model(cfg: DictConfig, name: str, boxes: Tensor) -> nn.Module:
         cfg.model.backbone.bottom_up = LazyCall(TimmBackbone)(name=name, out_features=features)
     torch.manual_seed(0)
     model = instantiate(cfg.model).eval()
+    model.dense_masks = False  # as in a Predictor
     model.proposal_generator = FixedProposals(model.proposal_generator, boxes)
     predictor = model.roi_heads.box_predictor
     for layer in (predictor.cls_score, predictor.bbox_pred):
