@@ -9,7 +9,8 @@ import detectron2
 from detectron2.config import CfgNode, LazyConfig, get_cfg
 from omegaconf import DictConfig, OmegaConf
 
-import maskrcnn_plus.learning_rate  # noqa: F401 - configs use its resolver
+import maskrcnn_plus.learning_rate
+import maskrcnn_plus.resolvers  # noqa: F401 - configs use its resolvers
 from maskrcnn_plus.overrides import apply_overrides
 
 __all__ = [

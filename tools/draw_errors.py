@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.config import load_config, score_threshold_of
+from maskrcnn_plus.data import resolve_classes
 from maskrcnn_plus.data.channels import rule_of
 from maskrcnn_plus.data.images import read_image
 from maskrcnn_plus.errors import run_tool
@@ -84,6 +85,7 @@ def draw_errors(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, args.opts)
     threshold = score_threshold_of(cfg, args.score_threshold)
     predictor = Predictor(cfg, args.weights, score_threshold=threshold)
+    resolve_classes(cfg, predictor.classes, ["test"])
     images = sorted_images(predictor, cfg, args.iou)
     print(table(images))
     if not any(image["detections"] for image in images):

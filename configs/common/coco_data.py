@@ -11,11 +11,15 @@ from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.data.stream import TrainingStream
 from maskrcnn_plus.evaluation import COCOMaskEvaluator, ProposalRecallEvaluator
 
+from .coco_classes import thing_classes as coco_classes
+
 dataset = dict(
     root="datasets/coco",
     train=dict(json="${dataset.root}/annotations/instances_train2017.json", images="${dataset.root}/train2017"),
     val=dict(json="${dataset.root}/annotations/instances_val2017.json", images="${dataset.root}/val2017"),
-    num_classes=80,
+    coco_classes=coco_classes,
+    thing_classes="${dataset.coco_classes}",  # of other data: what its json has objects of, or the names given here
+    num_classes="${maskrcnn_plus.num_classes:${dataset.thing_classes}}",
     max_objects=100,  # an image: the limit of detections
     percentiles=None,  # such as [1.0, 99.8] of an image's pixels, mapped to 0..255
     channels=None,  # of files that are neither grey nor RGB, by index or name: those of the network, such as [0, 0, 1]
@@ -28,7 +32,11 @@ dataloader = dict(
         dataset=L(TrainingStream)(
             dataset=L(checked_dataset)(
                 names=L(register_coco)(
-                    name="coco_train", json_file="${dataset.train.json}", image_root="${dataset.train.images}"
+                    name="coco_train",
+                    json_file="${dataset.train.json}",
+                    image_root="${dataset.train.images}",
+                    thing_classes="${dataset.thing_classes}",
+                    on_error="${dataset.on_error}",
                 ),
                 on_error="${dataset.on_error}",
             ),
@@ -59,7 +67,11 @@ dataloader = dict(
     test=L(build_detection_test_loader)(
         dataset=L(checked_dataset)(
             names=L(register_coco)(
-                name="coco_val", json_file="${dataset.val.json}", image_root="${dataset.val.images}"
+                name="coco_val",
+                json_file="${dataset.val.json}",
+                image_root="${dataset.val.images}",
+                thing_classes="${dataset.thing_classes}",
+                on_error="${dataset.on_error}",
             ),
             on_error="${dataset.on_error}",
             filter_empty=False,

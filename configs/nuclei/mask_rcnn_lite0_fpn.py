@@ -12,7 +12,7 @@ from ..common.train import train
 dataset = dict(
     root="datasets/nuclei",
     thing_classes=["nucleus"],
-    num_classes=1,
+    num_classes="${maskrcnn_plus.num_classes:${dataset.thing_classes}}",
     max_objects=500,  # an image: the limit of detections
     percentiles=[1.0, 99.8],  # of an image's pixels, mapped to 0..255
     channels=None,  # of files that are neither grey nor RGB, by index or name: those of the network, such as [0, 0, 1]

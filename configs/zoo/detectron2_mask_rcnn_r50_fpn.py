@@ -5,9 +5,6 @@ from maskrcnn_plus.roi import PyramidROIAlign
 from maskrcnn_plus.rpn import BatchedRPN
 
 from ..coco.mask_rcnn_r50_fpn import dataloader, dataset, lr_multiplier, model, optimizer, train
-from ..common.coco_classes import thing_classes
-
-dataset.thing_classes = thing_classes
 
 model._target_ = MaskRCNNPlus
 model.backbone.bottom_up.freeze_at = 2

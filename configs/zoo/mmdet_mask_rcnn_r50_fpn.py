@@ -5,12 +5,9 @@ from maskrcnn_plus.config import detectron2_config
 from maskrcnn_plus.data import MMCVResize
 from maskrcnn_plus.learning_rate import linear_lr
 
-from ..common.coco_classes import thing_classes
 from ..common.coco_data import dataloader, dataset
 from ..common.mask_rcnn_fpn import model
 from ..common.train import train
-
-dataset.thing_classes = thing_classes
 
 dataloader.train.mapper.augmentations[0] = L(MMCVResize)(short_edge_length=800, max_size=1333)
 dataloader.test.mapper.augmentations[0] = L(MMCVResize)(short_edge_length=800, max_size=1333)

@@ -8,11 +8,8 @@ from maskrcnn_plus.mask_rcnn import MaskRCNNPlus
 from maskrcnn_plus.roi import FastRCNNOutput, PyramidROIAlign
 from maskrcnn_plus.rpn import BatchedRPN, TorchvisionAnchorGenerator
 
-from ..common.coco_classes import thing_classes
 from ..common.coco_data import dataloader, dataset
 from ..common.train import train
-
-dataset.thing_classes = thing_classes
 
 dataloader.train.mapper.augmentations[0] = L(InterpolateShortestEdge)(short_edge_length=800, max_size=1333)
 dataloader.test.mapper.augmentations[0] = L(InterpolateShortestEdge)(short_edge_length=800, max_size=1333)
@@ -43,7 +40,8 @@ model.roi_heads.mask_pooler._target_ = PyramidROIAlign
 model.roi_heads.mask_pooler.sampling_ratio = 2
 model.roi_heads.mask_pooler.pooler_type = "ROIAlign"
 model.roi_heads.box_predictor._target_ = FastRCNNOutput
-model.roi_heads.box_predictor.num_unused_classes = 10  # category ids of COCO's first plan, never annotated
+# Of COCO's first plan, never annotated; none for other classes.
+model.roi_heads.box_predictor.num_unused_classes = "${maskrcnn_plus.num_unused_coco_ids:${dataset.num_classes}}"
 model.roi_heads.box_predictor.min_box_size = 1e-2
 model.roi_heads.box_predictor.smooth_l1_beta = 1 / 9
 model.roi_heads.box_predictor.test_topk_per_image = "${dataset.max_objects}"

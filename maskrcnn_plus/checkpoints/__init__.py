@@ -2,7 +2,7 @@
 
 from maskrcnn_plus.checkpoints.checkpointer import Checkpointer
 from maskrcnn_plus.checkpoints.conversion import WeightsError
-from maskrcnn_plus.checkpoints.load import load_weights
+from maskrcnn_plus.checkpoints.load import load_weights, read_classes
 from maskrcnn_plus.checkpoints.report import LoadReport
 
-__all__ = ["Checkpointer", "LoadReport", "WeightsError", "load_weights"]
+__all__ = ["Checkpointer", "LoadReport", "WeightsError", "load_weights", "read_classes"]

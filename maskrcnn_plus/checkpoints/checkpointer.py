@@ -28,6 +28,7 @@ class Checkpointer(DetectionCheckpointer):
     Args:
         model, save_dir, save_to_disk, checkpointables: as Detectron2's.
         class_names: of the model, in the order of its rows; written into every checkpoint.
+        category_ids: of these classes in the data set's own file, written beside them.
         config: of the training, by `flatten_config`; written into every checkpoint.
     """
 
@@ -37,12 +38,14 @@ class Checkpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         class_names: Sequence[str] | None = None,
+        category_ids: Sequence[int | float | str] | None = None,
         config: Mapping[str, Any] | None = None,
         save_to_disk: bool | None = None,
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.class_names = [str(name) for name in class_names] if class_names else None
+        self.category_ids = list(category_ids) if category_ids else None
         self.config = dict(config) if config else None
 
     def save(self, name: str, *, tag: bool = True, only_model: bool = False, **kwargs: Any) -> None:
@@ -60,7 +63,7 @@ class Checkpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         states = {} if only_model else {key: value.state_dict() for key, value in self.checkpointables.items()}
-        about = {"class_names": self.class_names, "config": self.config}
+        about = {"class_names": self.class_names, "category_ids": self.category_ids, "config": self.config}
         about = {key: value for key, value in about.items() if value}
         data = {"model": self.model.state_dict(), **about, **states, **kwargs}
         path = os.path.join(self.save_dir, f"{name}.pth")

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from maskrcnn_plus.data.coco import class_key
+
 _HEAD = re.compile(
     r"(?:.*\.)?(?:box_predictor\.(?:\d+\.)?(?P<cls>cls_score)|box_predictor\.(?:\d+\.)?(?P<box>bbox_pred)"
     r"|mask_head\.(?:mask_head\.|mask_iou_head\.)?(?P<mask>predictor|boundary_predictor|fc_mask_iou))\.(?:weight|bias)"
@@ -59,8 +61,8 @@ def match_rows(
             return None
     elif (len(stored), len(initial)) != (per_class * in_file, per_class * in_model) or _is_agnostic(name, initial):
         return None
-    position = {_key(class_name): index for index, class_name in reversed(list(enumerate(file_names)))}
-    sources = [position.get(_key(class_name)) for class_name in model_names]
+    position = {class_key(class_name): index for index, class_name in reversed(list(enumerate(file_names)))}
+    sources = [position.get(class_key(class_name)) for class_name in model_names]
     pairs = [(target, source) for target, source in enumerate(sources) if source is not None]
     if not (pairs or match["cls"]) and stored.shape != initial.shape:
         return None
@@ -83,10 +85,6 @@ def match_rows(
 def _is_agnostic(name: str, initial: Tensor) -> bool:
     """Of one class, by the layout alone: heads of cascades do not tell classes apart."""
     return len(initial) == 4 and re.search(r"box_predictor\.\d+\.bbox_pred", name) is not None
-
-
-def _key(class_name: str) -> str:
-    return str(class_name).strip().casefold()
 
 
 def _describe(model_names: Sequence[str], sources: Sequence[int | None]) -> str:

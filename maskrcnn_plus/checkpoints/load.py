@@ -18,6 +18,8 @@ from maskrcnn_plus.checkpoints.mismatch import describe_mismatch, find_contradic
 from maskrcnn_plus.checkpoints.prefixes import below, find_prefix
 from maskrcnn_plus.checkpoints.report import LoadReport
 from maskrcnn_plus.checkpoints.sources import local_path
+from maskrcnn_plus.data.classes import Classes
+from maskrcnn_plus.data.coco import class_key
 
 # In the order in which they are tried; the last one knows names of models here and takes any others for such.
 _FORMATS = (torchvision, mmdet, classification, detectron2)
@@ -104,6 +106,24 @@ def _strip_prefix(file: WeightsFile, model: nn.Module) -> tuple[WeightsFile, lis
     return below(file, prefix), [name for name in file.tensors if not name.startswith(prefix)], prefix
 
 
+def read_classes(source: str) -> Classes | None:
+    """The classes that weights say they are for, and their ids in the data set of the training where they say so.
+
+    Args:
+        source: as for `load_weights`.
+
+    Raises:
+        WeightsError: it cannot be read.
+    """
+    file = read_weights(local_path(source))
+    names = next(module for module in _FORMATS if module.matches(file.tensors.keys())).class_names(file)
+    if not names:
+        return None
+    ids = file.metadata.get("category_ids")
+    is_whole = isinstance(ids, list) and len(ids) == len(names) and all(isinstance(i, int | float | str) for i in ids)
+    return Classes(list(names), ids if is_whole else None)
+
+
 def _check_class_names(model: nn.Module, class_names: Sequence[str] | None) -> None:
     num_classes = getattr(getattr(model, "roi_heads", None), "num_classes", None)
     if class_names is not None and num_classes is not None and len(class_names) != num_classes:
@@ -115,9 +135,15 @@ def _check_class_names(model: nn.Module, class_names: Sequence[str] | None) -> N
 
 def _names_for_strict(source: str, file_names: Sequence[str], class_names: Sequence[str]) -> Sequence[str] | None:
     """The file's names; None where they are others than the model's, so that classes are taken by position."""
-    fold = {str(name).strip().casefold() for name in file_names}
-    if len(file_names) != len(class_names) or fold == {str(name).strip().casefold() for name in class_names}:
+    in_file, in_model = [[class_key(name) for name in names] for names in (file_names, class_names)]
+    if len(in_file) != len(in_model) or set(in_file) == set(in_model):
         return file_names
+    if any(name in in_file and in_file.index(name) != index for index, name in enumerate(in_model)):
+        raise WeightsError(
+            f"{source} was trained for the classes {', '.join(map(str, file_names[:10]))}; the config has "
+            f"{', '.join(map(str, class_names[:10]))}: some are the same at other places, and some are others. Name "
+            "those of the weights in dataset.thing_classes."
+        )
     logger.warning(
         f"{source} was trained for the classes {', '.join(map(str, file_names[:10]))}; the config calls them "
         f"{', '.join(map(str, class_names[:10]))}. They are taken in this order."

@@ -1,7 +1,9 @@
-"""Images and annotations in. Importing it makes `synthetic://` paths readable."""
+"""Images and annotations in. Importing it makes `synthetic://` paths readable, and numbers of classes in configs."""
 
+import maskrcnn_plus.resolvers  # noqa: F401 - for interpolations in configs
 from maskrcnn_plus.data.augmentation import RandomIntensity, RandomRotate90, RandomScaleCrop, ScaleImage
 from maskrcnn_plus.data.check import checked_dataset
+from maskrcnn_plus.data.classes import Classes, resolve_classes
 from maskrcnn_plus.data.coco import register_coco
 from maskrcnn_plus.data.copy_paste import CopyPasteMapper
 from maskrcnn_plus.data.mapper import InstanceMapper
@@ -12,6 +14,7 @@ from maskrcnn_plus.data.stream import TrainingStream
 from maskrcnn_plus.data.synthetic import register_synthetic_cells
 
 __all__ = [
+    "Classes",
     "CopyPasteMapper",
     "InstanceMapper",
     "InterpolateShortestEdge",
@@ -25,4 +28,5 @@ __all__ = [
     "register_coco",
     "register_label_maps",
     "register_synthetic_cells",
+    "resolve_classes",
 ]

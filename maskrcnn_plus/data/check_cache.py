@@ -22,7 +22,7 @@ from maskrcnn_plus.atomic import write_atomically
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Of the data check and the reading of label images: a change of what they find makes it another number."""
 
 _KEPT = 64  # files in the cache folder, the newest

@@ -10,6 +10,7 @@ A label image has the size of its image; 0 is background and k > 0 is the k-th o
 import difflib
 import itertools
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,8 +24,11 @@ from scipy import ndimage
 from maskrcnn_plus.data.check import DataError, report_problems
 from maskrcnn_plus.data.check_cache import fingerprint, pack, remembered, unpack
 from maskrcnn_plus.data.images import IMAGE_SUFFIXES, ImageReadError, read_image_size, read_label_map
+from maskrcnn_plus.data.label_check import label_warnings, measure_labels
 
 __all__ = ["label_map_annotations", "register_label_maps", "register_source"]
+
+logger = logging.getLogger(__name__)
 
 _LABEL_SUFFIXES = (".png", ".tif", ".tiff")
 _DENSE_LABELS = 65535
@@ -35,7 +39,7 @@ def register_label_maps(
     root: str,
     split: str | None = None,
     *,
-    thing_classes: Sequence[str] = ("object",),
+    thing_classes: Sequence[str] | None = ("object",),
     image_dir: str = "images",
     label_dir: str = "labels",
     on_error: str = "raise",
@@ -49,7 +53,7 @@ def register_label_maps(
         name: name in DatasetCatalog and MetadataCatalog.
         root: folder of the data set, see the layouts at the top of this file.
         split: folder in root, or key in root/splits.json; None takes all images in root/images.
-        thing_classes: name of the class.
+        thing_classes: name of the class; None for "object".
         image_dir, label_dir: names of the folders of images and of label images.
         on_error: what loading does with images that are missing, unreadable or have no label image of their size:
             "raise", or "skip" them with one warning that lists them.
@@ -60,7 +64,7 @@ def register_label_maps(
     Raises:
         DataError: there are several classes, or the name is taken. Loading raises it for problems in the folder.
     """
-    thing_classes = (thing_classes,) if isinstance(thing_classes, str) else tuple(thing_classes)
+    thing_classes = (thing_classes,) if isinstance(thing_classes, str) else tuple(thing_classes or ("object",))
     if len(thing_classes) != 1:
         raise DataError(
             f"Data set '{name}': label images hold one class, but thing_classes={list(thing_classes)}. "
@@ -177,6 +181,9 @@ class LabelMapFolder:
         found = remembered(key, lambda: _read_folder(pairs))
         records = [_record(image_id, *pairs[image_id], entry) for image_id, entry in found["images"].items()]
         report_problems(problems + found["problems"], self.on_error)
+        measured = {pairs[image_id][1]: each["labels"] for image_id, each in found["images"].items()}
+        for warning in label_warnings(measured):
+            logger.warning(warning)
         if not records:
             raise DataError(
                 f"{os.path.join(folder, self.image_dir)}: no image with a label image was found. "
@@ -257,8 +264,8 @@ def _read_folder(pairs: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
         pairs: paths of image and label image by image id.
 
     Returns:
-        Data for JSON: `images` ({image id: {"size": [H, W], "objects": [[label id, area, x0, y0, x1, y1], ...]}}) and
-        `problems`.
+        Data for JSON: `images` ({image id: {"size": [H, W], "objects": [[label id, area, x0, y0, x1, y1], ...],
+        "labels": as of `measure_labels`}}) and `problems`.
     """
     images, problems = {}, []
     for image_id, paths in pairs.items():
@@ -278,8 +285,9 @@ def _read_pair(image_path: str, label_path: str) -> dict[str, Any]:
             f"{label_path}: the label image is {label_map.shape[0]} high x {label_map.shape[1]} wide, its image "
             f"{image_path} is {height} high x {width} wide. Both must have the same size."
         )
-    objects = [[each["label_id"], each["area"], *each["bbox"]] for each in label_map_annotations(label_map)]
-    return {"size": [height, width], "objects": objects}
+    annotations = label_map_annotations(label_map)
+    objects = [[each["label_id"], each["area"], *each["bbox"]] for each in annotations]
+    return {"size": [height, width], "objects": objects, "labels": measure_labels(label_map, annotations)}
 
 
 def _record(image_id: str, image_path: str, label_path: str, found: dict[str, Any]) -> dict:

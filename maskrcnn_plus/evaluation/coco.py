@@ -173,7 +173,8 @@ class COCOMaskEvaluator(DatasetEvaluator):
 
     def _with_dataset_ids(self, detections: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The detections with the category ids that the data set's own files use."""
-        of_index = {index: own for own, index in self._metadata.get("thing_dataset_id_to_contiguous_id", {}).items()}
+        own_ids = self._metadata.get("thing_dataset_id_to_contiguous_id", {})
+        of_index = {index: own for own, index in reversed(own_ids.items())}  # the first of several
         return [{**d, "category_id": of_index.get(d["category_id"], d["category_id"])} for d in detections]
 
 

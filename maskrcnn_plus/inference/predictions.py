@@ -1,4 +1,4 @@
-"""Predicted instances that know the names of their classes and the size of a pixel."""
+"""Predicted instances that know what their classes are called and the size of a pixel."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from typing import Any
 
 from detectron2.structures import Instances
 
-_OF_THE_IMAGE = ("class_names", "pixel_size")
+_OF_THE_IMAGE = ("class_names", "category_ids", "pixel_size")
 
 
 class Predictions(Instances):
-    """Detectron2's `Instances` of one image with two facts of the image beside its fields.
+    """Detectron2's `Instances` of one image with facts of the image beside its fields.
 
     Parts by an index, copies on another device and what `Predictions.cat` joins know them too. `Instances.cat` gives
     Detectron2's type, which has the fields only.
 
     Attributes:
         class_names: a name a class, in the order of `pred_classes`; None where they are not known.
+        category_ids: an id a class, of the COCO file that the model was trained on; None where it is not known.
         pixel_size: micrometres a pixel; None where it is not known.
     """
 
     class_names: Sequence[str] | None
+    category_ids: Sequence[int | float | str] | None
     pixel_size: float | None
 
     def __init__(
@@ -29,11 +31,12 @@ class Predictions(Instances):
         image_size: tuple[int, int],
         *,
         class_names: Sequence[str] | None = None,
+        category_ids: Sequence[int | float | str] | None = None,
         pixel_size: float | None = None,
         **fields: Any,
     ) -> None:
         super().__init__(image_size, **fields)
-        self.class_names, self.pixel_size = class_names, pixel_size
+        self.class_names, self.category_ids, self.pixel_size = class_names, category_ids, pixel_size
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _OF_THE_IMAGE:

@@ -26,10 +26,11 @@ from PIL import Image
 from torch import nn
 
 from maskrcnn_plus.allocator import keep_freed_memory
-from maskrcnn_plus.checkpoints import load_weights
+from maskrcnn_plus.checkpoints import load_weights, read_classes
 from maskrcnn_plus.config import get_config, skip_pretrained
 from maskrcnn_plus.data import pixels
 from maskrcnn_plus.data.channels import ChannelRule, rule_of
+from maskrcnn_plus.data.classes import resolve_classes
 from maskrcnn_plus.data.images import read_image
 from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.data.windows import ImageWindows, open_windows
@@ -91,12 +92,16 @@ class Predictor:
             keep_freed_memory()
         if weights != RANDOM:
             skip_pretrained(config)
+        classes = resolve_classes(config, read_classes(weights) if weights != RANDOM else None, splits=())
+        self.classes = classes  # None where neither config nor weights name them
+        number = OmegaConf.select(config, "model.roi_heads.num_classes") or 1
+        self._numbered_names = [f"class {k}" for k in range(number)]
         self.mapper = _build(config, "dataloader.test.mapper")
         if isinstance(self.mapper, InstanceMapper):
             self.mapper.on_error = "raise"  # what is skipped in an evaluation is an error here
         model = _build(config, "model")
         if weights != RANDOM:
-            load_weights(model, weights, class_names=OmegaConf.select(config, "dataset.thing_classes"), strict=True)
+            load_weights(model, weights, class_names=classes and classes.names, strict=True)
         if self.device.type == "cpu" and OmegaConf.select(config, "train.channels_last", default=True):
             model = model.to(memory_format=torch.channels_last)
         self.model = model.to(self.device).eval()
@@ -104,12 +109,16 @@ class Predictor:
             optimize_for_inference(self.model)
         if compile:
             self.model.backbone.compile(dynamic=True)
-        self._class_names = _class_names(config)
 
     @property
     def class_names(self) -> list[str]:
-        """A name a class: `dataset.thing_classes`, or "class 0", "class 1", ... where the config has none."""
-        return self._class_names
+        """A name a class: `dataset.thing_classes`, else the weights' own, else "class 0", "class 1", ..."""
+        return self.classes.names if self.classes else self._numbered_names
+
+    @property
+    def category_ids(self) -> list[int | float | str] | None:
+        """The id of each class in the COCO file of the training data, where the weights know it."""
+        return self.classes.category_ids if self.classes else None
 
     @property
     def max_objects(self) -> int | None:
@@ -233,7 +242,8 @@ class Predictor:
         if instances.has("pred_masks") and not instances.has("pred_masks_rle"):  # of Detectron2's own models
             instances.pred_masks_rle = RLEMasks(masks_to_rles(instances.pred_masks), instances.image_size)
             instances.remove("pred_masks")
-        return Predictions(instances.image_size, class_names=self.class_names, **instances.get_fields())
+        facts = {"class_names": self.class_names, "category_ids": self.category_ids}
+        return Predictions(instances.image_size, **facts, **instances.get_fields())
 
     def _padded_shape(self, image: torch.Tensor) -> tuple[int, ...]:
         """[C, h, w] of an image as Detectron2 pads it for the backbone."""
@@ -311,16 +321,3 @@ def _build(config: DictConfig, key: str) -> Any:
         return instantiate(part)
     except Exception as error:  # whatever the constructors make of the config's values
         raise ValueError(f"config key `{key}` cannot be built: {type(error).__name__}: {error}") from error
-
-
-def _class_names(config: DictConfig) -> list[str]:
-    num_classes = OmegaConf.select(config, "model.roi_heads.num_classes")
-    names = OmegaConf.select(config, "dataset.thing_classes")
-    if names is None:
-        return [f"class {k}" for k in range(num_classes or 1)]
-    if num_classes is not None and len(names) != num_classes:
-        raise ValueError(
-            f"the config names {len(names)} classes (`dataset.thing_classes`) but its model has {num_classes} "
-            "(`model.roi_heads.num_classes`); make them agree"
-        )
-    return [str(name) for name in names]

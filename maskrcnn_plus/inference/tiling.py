@@ -189,6 +189,7 @@ def _predict_windows(
     return Predictions(
         (height, width),
         class_names=getattr(predictor, "class_names", None),
+        category_ids=getattr(predictor, "category_ids", None),
         pixel_size=tiff_pixel_size(windows.name),
         pred_boxes=Boxes(torch.from_numpy(merged.boxes).float()),
         scores=torch.from_numpy(merged.scores).float(),

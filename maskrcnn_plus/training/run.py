@@ -11,19 +11,19 @@ from typing import Any
 
 import torch
 from detectron2.config import instantiate
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup, hooks
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from maskrcnn_plus.allocator import keep_freed_memory
 from maskrcnn_plus.atomic import TEMPORARY, write_atomically
-from maskrcnn_plus.checkpoints import Checkpointer, load_weights
+from maskrcnn_plus.checkpoints import Checkpointer, load_weights, read_classes
 from maskrcnn_plus.checkpoints.config_record import flatten_config
 from maskrcnn_plus.config import skip_pretrained
+from maskrcnn_plus.data.classes import Classes, resolve_classes
 from maskrcnn_plus.device import usable_device
 from maskrcnn_plus.learning_rate import log_learning_rate
 from maskrcnn_plus.locking import lock_folder
@@ -64,7 +64,8 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> dict[str, Any]:
         remedy = "wait for its end, or set another train.output_dir"
         with on_main_process(lambda: lock_folder(folder, os.path.join(folder, ".lock"), remedy)) or nullcontext():
             set_up(args, cfg, folder)
-            return train(cfg, build_model(cfg), resume=args.resume)
+            classes = resolve_classes(cfg)
+            return train(cfg, build_model(cfg), resume=args.resume, classes=classes)
     except TrainingInterrupted as interruption:
         what = "the evaluation has no results" if args.eval_only else "--resume continues from the last checkpoint"
         logger.info(f"Stopped by signal {interruption.signum}; {what}.")
@@ -92,9 +93,10 @@ def set_up(args: argparse.Namespace, cfg: DictConfig, folder: str) -> None:
 def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
     """Evaluate `train.init_checkpoint`."""
     skip_pretrained(cfg)
+    checkpoint = _required_checkpoint(cfg)
+    classes = resolve_classes(cfg, read_classes(checkpoint), ["test"])
     model = build_model(cfg)
-    names = OmegaConf.select(cfg, "dataset.thing_classes")
-    logger.info(load_weights(model, _required_checkpoint(cfg), class_names=names, strict=True))
+    logger.info(load_weights(model, checkpoint, class_names=classes and classes.names, strict=True))
     with StopSignals() as signals:
         return evaluate(cfg, model, signals)
 
@@ -115,7 +117,7 @@ def _required_checkpoint(cfg: DictConfig) -> str:
     return cfg.train.init_checkpoint
 
 
-def train(cfg: DictConfig, model: nn.Module, resume: bool) -> dict[str, Any]:
+def train(cfg: DictConfig, model: nn.Module, resume: bool, classes: Classes | None = None) -> dict[str, Any]:
     """Train with checkpoints, evaluation and logs in `cfg.train.output_dir`; see `run`."""
     settings = cfg.train
     log_learning_rate(cfg)
@@ -134,9 +136,8 @@ def train(cfg: DictConfig, model: nn.Module, resume: bool) -> dict[str, Any]:
         seed=settings.seed,
     )
     states = {"trainer": trainer, **({"ema": averaging.average} if averaging else {})}
-    checkpointer = Checkpointer(
-        distributed, settings.output_dir, class_names=find_class_names(cfg), config=flatten_config(cfg), **states
-    )
+    about = {"class_names": classes.names, "category_ids": classes.category_ids} if classes else {}
+    checkpointer = Checkpointer(distributed, settings.output_dir, config=flatten_config(cfg), **about, **states)
     # Before the checkpoint is loaded, which has its state too.
     trainer.register_hooks([hooks.IterationTimer(), hooks.LRScheduler(optimizer, instantiate(cfg.lr_multiplier))])
     start_iter = _resume_or_load(checkpointer, trainer, settings, resume)
@@ -210,20 +211,6 @@ def _remove_leftovers(folder: str) -> None:
     """Remove what a run that was killed while it wrote has left."""
     for leftover in Path(folder).glob(TEMPORARY):
         leftover.unlink(missing_ok=True)
-
-
-def find_class_names(cfg: DictConfig) -> list[str] | None:
-    """Names of the model's classes: `dataset.thing_classes`, else those of the first training data set; or None."""
-    names = OmegaConf.select(cfg, "dataset.thing_classes")
-    if names is None:
-        datasets = OmegaConf.select(cfg, "dataloader.train.dataset.dataset.names")
-        registered = instantiate(datasets) if datasets else None
-        first = registered if isinstance(registered, str) or not registered else registered[0]
-        if first in DatasetCatalog:
-            if not hasattr(MetadataCatalog.get(first), "thing_classes"):
-                DatasetCatalog.get(first)  # a COCO file names its classes when it is read
-            names = MetadataCatalog.get(first).get("thing_classes")
-    return [str(name) for name in names] if names else None
 
 
 def build_train_loader(cfg: DictConfig, start_iter: int):

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets.coco import load_coco_json
 
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.coco import register_coco
+from maskrcnn_plus.masks.label_map import normalize_rle
 
 COCO_TINY = Path(__file__).resolve().parents[3] / "shared/data/coco_tiny"
 
@@ -51,9 +52,11 @@ def test_equals_detectron2s_registration(tmp_path, names):
     json_file, root = _write(tmp_path)
     assert register_coco(names("coco_a"), json_file, root) == "coco_a"
     assert register_coco("coco_a", json_file, root) == "coco_a"
-    register_coco_instances(names("coco_b"), {}, json_file, root)
-    assert DatasetCatalog.get("coco_a") == DatasetCatalog.get("coco_b")
+    expected = load_coco_json(json_file, root, names("coco_b"), extra_annotation_keys=["id"])
+    assert DatasetCatalog.get("coco_a") == expected
     assert MetadataCatalog.get("coco_a").thing_classes == ["cell"]
+    ids = MetadataCatalog.get("coco_a").thing_dataset_id_to_contiguous_id
+    assert ids == MetadataCatalog.get("coco_b").thing_dataset_id_to_contiguous_id == {9: 0}
     with pytest.raises(DataError, match="coco_a"):
         register_coco("coco_a", json_file, str(tmp_path / "elsewhere"))
 
@@ -83,3 +86,12 @@ def test_photographs_with_crowds(names):
     assert len(annotations) == 246
     assert any(annotation["iscrowd"] for annotation in annotations)
     assert len(MetadataCatalog.get("coco_tiny").thing_classes) == 80
+    expected = load_coco_json(
+        str(COCO_TINY / "instances.json"), str(COCO_TINY / "images"), names("coco_of_detectron2"), ["id"]
+    )
+    for entry in (entry for each in (dicts, expected) for record in each for entry in record["annotations"]):
+        if isinstance(entry["segmentation"], dict):  # Detectron2 compresses them
+            entry["segmentation"] = normalize_rle(entry["segmentation"])
+    assert dicts == expected
+    ids = MetadataCatalog.get("coco_tiny").thing_dataset_id_to_contiguous_id
+    assert ids == MetadataCatalog.get("coco_of_detectron2").thing_dataset_id_to_contiguous_id

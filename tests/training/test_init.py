@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 from maskrcnn_plus.checkpoints import Checkpointer
 from maskrcnn_plus.config import get_config
+from maskrcnn_plus.data import resolve_classes
 from maskrcnn_plus.overrides import apply_overrides
-from maskrcnn_plus.training.run import find_class_names
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/demo/mask_rcnn_lite0_fpn.py"
@@ -85,14 +85,15 @@ def test_class_names_come_from_the_config_or_the_training_data(monkeypatch):
     DatasetCatalog.register("init_test_late", lambda: MetadataCatalog.get("init_test_late").set(thing_classes=["a"]))
     try:
         names = {"dataloader": {"train": {"dataset": {"dataset": {"names": "init_test_late"}}}}}
-        assert find_class_names(OmegaConf.create(names)) == ["a"]
-        assert find_class_names(OmegaConf.create({**names, "dataset": {"thing_classes": ["b", "c"]}})) == ["b", "c"]
+        assert resolve_classes(OmegaConf.create(names)).names == ["a"]
+        given = OmegaConf.create({**names, "dataset": {"thing_classes": ["A", "c"]}})
+        assert resolve_classes(given).names == ["A", "c"]
         names["dataloader"]["train"]["dataset"]["dataset"]["names"] = ["init_test_late", "init_test_other"]
-        assert find_class_names(OmegaConf.create(names)) == ["a"]
+        assert resolve_classes(OmegaConf.create(names)).names == ["a"]
     finally:
         DatasetCatalog.remove("init_test_late")
         MetadataCatalog.remove("init_test_late")
-    assert find_class_names(OmegaConf.create({"model": {}})) is None
+    assert resolve_classes(OmegaConf.create({"model": {}})) is None
     config = get_config("demo/mask_rcnn_lite0_fpn")
     del config.dataset["thing_classes"]
-    assert find_class_names(config) == ["round", "spindle", "lobed"]
+    assert resolve_classes(config).names == ["round", "spindle", "lobed"]

@@ -21,8 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from ablation.plan import Plan, evaluator_key, write_json
 from ablation.speed import iterations, last_lines
 from maskrcnn_plus.atomic import write_atomically
-from maskrcnn_plus.checkpoints import load_weights
+from maskrcnn_plus.checkpoints import load_weights, read_classes
 from maskrcnn_plus.config import find_config, skip_pretrained
+from maskrcnn_plus.data import resolve_classes
 from maskrcnn_plus.device import usable_device
 from maskrcnn_plus.evaluation.matching import DEFAULT_THRESHOLDS
 from maskrcnn_plus.evaluation.proposals import ProposalRecallEvaluator
@@ -85,10 +86,12 @@ def evaluate_run(cfg: DictConfig, folder: Path) -> dict[str, float]:
     """
     figures = json.loads((folder / "matching_results.json").read_text())["figures"]
     skip_pretrained(cfg)
+    classes = resolve_classes(cfg, read_classes(str(folder / "model_final.pth")), ["test"])
     model = instantiate(cfg.model)
-    names = OmegaConf.select(cfg, "dataset.thing_classes")
-    load_weights(model, str(folder / "model_final.pth"), class_names=names, strict=True)
-    content = {"model": model.state_dict(), **({"class_names": list(names)} if names else {})}
+    load_weights(model, str(folder / "model_final.pth"), class_names=classes and classes.names, strict=True)
+    content = {"model": model.state_dict()}
+    if classes:
+        content |= {"class_names": classes.names, "category_ids": classes.category_ids}
     write_atomically(folder / WEIGHTS, lambda file: torch.save(content, file), durable=True)
     model = model.to(usable_device(cfg.train.device)).eval()
     name = OmegaConf.select(cfg, evaluator_key(cfg)).dataset_name

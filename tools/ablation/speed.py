@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 
 from ablation.plan import Plan, write_json
 from maskrcnn_plus.allocator import keep_freed_memory
+from maskrcnn_plus.data import resolve_classes
 from maskrcnn_plus.device import usable_device
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.training.hooks import WeightAveraging
@@ -109,6 +110,7 @@ def training_step(cfg: DictConfig, num_batches: int) -> tuple[Callable[[], None]
         keep_freed_memory()
     cfg.dataloader.train.num_workers = 0
     torch.manual_seed(cfg.train.seed)
+    resolve_classes(cfg, splits=["train"])
     model = build_model(cfg)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from benchmarks.timing import compare
+from maskrcnn_plus.data import resolve_classes
 from maskrcnn_plus.masks.label_masks import LabelMapMasks
 from maskrcnn_plus.roi import PyramidROIAlign
 from maskrcnn_plus.rpn import BatchedRPN
@@ -42,6 +43,7 @@ def build_pair(cfg: DictConfig) -> tuple[nn.Module, nn.Module]:
 
 def benchmark_training_step(cfg: DictConfig, rounds: int) -> None:
     """Forward, backward and optimizer step of one batch: our parts against Detectron2's."""
+    resolve_classes(cfg, splits=["train"])
     cfg.dataloader.train.num_workers = 0
     batch = next(iter(instantiate(cfg.dataloader.train)))
     stock_batch = [{**entry, "instances": copy.deepcopy(entry["instances"])} for entry in batch]

@@ -15,19 +15,21 @@ def coco_results(instances: Instances, file_name: str, name: str) -> bytes:
     """Results of one image as JSON.
 
     Besides COCO's keys an entry has `file_name`, `name` (that of the image's other results) and `label_id`, its value
-    in the label image. `category_id` is the index of the class from 0, `image_id` is 1.
+    in the label image. `category_id` is that of the data set where the instances know it (`Predictions`), else the
+    index of the class from 0; `image_id` is 1.
     """
     boxes = instances.pred_boxes.tensor.clone()  # [N, 4]
     boxes[:, 2:] -= boxes[:, :2]  # xyxy -> XYWH
     columns = boxes, instances.scores, instances.pred_classes
     fields = zip(*(column.tolist() for column in columns), instances.pred_masks_rle, strict=True)
+    ids = getattr(instances, "category_ids", None)
     entries = [
         {
             "image_id": 1,
             "file_name": file_name,
             "name": name,
             "label_id": label_id,
-            "category_id": category,
+            "category_id": ids[category] if ids else category,
             "bbox": box,
             "score": score,
             "segmentation": rle,

@@ -1,0 +1,316 @@
+"""COCO files as they are found: read, understood where a person could, refused by name where not.
+
+What COCO asks for (cocodataset.org, "Data format"): {"images": [...], "annotations": [...], "categories": [...]}, an
+integer id an image, a category and an annotation. Tools write ids as text, repeat entries, leave out sizes or
+`iscrowd`, and put folders before file names.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+
+from maskrcnn_plus.data.check import DataError, report_problems
+from maskrcnn_plus.data.crowds import find_crowds, is_true
+from maskrcnn_plus.data.images import ImageReadError, read_image_size
+
+logger = logging.getLogger(__name__)
+
+_KEPT = ("id", "iscrowd", "bbox", "keypoints", "category_id")
+_SHOWN = 8
+
+
+class Category(NamedTuple):
+    """A category of a COCO file.
+
+    Attributes:
+        id: as it stands in the file.
+        name: of the class.
+        count: how many annotations have it.
+    """
+
+    id: int | float | str
+    name: str
+    count: int
+
+
+class CocoData(NamedTuple):
+    """The content of a COCO file.
+
+    Attributes:
+        categories: in the order of their ids.
+        records: Detectron2 dataset dicts in the order of the images' ids. The `category_id` of an annotation is its
+            index in `categories`.
+    """
+
+    categories: list[Category]
+    records: list[dict[str, Any]]
+
+
+def read_categories(json_file: str) -> list[Category]:
+    """The categories of a COCO file, with the numbers of their annotations.
+
+    Raises:
+        DataError: naming the file, when it is no COCO file or its categories cannot be told apart.
+    """
+    content = _load(json_file)
+    return _categories(content, json_file)[0]
+
+
+def read_coco(json_file: str, image_root: str, on_error: str = "raise") -> CocoData:
+    """Read a COCO file.
+
+    `segmentation`, `bbox` and the ids of images, categories and annotations stay as they stand in the file; whether
+    masks and boxes make sense is for the check. Sizes that are missing come from the headers of the images. What had to
+    be assumed is said in a warning.
+
+    Args:
+        json_file: the file, or an address that Detectron2's PathManager knows.
+        image_root: folder that the `file_name`s are relative to.
+        on_error: what an image or an annotation does that cannot be used: "raise", or "skip" it, named in a warning.
+
+    Raises:
+        DataError: naming the file, and the images, categories or annotations that are wrong.
+    """
+    content = _load(json_file)
+    categories, index_of = _categories(content, json_file)
+    notes: list[str] = []
+    problems: list[str] = []
+    records = _records(content["images"], image_root, json_file, notes, problems)
+    _add_annotations(content["annotations"], records, categories, index_of, notes, problems)
+    report_problems([f"{json_file}, {problem}" for problem in problems], on_error)
+    if notes:
+        logger.warning(f"{json_file}: " + "\n  ".join(["what was assumed:", *notes] if len(notes) > 1 else notes))
+    ordered = {id(record): record for _, record in sorted(records.items(), key=lambda item: _order(item[0]))}
+    return CocoData(categories, list(ordered.values()))
+
+
+def _load(json_file: str) -> dict[str, Any]:
+    """The file as a dict with the three lists."""
+    try:
+        with PathManager.open(json_file, "rb") as file:
+            content = json.loads(file.read())  # UTF-8, -16 or -32, with or without a byte order mark
+    except FileNotFoundError:
+        raise DataError(f"{json_file} does not exist.") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise DataError(f"{json_file} is no valid COCO file: it cannot be read as JSON ({error}).") from error
+    needed = 'A COCO file holds {"images": [...], "annotations": [...], "categories": [...]}.'
+    if isinstance(content, list):
+        raise DataError(
+            f"{json_file} is a list, as files of results (predictions) are, not a data set. {needed} Give the file "
+            "that has the images and categories."
+        )
+    if not isinstance(content, dict):
+        raise DataError(f"{json_file} is no valid COCO file: it holds a {type(content).__name__}. {needed}")
+    found = ", ".join(map(repr, list(content)[:_SHOWN])) or "nothing"
+    if content.get("annotations") is None and "images" in content and "categories" in content:
+        logger.warning(f"{json_file} has no annotations: its images are taken to be without objects.")
+        content["annotations"] = []
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content.get(key), list):
+            what = f"no {key!r}" if key not in content else f"a {type(content[key]).__name__} as {key!r}, not a list"
+            raise DataError(f"{json_file} is no valid COCO file: it has {what}. {needed} This one holds {found}.")
+    if not content["images"]:
+        raise DataError(f'{json_file} has no images: its list "images" is empty.')
+    return content
+
+
+def _categories(content: dict[str, Any], json_file: str) -> tuple[list[Category], dict[Any, int]]:
+    """The categories in the order of their ids, and canonical id -> index of the category."""
+    names: dict[Any, Any] = {}
+    own: dict[Any, Any] = {}
+    for number, category in enumerate(content["categories"]):
+        key = canonical_id(category.get("id")) if isinstance(category, dict) else None
+        name = category.get("name") if key is not None else None
+        if name is None or not str(name).strip():
+            raise DataError(
+                f"{json_file}: categories[{number}] is {str(category)[:80]}, but a category needs an id and a name: "
+                '{"id": 1, "name": "cell"}.'
+            )
+        if key in names and names[key] != str(name):
+            raise DataError(
+                f"{json_file}: the category id {category['id']!r} stands for {names[key]!r} and for {str(name)!r}. "
+                "Give each category an id of its own, and its annotations that id."
+            )
+        names[key] = str(name)
+        own.setdefault(key, category["id"])
+    annotations = (entry for entry in content["annotations"] if isinstance(entry, dict))
+    only = next(iter(names)) if len(names) == 1 else None
+    counts = Counter(only if (i := entry.get("category_id")) is None else canonical_id(i) for entry in annotations)
+    keys = sorted(names, key=_order)
+    return [Category(own[key], names[key], counts[key]) for key in keys], {key: i for i, key in enumerate(keys)}
+
+
+def _records(
+    images: list[Any], image_root: str, json_file: str, notes: list[str], problems: list[str]
+) -> dict[Any, dict[str, Any]]:
+    """Canonical image id -> dataset dict without annotations; ids of one file share their dict."""
+    records: dict[Any, dict[str, Any]] = {}
+    by_file: dict[str, dict[str, Any]] = {}
+    names: dict[Any, str] = {}
+    clashes: dict[Any, list[str]] = defaultdict(list)
+    moved, repeated, same_file, sized = [], [], [], []
+    for number, image in enumerate(images):
+        name = image.get("file_name") if isinstance(image, dict) else None
+        key = canonical_id(image.get("id")) if isinstance(image, dict) else None
+        if key is None or not isinstance(name, str) or not name:
+            problems.append(f'images[{number}] is {str(image)[:80]}, but an image needs an "id" and a "file_name".')
+        elif key in names:
+            if name != names[key]:
+                clashes[key].append(name)
+            else:
+                repeated.append(name)
+        else:
+            names[key] = name
+            path, is_moved = _find_file(image_root, name)
+            moved += [f"{name} -> {path}"] * is_moved
+            if path in by_file:
+                same_file.append(name)
+                records[key] = by_file[path]
+                continue
+            size, was_missing = _size(image, path)
+            sized += [name] * was_missing
+            records[key] = by_file[path] = {"file_name": path, **size, "image_id": image["id"], "annotations": []}
+    if clashes:
+        shown = "; ".join(f"id {key!r}: {', '.join([names[key], *clashes[key]])}" for key in list(clashes)[:_SHOWN])
+        more = f"; and {len(clashes) - _SHOWN} more" if len(clashes) > _SHOWN else ""
+        raise DataError(
+            f"{json_file}: several images have one id, so that nobody can tell whose the annotations are: "
+            f"{shown}{more}. Give each image an id of its own, and its annotations that id."
+        )
+    for found, text in (
+        (repeated, "images listed more than once with the same id, taken once"),
+        (same_file, "images listed under several ids, whose annotations were brought together, equal ones once"),
+        (moved, "images found in the image folder under another path than the file gives"),
+        (sized, 'images without "height" and "width", which were read from their files'),
+    ):
+        if found:
+            notes.append(f"{text} ({len(found)}): {_some(found)}.")
+    return records
+
+
+def _add_annotations(
+    annotations: list[Any],
+    records: dict[Any, dict[str, Any]],
+    categories: list[Category],
+    index_of: dict[Any, int],
+    notes: list[str],
+    problems: list[str],
+) -> None:
+    """Put the annotations into the dicts of their images, with the index of their category."""
+    objects, ignored = [], []
+    count: Counter[str] = Counter()
+    shared = len({id(record) for record in records.values()}) < len(records)
+    for number, annotation in enumerate(annotations):
+        if not isinstance(annotation, dict):
+            problems.append(f"annotations[{number}] is {str(annotation)[:80]}, not an object with keys.")
+            continue
+        where = f"annotation {annotation['id']!r}" if "id" in annotation else f"annotations[{number}]"
+        image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
+        record = records.get(canonical_id(image_id))
+        index = index_of.get(canonical_id(category_id))
+        if record is None:
+            problems.append(f"{where}: image_id {image_id!r} is the id of no usable image in the file.")
+            continue
+        where = f"{where} of {record['file_name']}"
+        if category_id is None and len(categories) == 1:
+            index = 0
+            count["no category"] += 1
+        if index is None:
+            problems.append(f"{where}: category_id {category_id!r} is the id of no category in the file.")
+            continue
+        count["text"] += isinstance(image_id, str) != isinstance(record["image_id"], str)
+        count["text"] += category_id is not None and isinstance(category_id, str) != isinstance(
+            categories[index].id, str
+        )
+        entry = {key: annotation[key] for key in _KEPT if key in annotation}
+        entry.update(category_id=index, bbox_mode=BoxMode.XYWH_ABS)
+        if annotation.get("segmentation"):
+            entry["segmentation"] = annotation["segmentation"]
+        if isinstance(points := entry.pop("keypoints", None), list) and points:
+            # The centres of pixels, as Detectron2 has them; every third number is the visibility.
+            entry["keypoints"] = [value if k % 3 == 2 else value + 0.5 for k, value in enumerate(points)]
+        try:
+            is_ignored = is_true(annotation.get("ignore", 0))
+            if "iscrowd" in entry:
+                count["crowd as text"] += type(entry["iscrowd"]) is not int
+                entry["iscrowd"] = int(is_true(entry["iscrowd"]))
+        except ValueError as error:
+            problems.append(f"{where}: iscrowd or ignore is {error}: 0 or 1 is needed.")
+            continue
+        if shared and any(_same(entry, other) for other in record["annotations"]):
+            continue
+        record["annotations"].append(entry)
+        (ignored if is_ignored else objects).append(entry)
+    if count["no category"]:
+        notes.append(f"{count['no category']} annotations have no category_id and got the only one.")
+    if count["text"]:
+        notes.append(f"{count['text']} ids are text in one place and numbers in another; they were taken as equal.")
+    if count["crowd as text"]:
+        notes.append(f"iscrowd is no number 0 or 1 in {count['crowd as text']} annotations, but was understood.")
+    find_crowds(objects, ignored, [category.name for category in categories], notes)
+
+
+def canonical_id(value: Any) -> int | float | str | None:
+    """What an id is looked up by: 1, 1.0 and "1" are the same; None of what is no id."""
+    if isinstance(value, str):
+        value = value.strip()
+        return int(value) if value.lstrip("-").isdecimal() and str(_int(value)) == value else value or None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if not isinstance(value, float) or not math.isfinite(value):
+        return None
+    return int(value) if value.is_integer() else value
+
+
+def _int(text: str) -> int | None:
+    try:
+        return int(text)
+    except ValueError:  # "--1", or thousands of digits
+        return None
+
+
+def _order(key: Any) -> tuple[bool, Any]:
+    """Numbers first, as ids of both kinds cannot be compared."""
+    return isinstance(key, str), key
+
+
+def _find_file(image_root: str, name: str) -> tuple[str, bool]:
+    """Path of an image, and whether it is at another place than the file says: without (some of) its folders."""
+    path = os.path.join(image_root, name)
+    if "://" in path or os.path.isfile(path):
+        return path, False
+    parts = name.replace("\\", "/").split("/")
+    candidates = (os.path.join(image_root, *parts[start:]) for start in range(len(parts)))
+    found = next((candidate for candidate in candidates if os.path.isfile(candidate)), None)
+    return (path, False) if found is None else (found, True)
+
+
+def _size(image: dict[str, Any], path: str) -> tuple[dict[str, Any], bool]:
+    """`height` and `width` of an image, and whether they had to be read from its file; an unreadable one has none."""
+    size = {key: canonical_id(image.get(key)) for key in ("height", "width") if image.get(key) is not None}
+    if len(size) == 2:
+        return size, False
+    try:
+        height, width = read_image_size(path)
+    except ImageReadError:  # the check names it
+        return {}, False
+    return {"height": height, "width": width}, True
+
+
+def _same(entry: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two annotations are one but for their ids."""
+    return {**entry, "id": None} == {**other, "id": None}
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(dict.fromkeys(names))
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
