@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
@@ -55,7 +56,8 @@ def fold_batch_norms(model: nn.Module) -> int:
 
     Detectron2's `Conv2d` says which norm is its own. In the rest of the backbone (timm's networks) they are found by
     running it on a small random image: a norm is folded if its input is the output of a convolution that nothing else
-    reads. The outputs before and after are compared.
+    reads. The outputs before and after are compared, in float64: it does not matter then whether this device computes
+    float32 in TensorFloat-32 or bfloat16.
 
     Args:
         model: in evaluation mode; its attribute `backbone`, if any, takes images [N, C, H, W].
@@ -65,7 +67,8 @@ def fold_batch_norms(model: nn.Module) -> int:
         take the statistics of their input even in evaluation mode.
 
     Warns:
-        UserWarning: the backbone's outputs changed by more than a relative 1e-4, and its norms are back in place.
+        UserWarning: the backbone's outputs changed by more than a relative 1e-4, and its norms are back in place; or the
+            backbone does not run in float64.
     """
     count = 0
     for conv in model.modules():
@@ -86,14 +89,21 @@ def _fold_traced(backbone: nn.Module, channels: int) -> int:
     side = 2 * max(getattr(backbone, "size_divisibility", 0), 32)
     parameter = next(backbone.parameters(), torch.zeros(0))
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, channels, side, side, generator=generator).to(parameter)
-    pairs, before = _trace(backbone, image)
+    image = torch.randn(1, channels, side, side, generator=generator).to(parameter.device, torch.float64)
+    try:
+        with _in_float64(backbone):
+            pairs, before = _trace(backbone, image)
+    except (RuntimeError, TypeError) as error:  # of modules that insist on another type
+        reason = str(error).splitlines()[0]
+        warnings.warn(f"batch norms of the backbone stay, as it does not run in float64 ({reason})", stacklevel=4)
+        return 0
     stored = {conv: (conv.weight, conv.bias) for conv in pairs}
     for conv, norm in pairs.items():
         conv.weight, conv.bias = _folded(conv, norm)
     rest = {norm: _rest_of(norm) or nn.Identity() for norm in pairs.values()}
     _replace(backbone, rest)
-    error = _largest_change(before, _tensors_of(backbone(image)))
+    with _in_float64(backbone):
+        error = _largest_change(before, _tensors_of(backbone(image)))
     if error <= _TOLERANCE:
         return len(pairs)
     warnings.warn(
@@ -104,6 +114,20 @@ def _fold_traced(backbone: nn.Module, channels: int) -> int:
     for conv, (weight, bias) in stored.items():
         conv.weight, conv.bias = weight, bias
     return 0
+
+
+@contextmanager
+def _in_float64(module: nn.Module) -> Iterator[None]:
+    """The module with all its numbers in float64, of the same values; afterwards it has the very tensors of before."""
+    tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
+    before = [tensor.data for tensor in tensors]
+    try:
+        for tensor in tensors:
+            tensor.data = tensor.data.double()
+        yield
+    finally:
+        for tensor, data in zip(tensors, before, strict=True):
+            tensor.data = data
 
 
 def _trace(backbone: nn.Module, image: Tensor) -> tuple[dict[nn.Module, nn.Module], list[Tensor]]:

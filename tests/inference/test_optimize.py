@@ -259,3 +259,80 @@ def test_models_without_a_backbone_or_norms():
     fpn = mask_rcnn().backbone
     assert isinstance(fpn, FPN)
     assert fold_batch_norms(fpn) == 53
+
+
+def _tensor_float(tensor):
+    """Numbers with the 10 bits after the point that TensorFloat-32 keeps of float32's 23."""
+    bits = tensor.contiguous().view(torch.int32)
+    return ((bits + (1 << 12)) & -(1 << 13)).view(torch.float32)
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_norms_fold_where_float32_is_computed_in_less(monkeypatch, precision):
+    """As on GPUs, whose convolutions round their inputs: folded weights are rounded otherwise than those of before."""
+    convolve = torch.nn.functional.conv2d
+
+    def rounded(image, weight, *arguments, **options):
+        if image.dtype == torch.float32:
+            image, weight = _tensor_float(image), _tensor_float(weight)
+        return convolve(image, weight, *arguments, **options)
+
+    torch.manual_seed(0)
+    model = nn.Module()
+    model.backbone = TimmBackbone("resnet18", out_features=FEATURES)
+    model.eval().requires_grad_(False)
+    randomise_norms(model)
+    image = torch.randn(1, 3, 64, 64)
+    expected, kept = model.backbone(image), model.backbone.net.conv1.weight
+    monkeypatch.setattr(torch.nn.functional, "conv2d", rounded)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        rough = model.backbone(image)["res5"]
+        assert (rough - expected["res5"]).abs().max() > 1e-4 * expected["res5"].abs().max()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert fold_batch_norms(model) == 20
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+    monkeypatch.undo()
+    assert count(model, nn.BatchNorm2d) == 0
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
+    assert model.backbone.net.conv1.weight is not kept
+    for name, output in model.backbone(image).items():
+        torch.testing.assert_close(output, expected[name], rtol=1e-4, atol=1e-4 * expected[name].abs().max().item())
+
+
+def test_a_comparison_leaves_the_tensors_that_it_does_not_fold():
+    model = nn.Module()
+    model.backbone = TimmBackbone("resnet18", out_features=FEATURES)
+    model.backbone.net.conv1 = nn.Sequential(model.backbone.net.conv1, nn.ReLU())  # its norm cannot be folded
+    model.eval().requires_grad_(False)
+    before = {
+        name: tensor.data_ptr() for name, tensor in model.state_dict().items() if "conv1.0" in name or ".bn1." in name
+    }
+    assert fold_batch_norms(model) == 19
+    after = model.state_dict()
+    kept = {name: place for name, place in before.items() if name in after and "layer" not in name}
+    assert len(kept) > 4
+    assert {name: after[name].data_ptr() for name in kept} == kept
+
+
+def test_a_backbone_of_float32_alone_keeps_its_norms_and_its_type():
+    class Single(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, image):
+            return {"out": self.norm(self.conv(image.float()))}
+
+    model = nn.Module()
+    model.backbone = Single()
+    model.eval().requires_grad_(False)
+    image = torch.randn(1, 3, 32, 32)
+    expected = model.backbone(image)["out"]
+    with pytest.warns(UserWarning, match="float64"):
+        assert fold_batch_norms(model) == 0
+    assert torch.equal(model.backbone(image)["out"], expected)
