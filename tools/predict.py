@@ -66,7 +66,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=_tile,
         default="auto",
         metavar="SIZE|auto|off",
-        help="predict by overlapping tiles of SIZE pixels; auto: only images of more than four tiles (default)",
+        help="predict by overlapping tiles of SIZE pixels; auto: only images that are very large, or that the network "
+        "would see smaller than others (default)",
     )
     parser.add_argument(
         "--max-pixels",

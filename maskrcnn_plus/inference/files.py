@@ -32,7 +32,8 @@ from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.inference.records import Records, file_state
 from maskrcnn_plus.inference.report import MAX_PICTURES, ReportEntry, report_entry, write_report
 from maskrcnn_plus.inference.sources import SourceImage, images_of
-from maskrcnn_plus.inference.tiling import plan_tiling, predict_tiled
+from maskrcnn_plus.inference.tile_choice import TileChoice
+from maskrcnn_plus.inference.tiling import predict_tiled
 from maskrcnn_plus.inference.writers import DEFAULT_FORMATS, FORMATS, NEED_IMAGE, check_formats, write_results
 from maskrcnn_plus.inference.writers.coco import merge_coco
 from maskrcnn_plus.inference.writers.table import merge_tables
@@ -40,9 +41,6 @@ from maskrcnn_plus.masks.rle_masks import encode_masks
 
 MERGED = {"coco": ("predictions.json", merge_coco), "csv": ("predictions.csv", merge_tables)}
 """Formats of which all images are brought together at the end."""
-
-TILED_FROM = 4
-"""With tile="auto", images of more than so many tiles' pixels are tiled."""
 
 
 @dataclass
@@ -96,8 +94,8 @@ def predict_files(
         recursive: look into the sub-folders of input folders.
         pixel_size: micrometres a pixel, for csv and the report; None takes that of a TIFF's metadata, else all is in
             pixels.
-        tile: side of tiles in pixels; "off" predicts every image whole; "auto" tiles images of more than four tiles,
-            but none of a config that shrinks every image to one size.
+        tile: side of tiles in pixels; "off" predicts every image whole; "auto" tiles what the network would otherwise
+            see smaller than other images, or what is very large, see `maskrcnn_plus.inference.tile_choice`.
         report: facts for the head of `report.html`; None writes no report.
         overwrite: replace what is in the output folder and predict all images again.
         progress: show a progress bar with the time left, where standard error is a terminal.
@@ -166,7 +164,7 @@ class _Run:
         self.kinds = (*self.formats, *["report"] * with_report)  # that a record must have
         self.rule = rule_of(predictor.mapper)
         self.channels = self.rule.count or 3
-        self.tile_size, self.tiled_from = _tiling(predictor, tile)
+        self.tiles = TileChoice(predictor, tile)
         self.summary = RunSummary()
 
     def process(self, files: Sequence[InputFile], records: Records, progress: bool) -> list[str]:
@@ -248,12 +246,13 @@ class _Run:
         """Whether the file's name does not do, for the prediction and the results."""
         if self.with_report or image.number or NEED_IMAGE & set(self.formats):
             return True
-        return math.prod(read_image_size(image.path, self.rule, whole=False)) > self.tiled_from
+        return self.tiles.options(*read_image_size(image.path, self.rule, whole=False)) is not None
 
     def _predict(self, image: SourceImage, windows: ImageWindows | None) -> Instances:
         """Predictions of an image; `windows` of it are there where `_needs_pixels`."""
-        if windows is not None and math.prod(windows.shape[:2]) > self.tiled_from:
-            return encode_masks(predict_tiled(self.predictor, windows, tile_size=self.tile_size))
+        options = None if windows is None else self.tiles.options(*windows.shape[:2])
+        if options is not None:
+            return encode_masks(predict_tiled(self.predictor, windows, **options))
         instances = self.predictor.predict(windows if image.number else image.path)
         limit = self.predictor.max_objects
         if limit is not None and len(instances) >= limit:
@@ -281,19 +280,6 @@ class _Run:
         reason = reason.removeprefix(f"{name}: ").removeprefix(f"{path}: ")
         self.summary.failures.append((name, reason))
         _say(f"{name}: {reason}")
-
-
-def _tiling(predictor: Predictor, tile: int | str) -> tuple[int | None, float]:
-    """Side of tiles, None for the one that suits the config, and the number of pixels above which images are tiled."""
-    if tile == "off":
-        return None, math.inf
-    if tile != "auto":
-        if not isinstance(tile, int):
-            raise ValueError(f'tile is {tile!r}, it must be a side in pixels, "auto" or "off"')
-        return plan_tiling(predictor, tile_size=tile).tile_size, 0
-    if not math.isclose(predictor.scale_of(1024, 1024), predictor.scale_of(512, 512), rel_tol=0.01):
-        return None, math.inf  # every image is brought to one size, in which the model knows its objects
-    return None, TILED_FROM * plan_tiling(predictor).tile_size ** 2
 
 
 def _say(line: str) -> None:

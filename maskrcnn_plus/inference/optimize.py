@@ -67,8 +67,8 @@ def fold_batch_norms(model: nn.Module) -> int:
         take the statistics of their input even in evaluation mode.
 
     Warns:
-        UserWarning: the backbone's outputs changed by more than a relative 1e-4, and its norms are back in place; or the
-            backbone does not run in float64.
+        UserWarning: the backbone's outputs changed by more than a relative 1e-4, and its norms are back in place; or
+            the backbone does not run in float64.
     """
     count = 0
     for conv in model.modules():

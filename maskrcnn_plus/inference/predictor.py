@@ -9,6 +9,7 @@ Shape shorthand: N objects of one image of H x W pixels, C channels; [h, w] the 
 import contextlib
 import copy
 import logging
+import math
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -198,6 +199,17 @@ class Predictor:
         example = self._example(blank, "the image", None)
         return max(example["image"].shape[1:]) / max(height, width)
 
+    @property
+    def fixed_scale(self) -> float | None:
+        """`scale_of` every image but huge ones; None of a config that brings images of all sizes to one."""
+        large, small = (self.scale_of(side, side) for side in (1024, 512))
+        return small if math.isclose(large, small, rel_tol=0.01) else None
+
+    def usual_scale(self, height: int, width: int) -> float:
+        """`scale_of` an image, were there no limit of the longer side: that of a square with the same shorter side."""
+        short = min(height, width)
+        return self.fixed_scale or self.scale_of(short, short)
+
     @torch.inference_mode()
     def warm_up(self, height: int = 64, width: int = 64) -> None:
         """Run the model on a black image of [height, width] pixels, so that no user waits for what is done once."""
@@ -214,6 +226,7 @@ class Predictor:
         waiting: dict[tuple[int, ...], dict[int, dict[str, Any]]] = defaultdict(dict)
         for index, (image, name) in enumerate(images):
             example = self._example(image, name, intensity_range)
+            self._warn_if_shrunk(example, os.fspath(image) if isinstance(image, (str, os.PathLike)) else name)
             group = waiting[self._padded_shape(example["image"])]
             group[index] = example
             if len(group) == batch_size:
@@ -260,6 +273,19 @@ class Predictor:
             if name in str(error):
                 raise
             raise ValueError(f"{name} cannot be made an input of the network: {error}") from error
+
+    def _warn_if_shrunk(self, example: dict[str, Any], name: str) -> None:
+        """Say that objects are seen at less than half of their usual size, where a limit of the longer side does it."""
+        size = example.get("height", 0), example.get("width", 0)
+        if max(size) <= 1024:
+            return
+        scale, usual = max(example["image"].shape[1:]) / max(size), self.usual_scale(*size)
+        if scale < usual / 2:
+            logging.getLogger(__name__).warning(
+                f"{name}: the limit of the longer side shrinks this image of {size[0]} x {size[1]} pixels (height x "
+                f"width) to {scale:.2g} times its size, where others are seen at {usual:.2g}: small objects may be "
+                "missed. Predict it by tiles (predict_tiled, or --tile auto)."
+            )
 
     def _map(self, image: AnyImage, name: str, limits: tuple[float, float] | None) -> dict[str, Any]:
         if isinstance(image, np.ndarray | ImageWindows):

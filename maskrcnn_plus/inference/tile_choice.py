@@ -1,0 +1,55 @@
+"""Which images are predicted by tiles: those that the network would otherwise see smaller than others, or all at once.
+
+- Of a config that magnifies every image by one factor, images above the area of four tiles, and those that the limit of
+  its longer side would shrink.
+- Of a config that brings every image to one size (`ResizeShortestEdge`), long images whose longer side's limit would
+  shrink them to less than half of the scale of a square image with the same shorter side. Their tiles are such squares.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+from maskrcnn_plus.inference.predictor import Predictor
+from maskrcnn_plus.inference.tiling import plan_tiling
+
+TILED_FROM = 4
+"""With tile="auto", images of more than so many tiles' pixels are tiled."""
+
+_LEAST_FIXED, _LEAST = 0.95, 0.5
+
+
+class TileChoice:
+    """Decides for each image of a run.
+
+    Args:
+        predictor: the model and its mapper.
+        tile: side of the tiles of all images, in pixels; "auto", see above; "off" for none.
+
+    Raises:
+        ValueError: another `tile`, or one that is too small.
+    """
+
+    def __init__(self, predictor: Predictor, tile: int | str) -> None:
+        if tile not in ("auto", "off") and not isinstance(tile, int):
+            raise ValueError(f'tile is {tile!r}, it must be a side in pixels, "auto" or "off"')
+        self.tile = tile if isinstance(tile, str) else plan_tiling(predictor, tile_size=tile).tile_size
+        self.predictor, self.fixed = predictor, predictor.fixed_scale
+        self.area = TILED_FROM * plan_tiling(predictor).tile_size ** 2 if self.fixed else math.inf
+        self.options = lru_cache(maxsize=256)(self.options)  # most images of a run have one size
+
+    def options(self, height: int, width: int) -> dict[str, Any] | None:
+        """Arguments of `predict_tiled` for an image of height x width pixels; None where it is predicted whole."""
+        if self.tile == "off":
+            return None
+        if self.tile != "auto":
+            return {"tile_size": self.tile}
+        if height * width > self.area:
+            return {}
+        short, long = sorted((height, width))
+        if long <= (512 if self.fixed else 2 * short):
+            return None
+        scale, least = self.predictor.usual_scale(height, width), _LEAST_FIXED if self.fixed else _LEAST
+        return {"scale": scale} if self.predictor.scale_of(height, width) < least * scale else None
