@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import http.client
 import os
 from urllib.parse import urlparse
@@ -14,6 +15,7 @@ from detectron2.utils.file_io import Detectron2Handler, PathManager
 from maskrcnn_plus.checkpoints.conversion import WeightsError
 
 _TORCHVISION = "torchvision://"
+_NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def local_path(source: str) -> str:
@@ -38,7 +40,7 @@ def local_path(source: str) -> str:
         url = source
         if source.startswith(Detectron2Handler.PREFIX):
             url = Detectron2Handler.S3_DETECTRON2_PREFIX + source.removeprefix(Detectron2Handler.PREFIX)
-        raise WeightsError(_failed(source, url, error)) from error
+        raise WeightsError(_failed(source, url, error, _iopath_cache(), "FVCORE_CACHE")) from error
 
 
 def _torchvision_file(source: str) -> str:
@@ -52,7 +54,8 @@ def _torchvision_file(source: str) -> str:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         torch.hub.download_url_to_file(url, path, match.group(1) if match else None, progress=False)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
-        raise WeightsError(_failed(source, url, error, f" or put it at {path}")) from error
+        folder = os.path.dirname(path)
+        raise WeightsError(_failed(source, url, error, folder, "TORCH_HOME", f" or put it at {path}")) from error
     return path
 
 
@@ -73,7 +76,16 @@ def _close(name: str, known: list[str]) -> str:
     return f" Did you mean {' or '.join(close)}?" if close else f" Known: {', '.join(sorted(known))}."
 
 
-def _failed(source: str, url: str, error: Exception, other_place: str = "") -> str:
+def _iopath_cache() -> str:
+    return os.path.expanduser(os.environ.get("FVCORE_CACHE", "~/.torch/iopath_cache"))
+
+
+def _failed(source: str, url: str, error: Exception, folder: str, variable: str, other_place: str = "") -> str:
+    if isinstance(error, OSError) and error.errno in _NOT_WRITTEN:
+        return (
+            f"The weights {source} could not be stored in {folder}: {error.strerror}. Make room or give yourself the "
+            f"right to write there, or name another folder in the environment variable {variable}."
+        )
     return (
         f"The weights {source} could not be downloaded ({type(error).__name__}: {error}). Without a network, download "
         f"{url} by hand and give the path of the file{other_place}."

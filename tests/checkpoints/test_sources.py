@@ -1,5 +1,6 @@
 """Sources of weights: names of torchvision, the cache, refused networks."""
 
+import errno
 import os
 import urllib.error
 
@@ -101,3 +102,19 @@ def test_local_files_stay_and_home_is_expanded(tmp_path, monkeypatch):
     for missing in ("nowhere.pth", "unknown://w.pth"):
         with pytest.raises(WeightsError, match=missing):
             load_weights(torch.nn.Linear(2, 2), missing)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize("source", ["https://example.org/w.pth", "torchvision://resnet18"])
+def test_a_full_or_locked_disk_is_named_with_the_folder_and_the_way_out(cache, monkeypatch, source, code):
+    def fail(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(PathManager, "get_local_path", fail)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    folder, variable = (str(cache[0]), "TORCH_HOME") if "torchvision" in source else ("iopath_cache", "FVCORE_CACHE")
+    with pytest.raises(WeightsError, match=os.strerror(code)) as caught:
+        local_path(source)
+    assert folder in str(caught.value)
+    assert variable in str(caught.value)
+    assert "network" not in str(caught.value)
