@@ -95,14 +95,7 @@ class _CocoData(NamedTuple):
         categories = self._categories()
         if default is not None and {class_key(c.name) for c in categories} == set(map(class_key, default)):
             return [str(name) for name in default]
-        names = used_names(categories)
-        if dropped := [c for c in categories if c.count == 0]:
-            logger.warning(
-                f"{self.json_file}: categories without objects are no classes: "
-                f"{', '.join(f'{c.name} (id {c.id!r})' for c in dropped[:_SHOWN])}{' ...' * (len(dropped) > _SHOWN)}. "
-                f"To keep one, name all classes in {_NAMES}."
-            )
-        return names
+        return used_names(categories)
 
     def check(self, names: list[str], number: int | None) -> list[int | float | str]:
         """Ids of the classes in the file."""

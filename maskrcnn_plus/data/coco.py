@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +12,12 @@ from typing import NamedTuple
 from detectron2.data import MetadataCatalog
 
 from maskrcnn_plus.data.check import DataError
-from maskrcnn_plus.data.coco_json import Category, read_categories, read_coco
+from maskrcnn_plus.data.coco_json import Category, read_categories, read_coco, warn_once
 from maskrcnn_plus.data.registration import register_source
 
-__all__ = ["ClassMap", "class_key", "coco_categories", "map_categories", "register_coco", "used_names"]
+_SHOWN = 10
 
-logger = logging.getLogger(__name__)
+__all__ = ["ClassMap", "class_key", "coco_categories", "map_categories", "register_coco", "used_names"]
 
 
 def register_coco(
@@ -131,7 +130,7 @@ def map_categories(categories: Sequence[Category], names: Sequence[str] | None, 
     unknown = [c for c in real if class_key(c.name) not in index_of]
     with_objects = [c for c in unknown if c.count]
     if len(names) == 1 and len({class_key(c.name) for c in real if c.count}) == len(with_objects) == 1:
-        logger.warning(f"{json_file}: its only class with objects, {with_objects[0].name}, is taken for {names[0]}.")
+        warn_once(f"{json_file}: its only class with objects, {with_objects[0].name}, is taken for {names[0]}.")
         index_of[class_key(with_objects[0].name)] = 0
     elif with_objects:
         raise DataError(
@@ -141,10 +140,10 @@ def map_categories(categories: Sequence[Category], names: Sequence[str] | None, 
     indices = [index_of.get(class_key(c.name)) for c in categories]
     dataset_ids = {c.id: index_of[class_key(c.name)] for c in real if class_key(c.name) in index_of}
     if dropped := [c for c in categories if c.id not in dataset_ids]:
-        logger.info(f"{json_file}: categories without objects are left out: {_named(dropped)}.")
+        warn_once(f"{json_file}: categories without objects are no classes: {_named(dropped)}.")
     merged = [c for c in real if c.count and sum(class_key(c.name) == class_key(o.name) for o in real) > 1]
     if merged:
-        logger.warning(f"{json_file}: categories of one name are taken for one class: {_named(merged)}.")
+        warn_once(f"{json_file}: categories of one name are taken for one class: {_named(merged)}.")
     # Results need an id for every class; in files that do not have a class it means nothing.
     numbers = [c.id for c in categories if not isinstance(c.id, str)]
     spare = int(max(numbers, default=0)) + 1
@@ -185,4 +184,5 @@ def _counted(categories: Sequence[Category]) -> str:
 
 
 def _named(categories: Sequence[Category]) -> str:
-    return ", ".join(f"{category.name} (id {category.id!r})" for category in categories)
+    names = ", ".join(f"{category.name} (id {category.id!r})" for category in categories[:_SHOWN])
+    return names + (f" and {len(categories) - _SHOWN} more" if len(categories) > _SHOWN else "")

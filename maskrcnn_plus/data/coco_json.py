@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 _KEPT = ("id", "iscrowd", "bbox", "keypoints", "category_id")
 _SHOWN = 8
+_said: set[str] = set()
 
 
 class Category(NamedTuple):
@@ -88,7 +89,7 @@ def read_coco(json_file: str, image_root: str, on_error: str = "raise") -> CocoD
     _add_annotations(content["annotations"], records, categories, index_of, notes, problems)
     report_problems([f"{json_file}, {problem}" for problem in problems], on_error)
     if notes:
-        logger.warning(f"{json_file}: " + "\n  ".join(["what was assumed:", *notes] if len(notes) > 1 else notes))
+        warn_once(f"{json_file}: " + "\n  ".join(["what was assumed:", *notes] if len(notes) > 1 else notes))
     ordered = {id(record): record for _, record in sorted(records.items(), key=lambda item: _order(item[0]))}
     return CocoData(categories, list(ordered.values()))
 
@@ -112,7 +113,7 @@ def _load(json_file: str) -> dict[str, Any]:
         raise DataError(f"{json_file} is no valid COCO file: it holds a {type(content).__name__}. {needed}")
     found = ", ".join(map(repr, list(content)[:_SHOWN])) or "nothing"
     if content.get("annotations") is None and "images" in content and "categories" in content:
-        logger.warning(f"{json_file} has no annotations: its images are taken to be without objects.")
+        warn_once(f"{json_file} has no annotations: its images are taken to be without objects.")
         content["annotations"] = []
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
@@ -257,6 +258,13 @@ def _add_annotations(
     if count["crowd as text"]:
         notes.append(f"iscrowd is no number 0 or 1 in {count['crowd as text']} annotations, but was understood.")
     find_crowds(objects, ignored, [category.name for category in categories], notes)
+
+
+def warn_once(text: str) -> None:
+    """Say something of a file once, as a data set is read for its loader and for each evaluator."""
+    if text not in _said:
+        _said.add(text)
+        logger.warning(text)
 
 
 def canonical_id(value: Any) -> int | float | str | None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from maskrcnn_plus.checkpoints import Checkpointer, WeightsError
+from maskrcnn_plus.checkpoints import Checkpointer, WeightsError, read_classes
+from maskrcnn_plus.data import Classes
 
 
 def test_save_names_the_file_when_it_cannot_be_written(tmp_path, monkeypatch):
@@ -28,11 +29,12 @@ def test_only_tagged_checkpoints_are_resumed_from(tmp_path):
 
 
 def test_class_names_are_written_into_every_checkpoint(tmp_path):
-    checkpointer = Checkpointer(nn.Linear(2, 2), str(tmp_path), class_names=("cat", "dog"))
+    checkpointer = Checkpointer(nn.Linear(2, 2), str(tmp_path), class_names=("cat", "dog"), category_ids=(3, "d"))
     checkpointer.save("a")
     checkpointer.save("b", only_model=True)
     for name in ("a.pth", "b.pth"):
         assert torch.load(tmp_path / name, weights_only=True)["class_names"] == ["cat", "dog"]
+        assert read_classes(str(tmp_path / name)) == Classes(["cat", "dog"], [3, "d"])
     assert checkpointer.load(str(tmp_path / "a.pth"))["class_names"] == ["cat", "dog"]
 
 

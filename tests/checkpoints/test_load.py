@@ -12,10 +12,11 @@ from detectron2.modeling.backbone import BasicStem, ResNet
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import nn
 
-from maskrcnn_plus.checkpoints import Checkpointer, WeightsError, load_weights
+from maskrcnn_plus.checkpoints import Checkpointer, WeightsError, load_weights, read_classes
 from maskrcnn_plus.checkpoints.mismatch import find_contradiction
 from maskrcnn_plus.checkpoints.report import LoadReport, grouped
 from maskrcnn_plus.config import detectron2_config
+from maskrcnn_plus.data import Classes
 
 CLASSES = ["Cat", "dog", "owl"]
 
@@ -165,6 +166,35 @@ def test_classes_of_other_names_are_taken_by_position_for_prediction_with_a_warn
     assert "Katze, Hund, Eule" in caplog.text
     with pytest.raises(ValueError, match=r"2 class names .* 3 classes"):
         load_weights(model, path, class_names=CLASSES[:2])
+
+
+@pytest.mark.parametrize(("there", "refused"), [(["cat", "wolf", "owl"], False), (["owl", "cat", "bee"], True)])
+def test_prediction_refuses_classes_of_which_some_are_at_other_places(tmp_path, there, refused):
+    """Renamed ones are taken by position, as above; these would be read as other classes."""
+    source, model = _model(seed=1), _model(seed=2)
+    path, before = _save(source, tmp_path / "w.pth", class_names=there), _copy(model)
+    if refused:
+        with pytest.raises(WeightsError, match=r"owl, cat, bee.*Cat, dog, owl"):
+            load_weights(model, path, class_names=CLASSES, strict=True)
+        _assert_unchanged(model, before)
+    else:
+        load_weights(model, path, class_names=CLASSES, strict=True)
+        _assert_unchanged(model, source.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({}, None),
+        ({"class_names": ["a", "b"]}, Classes(["a", "b"])),
+        ({"class_names": ["a", "b"], "category_ids": [7, "x"]}, Classes(["a", "b"], [7, "x"])),
+        ({"class_names": ["a", "b"], "category_ids": [7]}, Classes(["a", "b"])),
+        ({"class_names": ["a", "b"], "category_ids": {"a": 1}}, Classes(["a", "b"])),
+        ({"class_names": ["a", "b"], "category_ids": [[], None]}, Classes(["a", "b"])),
+    ],
+)
+def test_classes_of_a_file(tmp_path, metadata, expected):
+    assert read_classes(_save(_model(), tmp_path / "w.pth", **metadata)) == expected
 
 
 def _without(prefix):

@@ -40,7 +40,7 @@ def fields(count=3):
 
 
 def known(count=3):
-    return Predictions((20, 30), class_names=NAMES, pixel_size=0.5, **fields(count))
+    return Predictions((20, 30), class_names=NAMES, category_ids=[4, 9], pixel_size=0.5, **fields(count))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_facts_stay_with_the_fields_that_detectron2_would_give(change, count):
     plain = Instances((20, 30), **fields(count))
     found = change(known(count))
     expected = change(plain)
-    assert (found.class_names, found.pixel_size) == (NAMES, 0.5)
+    assert (found.class_names, found.category_ids, found.pixel_size) == (NAMES, [4, 9], 0.5)
     assert type(expected) is Instances
     assert set(found.get_fields()) == set(expected.get_fields())
     assert len(found) == len(expected)
