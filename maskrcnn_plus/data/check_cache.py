@@ -27,6 +27,7 @@ VERSION = 2
 
 _KEPT = 64  # files in the cache folder, the newest
 _in_memory: dict[str, bytes] = {}  # JSON: one object, whose memory data loaders share
+_loaded: dict[tuple, tuple[tuple[int, int], bytes]] = {}
 
 T = TypeVar("T")
 
@@ -110,13 +111,31 @@ def on_main_process(compute: Callable[[], T]) -> T:
     raise value
 
 
-def pack(values: Sequence[dict]) -> bytes:
-    """Dataset dicts as one object, whose memory is shared with the processes of data loaders."""
-    return pickle.dumps(values, protocol=5)
+def loaded_once(file: str, arguments: Sequence[Any], load: Callable[[], T]) -> T:
+    """What `load` makes of a file, read again only where the file has changed since this process read it.
+
+    Args:
+        file: path; an address of another machine is read each time.
+        arguments: what else the result depends on, hashable.
+        load: returns what pickle can take. Every call of this function gives an object of its own.
+    """
+    key, state = (file, *arguments), _file_state(file)
+    if state is None or state == "missing":
+        return load()
+    if _loaded.get(key, (None,))[0] == state:
+        return unpack(_loaded[key][1])
+    value = load()
+    _loaded[key] = state, pack(value)
+    return value
 
 
-def unpack(packed: bytes) -> list[dict]:
-    """Fresh dataset dicts of what `pack` made in this process."""
+def pack(value: Any) -> bytes:
+    """Dataset dicts, or what holds them, as one object, whose memory is shared with the processes of data loaders."""
+    return pickle.dumps(value, protocol=5)
+
+
+def unpack(packed: bytes) -> Any:
+    """A fresh copy of what `pack` took in this process."""
     return pickle.loads(packed)
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from detectron2.data import MetadataCatalog
 
 from maskrcnn_plus.data.check import DataError
+from maskrcnn_plus.data.check_cache import loaded_once
 from maskrcnn_plus.data.coco_json import Category, read_categories, read_coco, warn_once
 from maskrcnn_plus.data.registration import register_source
 
@@ -69,7 +70,8 @@ class _CocoFile:
                     f"Data set '{self.name}': its {what} {path} does not exist. Set dataset.* of the config."
                 )
         try:
-            data = read_coco(self.json_file, self.image_root, self.on_error)
+            how = self.image_root, self.on_error
+            data = loaded_once(self.json_file, how, lambda: read_coco(self.json_file, *how))
             classes = map_categories(data.categories, self.thing_classes, self.json_file)
         except DataError as error:
             raise DataError(f"Data set '{self.name}': {error}") from error

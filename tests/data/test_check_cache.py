@@ -17,14 +17,16 @@ from detectron2.utils import comm
 from omegaconf import OmegaConf
 
 import maskrcnn_plus.data.check_cache as check_cache
+import maskrcnn_plus.data.coco as coco
 import maskrcnn_plus.data.findings as findings
 import maskrcnn_plus.data.registration as registration
 from maskrcnn_plus.data.check import DataError, checked_dataset
+from maskrcnn_plus.data.coco import register_coco
 from maskrcnn_plus.data.copy_paste import CopyPasteMapper
 from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.data.registration import register_label_maps
 from maskrcnn_plus.data.stream import TrainingStream
-from maskrcnn_plus.evaluation.ground_truth import load_ground_truth
+from maskrcnn_plus.evaluation.ground_truth import ground_truth_rles, load_ground_truth
 
 BOX = {"bbox": [2.0, 2.0, 6.0, 6.0], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
 SQUARE = [2.0, 2.0, 8.0, 2.0, 8.0, 8.0, 2.0, 8.0]
@@ -239,6 +241,75 @@ def test_evaluators_judge_what_the_loader_gives(dataset):
     truth = load_ground_truth("cached", on_error="skip")
     assert {image_id: len(entry["annotations"]) for image_id, entry in truth.items()} == {0: 1, 1: 0}
     assert list(truth.values()) == checked_dataset("cached", filter_empty=False, on_error="skip")
+
+
+@pytest.fixture
+def coco_file(tmp_path):
+    """Register a COCO file of an image of 40 x 60 pixels with given annotations, under a name of its own."""
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((40, 60, 3), np.uint8))
+    names = []
+
+    def write(annotations):
+        name = f"coco_file_{len(names)}_{tmp_path.name}"
+        own = [{"id": k, "image_id": 1, "category_id": 1, "iscrowd": 0, **each} for k, each in enumerate(annotations)]
+        content = {
+            "images": [{"id": 1, "file_name": "a.png", "height": 40, "width": 60}],
+            "categories": [{"id": 1, "name": "cell"}],
+            "annotations": own,
+        }
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(content))
+        names.append(register_coco(name, str(path), str(tmp_path)))
+        return name, path
+
+    yield write
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_a_coco_file_is_read_once_a_process_until_it_changes(coco_file, monkeypatch):
+    calls = []
+    real = coco.read_coco
+    monkeypatch.setattr(coco, "read_coco", lambda *arguments: calls.append(1) or real(*arguments))
+    name, path = coco_file([{"segmentation": [SQUARE], "bbox": [2, 2, 6, 6]}])
+    first = checked_dataset(name)
+    first[0]["annotations"].clear()
+    assert len(checked_dataset(name)[0]["annotations"]) == 1
+    assert len(calls) == 1
+    path.write_text(path.read_text().replace("[2, 2, 6, 6]", "[2, 2, 5, 6]"))
+    assert checked_dataset(name)[0]["annotations"][0]["bbox"][2] == 5
+    assert len(calls) == 2
+
+
+def test_coco_files_pass_unusual_annotations_on_to_the_check(coco_file):
+    """What the reader leaves as it stands is understood, or named, by the check."""
+    points = [[10, 5], [30, 5], [30, 25], [10, 25]]
+    flat = [value for point in points for value in point]
+    runs = [10 * 40 + 5] + [20, 20] * 19 + [20, 30 * 40 + 15]
+    box = [10.0, 5.0, 20.0, 20.0]
+    good = [
+        {"segmentation": [points], "bbox": box},
+        {"segmentation": flat, "bbox": box},
+        {"segmentation": [list(map(str, flat))], "bbox": box},
+        {"segmentation": {"size": [40, 60], "counts": runs}, "bbox": []},
+        {"segmentation": [flat]},
+        {"segmentation": [flat], "bbox": [10, 5, 30, 25]},
+    ]
+    bad = [
+        {"segmentation": [flat[:4]], "bbox": box},
+        {"segmentation": [[2e8, *flat[1:]]], "bbox": box},
+        {"segmentation": {"size": [40, 60], "counts": "0P"}, "bbox": box},
+        {"segmentation": [[value / 100 for value in flat]], "bbox": box},
+    ]
+    name, _ = coco_file([*good, *bad])
+    with pytest.raises(DataError, match=r"^4 problems") as error:
+        checked_dataset(name)
+    assert all(f"a.png, annotation {k} (id {k}): " in str(error.value) for k in range(6, 10))
+    (record,) = checked_dataset(name, on_error="skip")
+    assert [annotation["bbox"] for annotation in record["annotations"]] == [box] * 6
+    masks = ground_truth_rles(record)
+    assert masks == [masks[0]] * 6
 
 
 def _rank(rank, address, root, bad, results):
