@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import signal
 import types
@@ -165,3 +166,48 @@ def kill_at(index: int, rank: int, number: int = signal.SIGTERM) -> None:
             os.kill(os.getpid(), number)
 
     called[:] = [kill]
+
+
+def resume(output, change=lambda cfg: None, **settings):
+    """Go on with the run of the fixtures, with changes to its config; gives its log."""
+    cfg = config(output, eval_period=2, checkpointer={"period": 1, "max_to_keep": 0}, **settings)
+    change(cfg)
+    execute(cfg, resume=True)
+    return (output / "log.txt").read_text()
+
+
+def load(path):
+    """A checkpoint."""
+    return torch.load(path, weights_only=True)
+
+
+def edit(path, change):
+    """Change a checkpoint in place."""
+    content = load(path)
+    change(content)
+    torch.save(content, path)
+
+
+def equal(a, b):
+    """Whether two checkpoints, or parts of them, hold the same, bit for bit."""
+    if isinstance(a, dict):
+        return set(a) == set(b) and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def entries(output):
+    """Of metrics.json, without what was measured in seconds."""
+    found = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    return [{k: v for k, v in entry.items() if "time" not in k and "eta" not in k} for entry in found]
+
+
+def without_config(content):
+    """A checkpoint without the config, which names the output folder."""
+    return {key: value for key, value in content.items() if key != "config"}
+
+
+def old_format(content):
+    """What a checkpoint held before it named its config and its parameters."""
+    del content["config"], content["trainer"]["parameters"]
