@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Callable
@@ -40,7 +41,8 @@ def write_atomically(
             raise
         raise OSError(cause.errno, cause.strerror, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it was moved, or never made
+            temporary.unlink()
 
 
 def _write(path: Path, content: bytes | Callable[[IO[bytes]], object], durable: bool) -> None:

@@ -46,14 +46,19 @@ class MetricsWriter(hooks.PeriodicWriter):
         self._named(super().after_step)
 
     def after_train(self) -> None:
-        """Write what is left and close."""
-        self._named(super().after_train)
+        """Write what is left and close; where the training was ended by an error, that one matters more."""
+        try:
+            self._named(super().after_train)
+        except OSError as error:
+            if self.trainer.iter >= self.trainer.max_iter:
+                raise
+            logger.warning(f"{error}: the last metrics are lost.")
 
     def _named(self, write: Any) -> None:
         try:
             write()
         except OSError as error:
-            raise OSError(error.errno, error.strerror, error.filename or self._output_dir) from error
+            raise OSError(error.errno, error.strerror, os.fsdecode(error.filename or self._output_dir)) from error
 
 
 def _lines_before(path: str, iteration: int) -> Iterator[str]:
