@@ -18,6 +18,7 @@ from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.checkpoints.config_record import changed_keys
 from maskrcnn_plus.checkpoints.conversion import WeightsError
 from maskrcnn_plus.checkpoints.files import read_file
+from maskrcnn_plus.special_files import refuse_special_file
 
 _OF_A_RUN = re.compile(r"model_(\d{7}|final)\.pth")
 
@@ -93,6 +94,7 @@ class Checkpointer(DetectionCheckpointer):
             WeightsError: it, or the mark, is damaged, or it does not fit; names the newest checkpoint that does.
         """
         found = self._checkpoints()
+        refuse_special_file(self._tag)
         try:
             name = self._tag.read_bytes().decode(errors="replace").strip()
         except FileNotFoundError:

@@ -21,6 +21,7 @@ from detectron2.utils.file_io import PathManager
 from maskrcnn_plus.data.check import DataError, report_problems
 from maskrcnn_plus.data.crowds import find_crowds, is_true
 from maskrcnn_plus.data.images import ImageReadError, read_image_size
+from maskrcnn_plus.special_files import refuse_special_file
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ def read_coco(json_file: str, image_root: str, on_error: str = "raise") -> CocoD
 def _load(json_file: str) -> dict[str, Any]:
     """The file as a dict with the three lists."""
     try:
+        refuse_special_file(json_file)
         with PathManager.open(json_file, "rb") as file:
             content = json.loads(file.read())  # UTF-8, -16 or -32, with or without a byte order mark
     except FileNotFoundError:

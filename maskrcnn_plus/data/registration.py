@@ -25,6 +25,7 @@ from maskrcnn_plus.data.check import DataError, report_problems
 from maskrcnn_plus.data.check_cache import fingerprint, pack, remembered, unpack
 from maskrcnn_plus.data.images import IMAGE_SUFFIXES, ImageReadError, read_image_size, read_label_map
 from maskrcnn_plus.data.label_check import label_warnings, measure_labels
+from maskrcnn_plus.special_files import refuse_special_file
 
 __all__ = ["label_map_annotations", "register_label_maps", "register_source"]
 
@@ -221,6 +222,7 @@ def _read_splits(path: str) -> dict[str, list[str]]:
         return {}
     expected = 'It must look like {"train": ["image1", "image2"], "val": ["image3"]}, names without extension.'
     try:
+        refuse_special_file(path)
         with open(path, encoding="utf-8") as file:
             splits = json.load(file)
     except (OSError, ValueError) as error:
