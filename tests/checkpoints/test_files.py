@@ -3,7 +3,7 @@
 import io
 import os
 import pickle
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 import numpy as np
 import pytest
@@ -134,3 +134,70 @@ def test_pickled_containers_and_scalars_are_read():
         assert loaded["b"] == data["b"]
         assert loaded["c"]["d"] == 3.5
         assert loaded["c"]["e"].shape == (0, 4)
+
+
+def _everything():
+    base = torch.arange(24.0).reshape(4, 6)
+    dtypes = [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8]
+    dtypes += [torch.uint8, torch.bool, torch.complex64, torch.complex128, torch.uint16, torch.float8_e4m3fn]
+    content = {str(dtype): torch.arange(6).to(dtype).reshape(2, 3) for dtype in dtypes}
+    content |= {"view": base[1:3, 2:], "transposed": base.t(), "step": base[::2, ::3], "whole": base, "row": base[3]}
+    content |= {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3), "parameter": torch.nn.Parameter(torch.ones(2))}
+    content |= {"channels last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)}
+    content["state"] = OrderedDict(a=[1, 2.5, None, True, "text", b"\xff\x00", -(2**40), 2**100, float("inf")])
+    content["state"]["b"] = (
+        torch.Size([2, 3]),
+        torch.float16,
+        torch.device("cuda", 1),
+        {"x", "y"},
+        Counter({3: 1}),
+        (),
+    )
+    content["state"][7] = {"nested": [[{}], [], {"tensor": torch.ones(3)}]}
+    return content
+
+
+def _assert_alike(found, expected):
+    assert type(found) is (torch.Tensor if isinstance(expected, torch.Tensor) else type(expected))
+    if isinstance(expected, torch.Tensor):
+        assert (found.dtype, found.shape, found.stride()) == (expected.dtype, expected.shape, expected.stride())
+        assert torch.equal(
+            found.view(torch.uint8) if found.dtype == torch.float8_e4m3fn else found,
+            (expected.view(torch.uint8) if found.dtype == torch.float8_e4m3fn else expected.detach()),
+        )
+    elif isinstance(expected, dict):
+        assert list(found) == list(expected)
+        for key in expected:
+            _assert_alike(found[key], expected[key])
+    elif isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            _assert_alike(one, other)
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize(("zipped", "protocol"), [(True, 2), (True, 4), (True, 5), (False, 2)])
+def test_all_that_a_training_saves_is_read_as_pytorch_reads_it(tmp_path, zipped, protocol):
+    path, content = str(tmp_path / "w.pth"), _everything()
+    if not zipped:  # PyTorch itself does not read these types from such files
+        del content["torch.uint16"], content["torch.float8_e4m3fn"]
+    torch.save(content, path, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
+    found = read_file(path)
+    _assert_alike(found, content)
+    if protocol == 2:  # all that PyTorch reads with weights_only
+        _assert_alike(
+            found, torch.load(path, map_location="cpu", weights_only=True) | {"parameter": found["parameter"]}
+        )
+    storages = {found[name].untyped_storage().data_ptr() for name in ("view", "transposed", "step", "whole", "row")}
+    assert len(storages) == 1  # still one memory
+
+
+def test_an_archive_without_checksums_is_read(tmp_path):
+    path = str(tmp_path / "w.pth")
+    try:
+        torch.serialization.set_crc32_options(False)
+        torch.save(_weights(), path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    _assert_equal(read_weights(path).tensors, _weights())
