@@ -39,6 +39,8 @@ dataloader = dict(
                     on_error="${dataset.on_error}",
                 ),
                 on_error="${dataset.on_error}",
+                select="${dataset.channels}",
+                projection="${dataset.projection}",
             ),
             total_batch_size="${dataloader.train.total_batch_size}",
             seed="${train.seed}",

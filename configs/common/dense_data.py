@@ -15,7 +15,12 @@ from maskrcnn_plus.evaluation import COCOMaskEvaluator, MatchingEvaluator, Propo
 dataloader = dict(
     train=L(build_detection_train_loader)(
         dataset=L(TrainingStream)(
-            dataset=L(checked_dataset)(names=None, on_error="${dataset.on_error}"),
+            dataset=L(checked_dataset)(
+                names=None,
+                on_error="${dataset.on_error}",
+                select="${oc.select:dataset.channels}",
+                projection="${oc.select:dataset.projection}",
+            ),
             total_batch_size="${dataloader.train.total_batch_size}",
             seed="${train.seed}",
             start_iter=0,  # set when a run resumes

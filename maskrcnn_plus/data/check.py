@@ -13,6 +13,7 @@ from detectron2.data.build import filter_images_with_only_crowd_annotations, pri
 from detectron2.data.detection_utils import check_metadata_consistency
 from detectron2.structures import BoxMode
 
+from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.check_cache import fingerprint, on_main_process, remembered
 from maskrcnn_plus.data.findings import find_problems
 from maskrcnn_plus.errors import UserError
@@ -30,7 +31,12 @@ class DataError(UserError):
 
 
 def check_dataset(
-    dicts: Sequence[dict], *, on_error: str = "raise", num_classes: int | None = None, decode: bool = False
+    dicts: Sequence[dict],
+    *,
+    on_error: str = "raise",
+    num_classes: int | None = None,
+    decode: bool = False,
+    rule: ChannelRule | None = None,
 ) -> list[dict]:
     """
     Check every image and annotation, and collect all problems before reporting them.
@@ -46,6 +52,7 @@ def check_dataset(
         num_classes: category ids must be in 0..num_classes-1; None accepts every id that is not negative.
         decode: decode the pixels too, instead of the headers only. Slow, but finds truncated files, NaN pixels and
             label ids that do not occur in the label image.
+        rule: refuse stacks of images by it; None accepts them.
 
     Returns:
         The dicts without what was dropped, as new dicts where annotations were dropped or changed.
@@ -55,7 +62,7 @@ def check_dataset(
         ValueError: on_error is neither "raise" nor "skip".
     """
     report_problems([], on_error)  # refuses an unknown on_error before the work
-    return apply_findings(dicts, find_problems(dicts, num_classes, decode), on_error)
+    return apply_findings(dicts, find_problems(dicts, num_classes, decode, rule=rule), on_error)
 
 
 def apply_findings(
@@ -107,7 +114,13 @@ def _report_notes(findings: dict[str, Any]) -> None:
 
 
 def checked_dataset(
-    names: str | Sequence[str], *, filter_empty: bool = True, on_error: str = "raise", decode: bool = False
+    names: str | Sequence[str],
+    *,
+    filter_empty: bool = True,
+    on_error: str = "raise",
+    decode: bool = False,
+    select: Sequence[int | str] | None = None,
+    projection: str | None = None,
 ) -> list[dict]:
     """
     Load registered data sets like Detectron2's `get_detection_dataset_dicts`, and check them before anything else.
@@ -118,6 +131,8 @@ def checked_dataset(
         names: name or names in Detectron2's DatasetCatalog; several data sets must have the same classes.
         filter_empty: drop images without annotations (for training).
         on_error, decode: as for `check_dataset`. The number of classes comes from the metadata of the first name.
+        select, projection: `dataset.channels` and `dataset.projection`, see `ChannelRule`, by which stacks are
+            refused for training.
 
     Returns:
         list of dataset dicts.
@@ -126,7 +141,9 @@ def checked_dataset(
         DataError: problems were found (on_error="raise"), or no image is left.
         KeyError: a name is not registered.
     """
-    dicts = checked_dicts(names, on_error=on_error, decode=decode)
+    # An evaluator checks the same images without knowing of them; its loader refuses stacks as it reads them.
+    rule = ChannelRule(None, select, projection) if filter_empty else None
+    dicts = checked_dicts(names, on_error=on_error, decode=decode, rule=rule)
     names = [names] if isinstance(names, str) else list(names)
     if dicts and all("annotations" in record for record in dicts):
         if filter_empty:
@@ -139,14 +156,16 @@ def checked_dataset(
     return dicts
 
 
-def checked_dicts(names: str | Sequence[str], *, on_error: str = "raise", decode: bool = False) -> list[dict]:
+def checked_dicts(
+    names: str | Sequence[str], *, on_error: str = "raise", decode: bool = False, rule: ChannelRule | None = None
+) -> list[dict]:
     """
     Load registered data sets and check them, as `checked_dataset` does, and leave images without annotations in.
 
     The main process alone looks at the files, and only at those that it does not know (`data/check_cache.py`). In a job
     of several processes all of them must call it.
 
-    Args, Raises: as for `checked_dataset`.
+    Args, Raises: as for `checked_dataset`; `rule` as for `check_dataset`.
 
     Returns:
         list of dataset dicts, empty where no image is good.
@@ -162,8 +181,8 @@ def checked_dicts(names: str | Sequence[str], *, on_error: str = "raise", decode
         loaded.append(dicts)
         content = fingerprint(dicts, ())
         files = [record[key] for record in dicts for key in ("file_name", "label_file_name") if record.get(key)]
-        key = None if content is None else fingerprint([content, num_classes, decode], files)
-        return content, key, remembered(key, lambda: find_problems(dicts, num_classes, decode))
+        key = None if content is None else fingerprint([content, num_classes, decode, str(rule)], files)
+        return content, key, remembered(key, lambda: find_problems(dicts, num_classes, decode, rule=rule))
 
     content, key, findings = on_main_process(find)
     dicts = loaded[0] if loaded else _load(names)[0]

@@ -9,19 +9,25 @@ from typing import Any
 import numpy as np
 
 from maskrcnn_plus.data.annotations import NORMALIZED, OTHER_BOX, box_corners, normalize_annotation, read_box
+from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.images import ImageReadError, read_image, read_image_size, read_label_map
 from maskrcnn_plus.data.patterns import box_pattern, scale_pattern
 from maskrcnn_plus.data.screening import screen
 
 
 def find_problems(
-    dicts: Sequence[dict], num_classes: int | None = None, decode: bool = False, *, images: bool = True
+    dicts: Sequence[dict],
+    num_classes: int | None = None,
+    decode: bool = False,
+    *,
+    images: bool = True,
+    rule: ChannelRule | None = None,
 ) -> dict[str, Any]:
     """
     Look at every image and annotation.
 
     Args:
-        dicts, num_classes, decode: as for `check_dataset`.
+        dicts, num_classes, decode, rule: as for `check_dataset`.
         images: whether to look at the image files; else the sizes are those that the dicts state.
 
     Returns:
@@ -35,7 +41,7 @@ def find_problems(
     for index, record in enumerate(dicts):
         problem, size = None, (record.get("height"), record.get("width"))
         if images:
-            problem, size, label_ids[index] = _check_image(record, decode)
+            problem, size, label_ids[index] = _check_image(record, decode, rule)
         if problem is not None:
             problems.append((index, f"image {index}: {problem}"))
             findings["bad_images"].append(index)
@@ -69,16 +75,18 @@ def find_problems(
     return findings
 
 
-def _check_image(record: dict, decode: bool) -> tuple[str | None, tuple[int, int], set[int] | None]:
+def _check_image(
+    record: dict, decode: bool, rule: ChannelRule | None
+) -> tuple[str | None, tuple[int, int], set[int] | None]:
     """Return what is wrong with the images of a record, their (height, width), and the label ids if decoded."""
     path, label_path = record.get("file_name"), record.get("label_file_name")
     if not path:
         return "no file_name in the dataset dict.", (0, 0), None
     label_ids = None
     try:
-        size = label_size = read_image_size(path)
+        size = label_size = read_image_size(path, rule)
         if decode:
-            read_image(path, channels=None, percentiles=(0, 100))
+            read_image(path, rule, percentiles=(0, 100))
         if label_path is not None:
             label_size = read_image_size(label_path)
             if decode:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -113,7 +114,7 @@ def predict_files(
     sub_folders = [FORMATS[kind] for kind in formats]
     files = list_inputs(inputs, recursive, [str(folder / name) for name in FORMATS.values()])
     for file in files:
-        if any(Path(file.path).resolve().is_relative_to((folder / name).resolve()) for name in sub_folders):
+        if any(Path(os.path.realpath(file.path)).is_relative_to((folder / name).resolve()) for name in sub_folders):
             raise ValueError(f"input {file.path} is among the results of {folder}: choose another output folder")
     run = _Run(predictor, formats, pixel_size, tile, report is not None)
     depends = {

@@ -39,6 +39,7 @@ from maskrcnn_plus.device import usable_device
 from maskrcnn_plus.inference.optimize import optimize_for_inference
 from maskrcnn_plus.inference.pixel_size import tiff_pixel_size
 from maskrcnn_plus.inference.predictions import Predictions
+from maskrcnn_plus.input_channels import follow_dataset_channels
 from maskrcnn_plus.mask_rcnn import without_dense_masks
 from maskrcnn_plus.masks.label_map import masks_to_rles
 from maskrcnn_plus.masks.rle_masks import RLEMasks
@@ -97,6 +98,7 @@ class Predictor:
         self.classes = classes  # None where neither config nor weights name them
         number = OmegaConf.select(config, "model.roi_heads.num_classes") or 1
         self._numbered_names = [f"class {k}" for k in range(number)]
+        follow_dataset_channels(config)
         self.mapper = _build(config, "dataloader.test.mapper")
         if isinstance(self.mapper, InstanceMapper):
             self.mapper.on_error = "raise"  # what is skipped in an evaluation is an error here

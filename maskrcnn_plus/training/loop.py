@@ -21,9 +21,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from maskrcnn_plus.checkpoints.conversion import WeightsError
+from maskrcnn_plus.data.stream import SKIPPED
 from maskrcnn_plus.device import emulates_bfloat16
 from maskrcnn_plus.training.fast_gradients import use_fast_gradients
 from maskrcnn_plus.training.optimizer_state import parameters_of, restore_optimizer
+from maskrcnn_plus.training.skipped import SkippedImages
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,7 @@ class Trainer(TrainerBase):
             use_fast_gradients(model)
         scaled = self.amp_dtype is torch.float16
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=scaled)
+        self.skipped = SkippedImages()
         self._batches = None
 
     def train(self, start_iter: int, max_iter: int) -> None:
@@ -86,6 +89,11 @@ class Trainer(TrainerBase):
         finally:
             log.removeFilter(_has_no_traceback)
 
+    def after_train(self) -> None:
+        """Run the hooks, then name the images that were left out."""
+        super().after_train()
+        self.skipped.report()
+
     def run_step(self) -> None:
         """One optimizer step."""
         if self._batches is None:
@@ -94,15 +102,17 @@ class Trainer(TrainerBase):
         self.optimizer.zero_grad()
         totals: dict[str, float] = {}
         data_time = 0.0
+        skipped: list[tuple[str, str]] = []
         for part in range(self.accumulate):
             start = time.perf_counter()
             batch = next(self._batches)
             data_time += time.perf_counter() - start
+            skipped += [each for example in batch for each in example.get(SKIPPED, ())]
             last = part == self.accumulate - 1
             for name, value in self._backward(batch, synchronise=last).items():
                 totals[name] = totals.get(name, 0.0) + value / self.accumulate
         self._check_and_step(batch)
-        self._write_metrics(totals, data_time)
+        self._write_metrics(totals, data_time, skipped)
 
     def _backward(self, batch: list[dict], synchronise: bool) -> dict[str, float]:
         """Forward and backward of one batch; returns its losses as numbers."""
@@ -140,11 +150,12 @@ class Trainer(TrainerBase):
             "annotations, lower optimizer.lr, or set train.clip_grad_norm."
         )
 
-    def _write_metrics(self, losses: dict[str, float], data_time: float) -> None:
-        """Average the losses over all processes; record them unsmoothed."""
-        gathered = comm.gather({**losses, "data_time": data_time})
+    def _write_metrics(self, losses: dict[str, float], data_time: float, skipped: list[tuple[str, str]]) -> None:
+        """Average the losses over all processes and record them unsmoothed; note the images that were left out."""
+        gathered = comm.gather({**losses, "data_time": data_time, "skipped": skipped})
         if not comm.is_main_process():
             return
+        self.skipped.add(each for entry in gathered for each in entry.pop("skipped"))
         self.storage.put_scalar("data_time", max(entry.pop("data_time") for entry in gathered))
         means = {name: float(np.mean([entry[name] for entry in gathered])) for name in gathered[0]}
         self.storage.put_scalar("total_loss", sum(means.values()), smoothing_hint=False)

@@ -25,6 +25,7 @@ from maskrcnn_plus.checkpoints.config_record import flatten_config
 from maskrcnn_plus.config import skip_pretrained
 from maskrcnn_plus.data.classes import Classes, resolve_classes
 from maskrcnn_plus.device import usable_device
+from maskrcnn_plus.input_channels import follow_dataset_channels
 from maskrcnn_plus.learning_rate import log_learning_rate
 from maskrcnn_plus.locking import lock_folder
 from maskrcnn_plus.training.evaluation import evaluate
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> dict[str, Any]:
         SystemExit: a signal ended it; 128 + its number.
     """
     cfg.train.device = str(usable_device(cfg.train.device))
+    follow_dataset_channels(cfg)
     folder = cfg.train.output_dir
     try:
         if args.eval_only:

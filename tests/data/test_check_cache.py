@@ -47,7 +47,9 @@ def reads(monkeypatch):
     for module in (findings, registration):
         for name in ("read_image_size", "read_label_map"):
             real = getattr(module, name)
-            monkeypatch.setattr(module, name, lambda path, real=real: opened.append(str(path)) or real(path))
+            monkeypatch.setattr(
+                module, name, lambda path, *rest, real=real: opened.append(str(path)) or real(path, *rest)
+            )
     return opened
 
 

@@ -29,6 +29,7 @@ from benchmarks.random_weights import THING_IDS, randomise
 from benchmarks.timing import median, time_in_turn
 from maskrcnn_plus.checkpoints import load_weights
 from maskrcnn_plus.config import get_config
+from maskrcnn_plus.data.pillow_files import FORMATS
 from maskrcnn_plus.inference.predictor import Predictor
 
 IMAGES = 3
@@ -45,7 +46,10 @@ def read_photographs(folder: str, size: tuple[int, int]) -> list[np.ndarray]:
     if not paths:
         raise ValueError(f"--images {folder}: no photograph (.jpg .png) there")
     height, width = size
-    return [np.array(Image.open(p).convert("RGB").resize((width, height), Image.BILINEAR)) for p in paths[:IMAGES]]
+    return [
+        np.array(Image.open(p, formats=FORMATS).convert("RGB").resize((width, height), Image.BILINEAR))
+        for p in paths[:IMAGES]
+    ]
 
 
 class Sides:
