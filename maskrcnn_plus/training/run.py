@@ -57,7 +57,6 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> dict[str, Any]:
         SystemExit: a signal ended it; 128 + its number.
     """
     cfg.train.device = str(usable_device(cfg.train.device))
-    follow_dataset_channels(cfg)
     folder = cfg.train.output_dir
     try:
         if args.eval_only:
@@ -83,13 +82,14 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> dict[str, Any]:
 
 
 def set_up(args: argparse.Namespace, cfg: DictConfig, folder: str) -> None:
-    """Seeds, allocator, and log and config in `folder`, by Detectron2's `default_setup`."""
+    """Seeds, allocator, and log and config in `folder`, by Detectron2's `default_setup`; channels by `dataset`."""
     changed = cfg.copy()
     changed.train.output_dir = folder
     default_setup(changed, args)
     if cfg.train.device == "cpu":
         keep_freed_memory()
     setup_logger(folder, distributed_rank=comm.get_rank(), name="maskrcnn_plus")
+    follow_dataset_channels(cfg)
 
 
 def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:

@@ -320,7 +320,7 @@ def _rank(rank, address, root, bad, results):
     comm._LOCAL_PROCESS_GROUP = dist.group.WORLD
     opened = []
     real = findings.read_image_size
-    findings.read_image_size = lambda path: opened.append(path) or real(path)
+    findings.read_image_size = lambda path, *rest: opened.append(path) or real(path, *rest)
     if bad and rank == 0:
         os.remove(os.path.join(root, "labels/0.png"))
     try:
