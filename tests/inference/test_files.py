@@ -138,8 +138,13 @@ def test_only_what_is_missing_or_changed_is_predicted_again(folder):
     assert run() == (1, 2)
     (folder / "out/coco/b.json").write_text("[")  # cut short by whatever
     assert run() == (1, 2)
-    (folder / "out/.records/images/c.json").write_text("{")
-    assert run() == (1, 2)
+    for damaged in ("{", "[]", "5", "{}", '{"results": 1}'):
+        (folder / "out/.records/images/c.json").write_text(damaged)
+        assert run() == (1, 2)
+    record = json.loads((folder / "out/.records/images/c.json").read_text())
+    for results in (None, [], dict.fromkeys(record["results"]), {kind: {} for kind in record["results"]}):
+        (folder / "out/.records/images/c.json").write_text(json.dumps({**record, "results": results}))
+        assert run() == (1, 2)
     os.utime(folder / "in/a.png", (1, 1))
     assert run() == (1, 2)
     shutil.copy(folder / "in/c.png", folder / "in/a.png")
