@@ -134,7 +134,7 @@ def _look_at_rles(annotations: Sequence[dict[str, Any]], limits: np.ndarray) -> 
     index = [
         k
         for k, annotation in enumerate(annotations)
-        if annotation["segmentation"].get("size") == [limits[k, 1], limits[k, 0]]
+        if annotation["segmentation"].get("size") == [int(limits[k, 1]), int(limits[k, 0])]
         and isinstance(annotation["segmentation"].get("counts"), str)
     ]
     rles = [annotations[k]["segmentation"] for k in index]

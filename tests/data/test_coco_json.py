@@ -1,14 +1,17 @@
 """COCO files as tools write them: equal to the plain file where a person understands them, refused by name else."""
 
+import copy
 import json
 import logging
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from coco_files import category, image, rle, square, write_coco
 from pycocotools import mask as coco_mask
 
-from maskrcnn_plus.data.check import DataError
+from maskrcnn_plus.data.check import DataError, check_dataset
 from maskrcnn_plus.data.coco_json import canonical_id, read_categories, read_coco
 from maskrcnn_plus.data.crowds import is_true
 
@@ -258,3 +261,49 @@ def test_text_zero_is_no_crowd(tmp_path):
 def test_numbers_of_annotations(tmp_path):
     json_file, _ = write_coco(tmp_path, IMAGES, ANNOTATIONS, [category(7, "dummy"), *CATEGORIES])
     assert read_categories(json_file) == [(1, "cell", 2), (2, "dust", 1), (7, "dummy", 0)]
+
+
+VALUES = [None, True, 0, -1, 2, 10**30, -(10**400), 1.5, float("nan"), "", "1", " 2 ", "abc", [], [[]], {}, [1], "../x"]
+
+
+def mutate(node, rng):
+    """Replace, remove or repeat something anywhere in a file."""
+    holders, stack = [], [node]
+    while stack:
+        holder = stack.pop()
+        items = holder.items() if isinstance(holder, dict) else enumerate(holder) if isinstance(holder, list) else ()
+        for key, value in items:
+            holders.append((holder, key))
+            stack.append(value)
+    holder, key = holders[rng.integers(len(holders))]
+    kind = rng.integers(6)
+    if kind == 0:
+        del holder[key]
+    elif kind == 1 and isinstance(holder, list):
+        holder.append(copy.deepcopy(holder[key]))
+    else:
+        holder[key] = copy.deepcopy(VALUES[rng.integers(len(VALUES))])
+
+
+def test_damaged_files_are_refused_by_name_or_read_without_a_loss(tmp_path, caplog):
+    annotations = [*ANNOTATIONS, square(3, 2, 2, iscrowd=1, segmentation=rle(3))]
+    json_file, root = write_coco(tmp_path, IMAGES, annotations, CATEGORIES)
+    whole = json.loads(Path(json_file).read_text())
+    outcomes = Counter()
+    for seed in range(120):
+        rng, content = np.random.default_rng(seed), copy.deepcopy(whole)
+        for _ in range(rng.integers(1, 3)):
+            mutate(content, rng)
+        Path(json_file).write_text(json.dumps(content))
+        try:
+            data = read_coco(json_file, root)
+        except DataError as error:
+            outcomes["refused" if "a.json" in str(error) else "refused without a name"] += 1
+            continue
+        found = sum(len(record["annotations"]) for record in data.records)
+        assert found == len(content.get("annotations") or []), seed
+        assert len(data.records) == len({entry["file_name"] for entry in content["images"]}), seed
+        check_dataset(data.records, on_error="skip", num_classes=len(data.categories))
+        outcomes["read"] += 1
+    assert set(outcomes) == {"read", "refused"}
+    assert min(outcomes.values()) > 20
