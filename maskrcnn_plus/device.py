@@ -7,6 +7,11 @@ import platform
 import torch
 
 
+def default_device() -> str:
+    """ "cuda" where there is a GPU, else "cpu": for configs, as Detectron2's tools know no "auto"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def usable_device(name: str) -> torch.device:
     """The device of a config's `train.device`, where "auto" is the GPU if there is one.
 
@@ -14,7 +19,7 @@ def usable_device(name: str) -> torch.device:
         ValueError: PyTorch does not know it, or it is a GPU and there is none.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = default_device()
     try:
         device = torch.device(name)
     except RuntimeError as error:

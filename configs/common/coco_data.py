@@ -3,10 +3,11 @@
 # mapper makes what Detectron2's DatasetMapper makes.
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader
 
 from maskrcnn_plus.data.check import checked_dataset
 from maskrcnn_plus.data.coco import register_coco
+from maskrcnn_plus.data.loader import TrainLoader
 from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.data.stream import TrainingStream
 from maskrcnn_plus.evaluation import COCOMaskEvaluator, ProposalRecallEvaluator
@@ -28,7 +29,7 @@ dataset = dict(
 )
 
 dataloader = dict(
-    train=L(build_detection_train_loader)(
+    train=L(TrainLoader)(
         dataset=L(TrainingStream)(
             dataset=L(checked_dataset)(
                 names=L(register_coco)(
@@ -65,6 +66,7 @@ dataloader = dict(
         total_batch_size=16,
         aspect_ratio_grouping=False,  # the order of the data is exact on resume
         num_workers=4,
+        settings="${train}",
     ),
     test=L(build_detection_test_loader)(
         dataset=L(checked_dataset)(

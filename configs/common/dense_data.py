@@ -4,16 +4,17 @@
 # top-level `model`, in whose `input_format` the images are read.
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader
 
 from maskrcnn_plus.data.augmentation import RandomIntensity, RandomRotate90, RandomScaleCrop, ScaleImage
 from maskrcnn_plus.data.check import checked_dataset
+from maskrcnn_plus.data.loader import TrainLoader
 from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.data.stream import TrainingStream
 from maskrcnn_plus.evaluation import COCOMaskEvaluator, MatchingEvaluator, ProposalRecallEvaluator
 
 dataloader = dict(
-    train=L(build_detection_train_loader)(
+    train=L(TrainLoader)(
         dataset=L(TrainingStream)(
             dataset=L(checked_dataset)(
                 names=None,
@@ -42,6 +43,7 @@ dataloader = dict(
         total_batch_size=4,
         aspect_ratio_grouping=False,
         num_workers=1,
+        settings="${train}",
     ),
     test=L(build_detection_test_loader)(
         dataset=L(checked_dataset)(names=None, on_error="${dataset.on_error}", filter_empty=False),

@@ -1,10 +1,12 @@
 # How to train: all keys that maskrcnn_plus.training reads. Lengths are in iterations (optimizer steps).
+from maskrcnn_plus.device import default_device
+
 train = dict(
     output_dir="output",
     init_checkpoint="",  # weights to start from: a file, detectron2://..., https://..., torchvision://maskrcnn_resnet50_fpn
     init_allow_partial=False,  # start from them even if they have less than 95 % of what is outside the RoI heads
     max_iter=1000,
-    device="auto",  # "auto" is the GPU where there is one; or "cpu", "cuda", "cuda:1"
+    device=default_device(),  # the GPU where there is one; or "cpu", "cuda", "cuda:1"
     seed=0,
     channels_last=True,
     amp=dict(enabled=False, dtype="bfloat16"),  # "bfloat16" on CPU or CUDA, "float16" on CUDA

@@ -217,6 +217,8 @@ def _remove_leftovers(folder: str) -> None:
 
 def build_train_loader(cfg: DictConfig, start_iter: int):
     """The training data loader, whose stream begins where `start_iter` iterations have ended."""
+    if "settings" in cfg.dataloader.train:
+        cfg.dataloader.train.settings = None  # this trainer reads them
     dataset = cfg.dataloader.train.dataset
     if "start_iter" in dataset:
         dataset.start_iter = start_iter * cfg.train.accumulate
