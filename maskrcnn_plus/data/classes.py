@@ -74,7 +74,8 @@ def resolve_classes(
         names, source = _names_of_data(data, default)
     number = len(names) if names is not None else OmegaConf.select(cfg, "model.roi_heads.num_classes")
     if names is not None:
-        logger.info(f"{number} classes, of {source}: {_listed(names)}")
+        others = f", not the config's default of {len(default)}" if default and names != default else ""
+        logger.info(f"{number} classes, of {source}{others}: {_listed(names)}")
         _write(cfg, names, source)
     ids = _stored_ids(names, stored) if names is not None and stored is not None else None
     for split, entries in data.items():

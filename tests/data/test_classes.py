@@ -312,4 +312,4 @@ def test_label_images_have_one_class(tmp_path):
 def test_the_decision_is_said(coco_config, caplog):
     caplog.set_level(logging.INFO)
     resolve_classes(coco_config(TWO))
-    assert "2 classes, of the training data: cell, dust" in caplog.text
+    assert "2 classes, of the training data, not the config's default of 80: cell, dust" in caplog.text
