@@ -47,7 +47,7 @@ class TileChoice:
         if self.tile != "auto":
             return {"tile_size": self.tile}
         if height * width > self.area:
-            return {}
+            return {"tile_size": None}
         short, long = sorted((height, width))
         if long <= (512 if self.fixed else 2 * short):
             return None

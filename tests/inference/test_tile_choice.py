@@ -105,7 +105,7 @@ def test_usual_images_are_seen_whole_as_before(tmp_path, caplog, kind, size):
 
 def test_huge_squares_are_tiled_where_the_scale_is_fixed_only():
     fixed, one_size = TileChoice(predictor_of("fixed", 2), "auto"), TileChoice(predictor_of("one size", 2), "auto")
-    assert fixed.options(4100, 4100) == {}
+    assert fixed.options(4100, 4100) == {"tile_size": None}
     assert one_size.options(4000, 4000) is None
     assert fixed.options(1200, 300) == {"scale": 1.0}  # 1100 px at most
     assert fixed.options(1100, 300) is None
