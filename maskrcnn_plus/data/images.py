@@ -27,7 +27,14 @@ from maskrcnn_plus.data.pillow_files import (
 )
 from maskrcnn_plus.data.pixels import check_percentiles, match_channels, rescale
 from maskrcnn_plus.data.read_error import ImageReadError
-from maskrcnn_plus.data.tiff_files import decode_tiff, is_tiff, open_tiff, single_series, tiff_orientation
+from maskrcnn_plus.data.tiff_files import (
+    check_segments,
+    decode_tiff,
+    is_tiff,
+    open_tiff,
+    single_series,
+    tiff_orientation,
+)
 
 __all__ = ["IMAGE_SUFFIXES", "ImageReadError", "read_image", "read_image_size", "read_label_map"]
 
@@ -67,12 +74,12 @@ def read_image(
     check_percentiles(percentiles)
     with reading(path) as local_path:
         decoded = decode(path, local_path, rule)
-    pixels = decoded.pixels
-    indices = rule.indices(path, pixels.shape[2], decoded.alpha, decoded.names)
-    if indices != list(range(pixels.shape[2])):
-        pixels = pixels[:, :, indices]
-    pixels = match_channels(path, pixels, rule.count)
-    return np.ascontiguousarray(rescale(path, pixels, percentiles))
+        pixels = decoded.pixels
+        indices = rule.indices(path, pixels.shape[2], decoded.alpha, decoded.names)
+        if indices != list(range(pixels.shape[2])):
+            pixels = pixels[:, :, indices]
+        pixels = match_channels(path, pixels, rule.count)
+        return np.ascontiguousarray(rescale(path, pixels, percentiles))
 
 
 def read_label_map(path: str) -> np.ndarray:
@@ -123,6 +130,7 @@ def read_image_size(path: str, rule: ChannelRule | None = None, whole: bool = Tr
                 width, height = series.sizes.get("width", 0), series.sizes.get("height", 0)
                 if whole and width and height:
                     check_size(path, height, width, series.keyframe.nbytes / (height * width))
+                check_segments(path, series.keyframe, tiff.filehandle.size)
                 orientation = tiff_orientation(tiff)
         else:
             with open_pillow(path, local_path) as image:
@@ -156,6 +164,11 @@ def reading(path: str) -> Iterator[str]:
     except PermissionError as error:
         raise ImageReadError(
             f"{path}: no permission to read the file ({error.strerror}). Change its access rights."
+        ) from error
+    except MemoryError as error:
+        raise ImageReadError(
+            f"{path}: there is not enough memory to decode it. Save it as a tiled TIFF, which prediction reads by "
+            "parts, or in smaller pieces."
         ) from error
     except Exception as error:  # decoders raise all sorts of things on damaged files
         raise ImageReadError(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import re
 from xml.etree import ElementTree
 
@@ -104,9 +103,9 @@ def decode_tiff(name: str, local_path: str, rule: ChannelRule, as_labels: bool =
         height, width = series.sizes.get("height", 0), series.sizes.get("width", 0)
         if height and width:
             check_size(name, height, width, series.nbytes / (height * width))
-        file_bytes = os.path.getsize(local_path)
-        if any(count > file_bytes for count in page.databytecounts):
-            raise ImageReadError(f"{name}: the file is truncated. Copy it again or remove it.")
+        for each in series.pages:
+            if each is not None:
+                check_segments(name, each, tiff.filehandle.size)
         try:
             pixels = series.asarray()
         except ValueError as error:
@@ -125,6 +124,18 @@ def decode_tiff(name: str, local_path: str, rule: ChannelRule, as_labels: bool =
     return Decoded(upright(pixels, orientation), alpha if pixels.shape[2] == page.samplesperpixel else (), names)
 
 
+def check_segments(name: str, page: tifffile.TiffPage | tifffile.TiffFrame, file_bytes: int) -> None:
+    """Refuse a page that has fewer tiles or strips than its size needs, or one that is larger than the file.
+
+    Raises:
+        ImageReadError: naming the file.
+    """
+    key = page.keyframe
+    needed = math.prod(key.chunked) if key.is_tiled or key.compression != 1 else 0
+    if len(page.databytecounts) < needed or any(count > file_bytes for count in page.databytecounts):
+        raise ImageReadError(f"{name}: the file is truncated or damaged. Copy it again or remove it.")
+
+
 def image_of_axes(name: str, pixels: np.ndarray, axes: str, rule: ChannelRule, projected: str = "ZIQ") -> np.ndarray:
     """Make [H, W, C] of an array of these axes, of which no more are stacked.
 
@@ -135,6 +146,8 @@ def image_of_axes(name: str, pixels: np.ndarray, axes: str, rule: ChannelRule, p
         rule: projects what it has to project, if it does.
         projected: axes that it may project.
     """
+    if pixels.size == 0:
+        raise ImageReadError(f"{name}: the image has zero size {pixels.shape}. Remove or replace the file.")
     if rule.projection is not None:
         along = [k for k, axis in enumerate(axes) if axis in projected]
         pixels = project(pixels, along, rule.projection) if along else pixels

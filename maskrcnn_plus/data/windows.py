@@ -28,6 +28,7 @@ from maskrcnn_plus.data.tiff_files import (
     RGB,
     alpha_of_page,
     channel_names,
+    check_segments,
     image_of_axes,
     is_tiff,
     open_tiff,
@@ -225,8 +226,6 @@ class TiffWindows(ImageWindows):
             return self._cache[number, index]
         page = self._pages[number]
         file, count = page.parent.filehandle, page.databytecounts[index]
-        if count > file.size:
-            raise ImageReadError(f"{self.name}: the file is truncated. Copy it again or remove it.")
         file.seek(page.dataoffsets[index])
         data = file.read(count) if count else None
         if data is not None and len(data) < count:
@@ -314,6 +313,8 @@ def _tiff_windows(
         pixels = np.memmap(tiff.filehandle.path, dtype=stored, mode="r", offset=offset, shape=shape)
         pixels = image_of_axes(name, pixels, axes, rule)
         return ImageWindows(name, pixels, alpha, names=names, inverted=inverted)
+    for each in pages:
+        check_segments(name, each, tiff.filehandle.size)
     try:
         return TiffWindows(name, pages, alpha, names, inverted)
     except ValueError as error:

@@ -25,6 +25,7 @@ from maskrcnn_plus.data.pillow_files import Decoded, decode_frame, is_animated, 
 from maskrcnn_plus.data.tiff_files import (
     alpha_of_page,
     channel_names,
+    check_segments,
     image_of_axes,
     is_tiff,
     open_tiff,
@@ -227,6 +228,10 @@ def _read_from_array(
     """Pixels of one place in a stack that is projected or not stored as a page a plane, as ImageJ's large ones."""
     with reading(path), open_tiff(path, path) as tiff:
         if not whole:
+            series = tiff.series[index]
+            for page in series.pages:
+                if page is not None:
+                    check_segments(path, page, tiff.filehandle.size)
             whole.append(tiff.series[index].asarray(out="memmap"))
         names, alpha = channel_names(tiff, index), alpha_of_page(tiff.series[index].keyframe)
     plane = whole[0][tuple(at.get(axis, slice(None)) for axis in axes)]

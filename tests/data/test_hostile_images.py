@@ -101,7 +101,19 @@ def sub_directory_of_itself():
     return bytes(data)
 
 
+def without_most_of_its_tiles():
+    """A compressed TIFF of 16 x 64 pixels whose header says 8 million columns."""
+    content = io.BytesIO()
+    tifffile.imwrite(content, np.zeros((16, 64), np.uint8), tile=(16, 16), compression="zlib")
+    data = bytearray(content.getvalue())
+    with tifffile.TiffFile(io.BytesIO(content.getvalue())) as tiff:
+        tag = tiff.pages[0].tags["ImageWidth"]
+    data[tag.offset + 2 : tag.offset + 12] = struct.pack("<HII", 4, 1, 8_000_000)
+    return bytes(data)
+
+
 BOMBS = {
+    "few_tiles.tif": (without_most_of_its_tiles, "truncated or damaged"),
     "huge.jpg": (lambda: jpeg(65500), "can hold|more than the"),
     "huge.png": (lambda: png(60000, 60000, colour=2), "can hold|more than the"),
     "long.png": (lambda: png(2**31 - 1, 100), "can hold|more than the"),
