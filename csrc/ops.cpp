@@ -14,8 +14,8 @@ TORCH_LIBRARY(maskrcnn_plus, m) {
   m.def("parallel_threads() -> int", maskrcnn_plus::parallel_threads);
 
   // features: L maps [N, C, H_l, W_l]; rois: [K, 5] (batch index, x0, y0, x1, y1); levels: [K] map of each box, None for
-  // the only one; spatial_scales: of the maps; sampling_ratio: samples a bin and axis, 0 = one a pixel; channels_last:
-  // memory format of the result. Returns [K, C, pooled_height, pooled_width].
+  // the only one; spatial_scales: of the maps; sampling_ratio: samples a bin and axis, at most 4096, 0 = one a pixel;
+  // channels_last: memory format of the result. Returns [K, C, pooled_height, pooled_width].
   m.def(
       "roi_align(Tensor[] features, Tensor rois, Tensor? levels, float[] spatial_scales, int pooled_height, "
       "int pooled_width, int sampling_ratio, bool aligned, bool channels_last) -> Tensor");

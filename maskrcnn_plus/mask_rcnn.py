@@ -19,12 +19,14 @@ from torch import nn
 from maskrcnn_plus.config import with_defaults
 from maskrcnn_plus.masks.covered import uncovered
 from maskrcnn_plus.masks.measure import rle_areas
+from maskrcnn_plus.masks.reference import paste_masks_dense
 from maskrcnn_plus.masks.rle import paste_masks_rle
 from maskrcnn_plus.masks.rle_masks import RLEMasks, add_dense_masks
+from maskrcnn_plus.scripting import NotScriptable
 
 
 @META_ARCH_REGISTRY.register()
-class MaskRCNNPlus(GeneralizedRCNN):
+class MaskRCNNPlus(NotScriptable, GeneralizedRCNN):
     """Drop-in for `GeneralizedRCNN` whose masks are runs, and an N x H x W array only where one is read."""
 
     @configurable
@@ -92,8 +94,18 @@ class MaskRCNNPlus(GeneralizedRCNN):
         Returns:
             {"instances": Instances} an image, or the Instances alone without `do_postprocess`. With it, a model with
             masks gives `pred_masks_rle` (`RLEMasks` of H x W), and `pred_masks` if it has `dense_masks`; without,
-            `pred_masks` holds probabilities [N, 1, m, m].
+            `pred_masks` holds probabilities [N, 1, m, m]. Under `torch.jit.trace`, which knows tensors alone, results
+            are Detectron2's: `pred_masks`, bool [N, H, W].
+
+        Raises:
+            ValueError: under `torch.jit.trace`, where `mask_pasting`, `max_covered` or `min_mask_area` is set.
         """
+        options = (self.mask_pasting, self.max_covered, self.min_mask_area)
+        if do_postprocess and torch.jit.is_tracing() and options != ("detectron2", 1, 0):
+            raise ValueError(
+                'A trace pastes masks by mask_pasting="detectron2" and drops none by max_covered or min_mask_area: '
+                "leave these options at their defaults, or trace model.inference(inputs, do_postprocess=False)."
+            )
         results = super().inference(batched_inputs, detected_instances, do_postprocess=False)
         if not do_postprocess:
             return results
@@ -113,7 +125,7 @@ class MaskRCNNPlus(GeneralizedRCNN):
         if self.min_mask_area > 0:
             result = result[torch.from_numpy(rle_areas(list(result.pred_masks_rle)) >= self.min_mask_area)]
         if self.max_covered < 1:
-            rles, scores, classes = result.pred_masks_rle, result.scores.cpu(), result.pred_classes.cpu()
+            rles, scores, classes = result.pred_masks_rle, result.scores.detach().cpu(), result.pred_classes.cpu()
             result = result[torch.from_numpy(uncovered(list(rles), scores.numpy(), classes.numpy(), self.max_covered))]
         return result
 
@@ -142,7 +154,7 @@ def postprocess(results: Instances, height: int, width: int, mask_pasting: str =
 
     Returns:
         Instances of height x width with boxes scaled and clipped, those without area dropped, and `pred_masks_rle` in
-        place of `pred_masks`, where there is any.
+        place of `pred_masks`, where there is any; in a trace, bool `pred_masks` [N, height, width].
     """
     fields = dict(results.get_fields())
     if "pred_masks" not in fields:
@@ -152,6 +164,9 @@ def postprocess(results: Instances, height: int, width: int, mask_pasting: str =
     results = detector_postprocess(Instances(results.image_size, **fields), height, width)
     probs, boxes = results.mask_probs[:, 0], results.pred_boxes.tensor  # [N, 1, m, m] -> [N, m, m]
     results.remove("mask_probs")
+    if torch.jit.is_tracing():
+        results.pred_masks = paste_masks_dense(probs, boxes, height, width)
+        return results
     rles = paste_masks_rle(probs, boxes, height, width, rule=mask_pasting)
     results.pred_masks_rle = RLEMasks(rles, (height, width), check=False)
     return results

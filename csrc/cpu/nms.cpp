@@ -7,6 +7,8 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -85,12 +87,18 @@ at::Tensor batched_nms(
       }
     }
     starts.push_back(count);
+    // An overlap in scalar_t is above the threshold in double, as torchvision compares them, where it is above the largest
+    // scalar_t that is not above the threshold.
+    scalar_t threshold = static_cast<scalar_t>(iou_threshold);
+    if (static_cast<double>(threshold) > iou_threshold) {
+      threshold = std::nextafter(threshold, -std::numeric_limits<scalar_t>::infinity());
+    }
     run_tasks(static_cast<int64_t>(starts.size()) - 1, [&] {
       return [&](int64_t task) {
         const int64_t* members = by_group.data() + starts[task];
         suppress<scalar_t>(
             all_boxes.const_data_ptr<scalar_t>(), members, starts[task + 1] - starts[task],
-            static_cast<scalar_t>(iou_threshold), reinterpret_cast<bool*>(kept.data()));
+            threshold, reinterpret_cast<bool*>(kept.data()));
       };
     });
   });

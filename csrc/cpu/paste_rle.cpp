@@ -80,7 +80,9 @@ struct Segment {
   int64_t begin, end, index;
 };
 
-// Scratch memory of a thread: grows with the mask and the height of a window.
+constexpr int64_t kMostRows = 1 << 16; // of a window whose samples are kept; those of a taller one are computed again
+
+// Scratch memory of a thread: grows with the mask.
 struct Scratch {
   std::vector<float> columns; // the padded mask, column by column
   std::vector<Sample> rows;
@@ -120,9 +122,12 @@ INLINE void paste(const Masks& masks, int64_t n, Scratch& scratch, RunWriter& wr
   }
   scratch.rows.clear();
   scratch.segments.clear();
+  const bool keep_rows = window.bottom - window.top <= kMostRows;
   for (int64_t y = window.top; y < window.bottom; ++y) {
     const Sample row = Sample::at<fused>(y, box[1], box[3], masks.mask_height);
-    scratch.rows.push_back(row);
+    if (keep_rows) {
+      scratch.rows.push_back(row);
+    }
     if (!row.finite) {
       continue; // a box without height: the values are not numbers
     }
@@ -161,7 +166,8 @@ INLINE void paste(const Masks& masks, int64_t n, Scratch& scratch, RunWriter& wr
         writer.add(start + segment.begin, start + segment.end);
       } else if (side == 0) {
         for (int64_t y = segment.begin; y < segment.end; ++y) {
-          const Sample& row = scratch.rows[y - window.top];
+          const Sample row =
+              keep_rows ? scratch.rows[y - window.top] : Sample::at<fused>(y, box[1], box[3], masks.mask_height);
           const float nw = column.near * row.near;
           const float ne = column.far * row.near;
           const float sw = column.near * row.far;

@@ -209,7 +209,8 @@ at::Tensor roi_align(
     int64_t sampling_ratio,
     bool aligned,
     bool channels_last) {
-  check_arguments(rois, levels, spatial_scales, features.size(), pooled_height, pooled_width);
+  const Options options{pooled_height, pooled_width, sampling_ratio, aligned};
+  check_arguments(rois, levels, spatial_scales, features.size(), options);
   const int64_t boxes = rois.size(0);
   const at::ScalarType type = features[0].scalar_type();
   std::vector<Map> maps;
@@ -221,7 +222,6 @@ at::Tensor roi_align(
         "roi_align: feature map ", l, " differs from the first in channels, type or device.");
     maps.push_back({feature.size(0), feature.size(2), feature.size(3), spatial_scales[l]});
   }
-  const Options options{pooled_height, pooled_width, sampling_ratio, aligned};
   const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
   at::Tensor output =
       at::empty({boxes, features[0].size(1), pooled_height, pooled_width}, features[0].options(), format);
@@ -256,8 +256,8 @@ std::vector<at::Tensor> roi_align_backward(
   TORCH_CHECK_VALUE(
       grad.dim() == 4 && grad.size(0) == rois.size(0) && sizes.size() % 4 == 0,
       "roi_align: the gradient must be [K, C, height, width], got ", grad.sizes(), ".");
-  check_arguments(rois, levels, spatial_scales, sizes.size() / 4, grad.size(2), grad.size(3));
   const Options options{grad.size(2), grad.size(3), sampling_ratio, aligned};
+  check_arguments(rois, levels, spatial_scales, sizes.size() / 4, options);
   std::vector<Map> maps;
   for (size_t l = 0; l < sizes.size() / 4; ++l) {
     TORCH_CHECK_VALUE(sizes[4 * l + 1] == grad.size(1), "roi_align: feature map ", l, " and gradient differ in channels.");

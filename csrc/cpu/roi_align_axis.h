@@ -14,6 +14,8 @@
 
 namespace maskrcnn_plus {
 
+constexpr double kExact = 1 << 24; // pixels from the origin; beyond them float32 tells no pixel from the next
+
 // Pixels [start, start + length) of one bin; their weights begin at `offset`.
 struct Span {
   int64_t start;
@@ -59,18 +61,21 @@ struct Axis {
  private:
   void add_bin(T start, T bin_size, int64_t grid, int64_t bin, int64_t size, T divisor) {
     const int64_t offset = static_cast<int64_t>(weights.size());
-    // Only samples in [-1, size] count. Which those are is known to within a few from the spacing, so that a box of a
-    // million pixels costs no more than the map is wide.
+    // Only samples in [-1, size] count. Which those are is known to within a few from the spacing, so that a box of any
+    // size costs no more than the map is wide.
     const double origin = static_cast<double>(start) + static_cast<double>(bin) * bin_size;
-    const double spacing = static_cast<double>(bin_size) / static_cast<double>(grid);
+    const double spacing = static_cast<double>(bin_size) / static_cast<double>(std::max<int64_t>(grid, 1));
+    const double reach = std::abs(static_cast<double>(start)) + std::abs(static_cast<double>(bin) * bin_size) + size;
+    const bool far = reach > kExact;
     int64_t first_sample = 0;
     int64_t last_sample = grid;
     if (spacing > 0) {
-      const double slack = 4 + std::abs(origin) * 1e-6 / spacing + static_cast<double>(grid) * 1e-6;
+      const double slack = 4 + std::min(reach, kExact) * 1e-6 / spacing;
       const double low = std::floor((-1.0 - origin) / spacing - slack);
       const double high = std::ceil((static_cast<double>(size) - origin) / spacing + slack);
-      first_sample = static_cast<int64_t>(std::clamp(low, 0.0, static_cast<double>(grid)));
-      last_sample = static_cast<int64_t>(std::clamp(high, 0.0, static_cast<double>(grid)));
+      // fmax and fmin, since the difference of two infinities is no number.
+      first_sample = static_cast<int64_t>(std::fmin(std::fmax(low, 0.0), static_cast<double>(grid)));
+      last_sample = static_cast<int64_t>(std::fmin(std::fmax(high, 0.0), static_cast<double>(grid)));
     }
     int64_t begin = size;
     int64_t end = 0;
@@ -84,7 +89,10 @@ struct Axis {
       for (int64_t i = first_sample; i < last_sample; ++i) {
         T at = start + static_cast<T>(bin) * bin_size +
             static_cast<T>(static_cast<T>(i) + static_cast<T>(.5f)) * bin_size / static_cast<T>(grid);
-        if (at < T(-1) || at > static_cast<T>(size)) {
+        if (far) {
+          at = static_cast<T>(std::clamp(origin + (static_cast<double>(i) + 0.5) * spacing, -2.0, size + 1.0));
+        }
+        if (!(at >= T(-1) && at <= static_cast<T>(size))) {
           continue;
         }
         at = std::max(at, T(0));

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <numeric>
@@ -80,7 +81,9 @@ struct Box {
     }
     const S bin_size = extent / static_cast<S>(bins);
     int64_t grid = options.sampling_ratio;
-    if (grid <= 0) {
+    if (!std::isfinite(start) || !std::isfinite(extent)) {
+      grid = 0; // the scale takes the box beyond all numbers, and so beyond the map
+    } else if (grid <= 0) {
       grid = static_cast<int64_t>(std::clamp(std::ceil(static_cast<double>(bin_size)), 0.0, 1e15));
     }
     axis.build(start, bin_size, size > 0 ? grid : 0, bins, size, static_cast<S>(std::max<int64_t>(grid, 1)));

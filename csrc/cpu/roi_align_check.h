@@ -12,6 +12,8 @@
 
 namespace maskrcnn_plus {
 
+constexpr int64_t kMaxSamplingRatio = 4096; // the work of a bin grows with it
+
 // The map of each box.
 inline std::vector<int64_t> levels_of(const std::optional<at::Tensor>& levels, int64_t boxes, int64_t maps) {
   std::vector<int64_t> result(boxes, 0);
@@ -48,14 +50,18 @@ inline void check_arguments(
     const std::optional<at::Tensor>& levels,
     at::ArrayRef<double> scales,
     size_t maps,
-    int64_t bins_y,
-    int64_t bins_x) {
+    const Options& options) {
   TORCH_CHECK_VALUE(maps > 0, "roi_align: there is no feature map.");
   TORCH_CHECK_VALUE(scales.size() == maps, "roi_align: ", maps, " feature maps but ", scales.size(), " spatial scales.");
   TORCH_CHECK_VALUE(
       rois.dim() == 2 && rois.size(1) == 5, "roi_align: rois must be [K, 5] (batch index, x0, y0, x1, y1), got ",
       rois.sizes(), ".");
-  TORCH_CHECK_VALUE(bins_y > 0 && bins_x > 0, "roi_align: output size ", bins_y, " x ", bins_x, " must be positive.");
+  TORCH_CHECK_VALUE(
+      options.bins_y > 0 && options.bins_x > 0, "roi_align: output size ", options.bins_y, " x ", options.bins_x,
+      " must be positive.");
+  TORCH_CHECK_VALUE(
+      options.sampling_ratio <= kMaxSamplingRatio, "roi_align: sampling_ratio ", options.sampling_ratio,
+      " must be at most ", kMaxSamplingRatio, " samples a bin and axis.");
   for (const double scale : scales) {
     TORCH_CHECK_VALUE(std::isfinite(scale) && scale > 0, "roi_align: spatial scale ", scale, " must be positive.");
   }

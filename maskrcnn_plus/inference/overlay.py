@@ -66,7 +66,7 @@ def draw_overlay(image: np.ndarray, instances: Instances, class_names: Sequence[
         return image.copy()
     rles = [rles[k] for k in visible]
     classes = instances.pred_classes.numpy()[visible]
-    scores = instances.scores.numpy()[visible]
+    scores = instances.scores.detach().numpy()[visible]
     boxes = rle_boxes(rles) - [0, 0, 1, 1]  # the last pixel included, as supervision has it
     several = len(class_names) > 1 if class_names else bool(classes.any())
 

@@ -199,7 +199,8 @@ def _predict_windows(
 
 
 def _tile_objects(found: Instances, x: int, y: int) -> TileObjects:
-    boxes, scores, classes = found.pred_boxes.tensor.numpy(), found.scores.numpy(), found.pred_classes.numpy()
+    boxes, scores = found.pred_boxes.tensor.detach().numpy(), found.scores.detach().numpy()
+    classes = found.pred_classes.numpy()
     return TileObjects(x, y, *found.image_size, boxes, scores, classes, found.pred_masks_rle)
 
 

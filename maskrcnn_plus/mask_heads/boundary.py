@@ -25,10 +25,11 @@ from torch.nn import functional as F
 
 from maskrcnn_plus.config import with_defaults
 from maskrcnn_plus.mask_heads.targets import boundary_targets, mask_targets
+from maskrcnn_plus.scripting import NotScriptable
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
-class BoundaryMaskHead(nn.Module):
+class BoundaryMaskHead(NotScriptable, nn.Module):
     """Mask head of BMask R-CNN: a mask branch and a boundary branch, fused in both directions."""
 
     @configurable

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from maskrcnn_plus.config import with_defaults
 from maskrcnn_plus.mask_heads.mask_iou_targets import areas_in_boxes, mask_iou_targets
 from maskrcnn_plus.mask_heads.targets import mask_targets
+from maskrcnn_plus.scripting import NotScriptable
 
 
 @runtime_checkable
@@ -130,7 +131,7 @@ class MaskIoUHead(nn.Module):
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
-class MaskScoringHead(nn.Module):
+class MaskScoringHead(NotScriptable, nn.Module):
     """A mask head whose detections are scored by the predicted IoU of their masks as well as by their class."""
 
     @configurable

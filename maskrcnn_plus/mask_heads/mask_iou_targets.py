@@ -12,6 +12,7 @@ import torch
 from detectron2.structures import BitMasks, PolygonMasks
 from torch import Tensor
 
+from maskrcnn_plus.masks import chunks
 from maskrcnn_plus.masks.bit_crops import IndexedBitMasks
 from maskrcnn_plus.masks.label_masks import LabelMapMasks
 from maskrcnn_plus.masks.polygons import polygons_to_mask
@@ -58,7 +59,11 @@ def areas_in_boxes(masks: LabelMapMasks | BitMasks | PolygonMasks | SoftMasks, b
     """
     masks = masks.masks if isinstance(masks, SoftMasks) else masks
     # A pixel whose centre is on an edge belongs to the box that begins there.
-    limits = (boxes - 0.5).ceil().clamp(min=0).long().tolist()
+    limits = (boxes - 0.5).ceil().clamp(min=0).long()
+    if isinstance(masks, LabelMapMasks | BitMasks) and chunks.prefers_chunks(boxes.device):
+        bitmaps_of = masks.bitmaps if isinstance(masks, LabelMapMasks) else lambda chosen: masks[chosen].tensor
+        return chunks.count_pixels(bitmaps_of, masks.image_size, limits).float()
+    limits = limits.tolist()
     if isinstance(masks, LabelMapMasks):
         whole, labels = masks.area(), zip(masks.label_ids, limits, strict=True)
         inside = [(masks.label_map[y0:y1, x0:x1] == label).sum() for label, (x0, y0, x1, y1) in labels]

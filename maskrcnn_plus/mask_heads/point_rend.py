@@ -19,10 +19,11 @@ from torch import Tensor
 
 from maskrcnn_plus.config import with_defaults
 from maskrcnn_plus.masks.polygons import polygons_to_bitmasks
+from maskrcnn_plus.scripting import NotScriptable
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
-class PointRendHead(PointRendMaskHead):
+class PointRendHead(NotScriptable, PointRendMaskHead):
     """Coarse masks from a small map of each RoI, refined at uncertain points by features of the finest level.
 
     It reads the levels itself: `roi_heads.mask_pooler` must be None (yacs: MODEL.ROI_MASK_HEAD.POOLER_TYPE ""). In

@@ -16,6 +16,8 @@ from detectron2.layers import ROIAlign
 from detectron2.structures import BitMasks, Boxes
 from torch import Tensor
 
+from maskrcnn_plus.masks import chunks
+
 _MAX_BOX_SIDE = 1 << 20  # pixels; RoIAlign takes a sample a pixel
 
 
@@ -101,6 +103,8 @@ class IndexedBitMasks(BitMasks):
         result = torch.zeros(len(self), mask_size, mask_size, dtype=torch.bool, device=self.device)
         if result.numel() == 0 or self.bitmaps.numel() == 0:
             return result
+        if chunks.prefers_chunks(self.device):
+            return chunks.crop_bitmaps(lambda chosen: self[chosen].tensor, self.image_size, boxes, mask_size)
         if not bool(((boxes[:, 2:] - boxes[:, :2]).abs() <= _MAX_BOX_SIDE).all()) or not bool(boxes.isfinite().all()):
             raise ValueError(f"Boxes must be finite and at most {_MAX_BOX_SIDE} pixels a side: clip them to the image.")
         align = ROIAlign((mask_size, mask_size), 1.0, 0, aligned=True)

@@ -19,6 +19,8 @@ import torch
 from detectron2.structures import BitMasks, Boxes
 from torch import Tensor
 
+from maskrcnn_plus.masks import chunks
+
 # Numbers held by the largest temporary of a chunk. Small enough for a CPU's cache, large enough to hide call overhead.
 _CHUNK_NUMEL = 1 << 18
 _MAX_BOX_SIDE = 1 << 20
@@ -88,7 +90,11 @@ class LabelMapMasks:
 
     def to_bitmasks(self) -> BitMasks:
         """Return the same masks as BitMasks, which allocates N*H*W bytes."""
-        return BitMasks(self.label_map[None] == self.label_ids[:, None, None])  # [N, H, W]
+        return BitMasks(self.bitmaps(slice(None)))
+
+    def bitmaps(self, chosen: slice) -> Tensor:
+        """The chosen K masks as bool [K, H, W]."""
+        return self.label_map[None] == self.label_ids[chosen, None, None]
 
     @staticmethod
     def cat(masks_list: Sequence[LabelMapMasks]) -> LabelMapMasks | BitMasks:
@@ -174,6 +180,8 @@ class LabelMapMasks:
         result = torch.zeros(len(self), mask_size, mask_size, dtype=torch.bool, device=self.device)
         if result.numel() == 0 or self.label_map.numel() == 0:
             return result
+        if chunks.prefers_chunks(self.device):
+            return chunks.crop_bitmaps(self.bitmaps, self.image_size, boxes, mask_size)
         sides = boxes[:, 2:] - boxes[:, :2]  # [N, 2], x then y
         if not bool((sides.abs() <= _MAX_BOX_SIDE).all()) or not bool(boxes.isfinite().all()):
             raise ValueError(f"Boxes must be finite and at most {_MAX_BOX_SIDE} pixels a side: clip them to the image.")

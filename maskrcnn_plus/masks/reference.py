@@ -20,7 +20,9 @@ from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
 
 from maskrcnn_plus.masks.runs import encode_runs, join_runs
 
-Window = tuple[Tensor, int, int]  # values [h, w], x and y of the first
+Window = tuple[Tensor, int, int]  # bool [h, w], x and y of the first
+
+_BAND_NUMEL = 1 << 22  # pixels whose values are held at once
 
 
 def paste_masks_rle_reference(
@@ -45,11 +47,11 @@ def paste_masks_rle_reference(
     window: Callable[..., Window | None] = _sampled_window if rule == "detectron2" else _resized_window
     owners, starts, ends = [], [], []
     for index, (probs, box) in enumerate(zip(mask_probs, boxes, strict=True)):
-        pasted = window(probs, box, height, width)
+        pasted = window(probs, box, height, width, threshold)
         if pasted is None:
             continue
-        values, x, y = pasted
-        column = F.pad((values >= threshold).T.to(torch.int8), (1, 1)).numpy()  # [h, w] -> [w, h + 2]
+        mask, x, y = pasted
+        column = F.pad(mask.T.to(torch.int8), (1, 1)).numpy()  # [h, w] -> [w, h + 2]
         change = np.diff(column, axis=1)
         for bounds, sign in ((starts, 1), (ends, -1)):
             columns, rows = np.nonzero(change == sign)
@@ -60,21 +62,49 @@ def paste_masks_rle_reference(
     return encode_runs(join_runs(*(np.concatenate(none + part) for part in (owners, starts, ends)), sizes))
 
 
-def _sampled_window(probs: Tensor, box: Tensor, height: int, width: int) -> Window | None:
+def paste_masks_dense(
+    mask_probs: Tensor, boxes: Tensor, height: int | Tensor, width: int | Tensor, threshold: float = 0.5
+) -> Tensor:
+    """Masks of the rule "detectron2" as pixels, all at once: for a trace, which then holds for images of other sizes.
+
+    Args:
+        mask_probs: [N, Hm, Wm].
+        boxes: float32 [N, 4] xyxy in pixels.
+        height, width: of the image in pixels.
+        threshold: a pixel belongs to the object from this probability on.
+
+    Returns:
+        bool [N, height, width].
+    """
+    x0, y0, x1, y1 = boxes[:, :, None].unbind(1)  # [N, 1]
+    x = _relative(torch.arange(width, device=boxes.device), x0, x1)  # [N, W]
+    y = _relative(torch.arange(height, device=boxes.device), y0, y1)  # [N, H]
+    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=3)  # [N, H, W, 2]
+    return F.grid_sample(mask_probs[:, None].to(boxes.dtype), grid, align_corners=False)[:, 0] >= threshold
+
+
+def _relative(pixels: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Centres of pixels along one axis as `grid_sample` takes them: -1 and 1 at the edges of the box."""
+    return (pixels.to(low.dtype) + 0.5 - low) / (high - low) * 2 - 1
+
+
+def _sampled_window(probs: Tensor, box: Tensor, height: int, width: int, threshold: float) -> Window | None:
     """The mask [Hm, Wm] sampled at pixel centres in the window that Detectron2 takes; None where that is empty."""
     x0, y0, x1, y1 = box
     left, top = (max(int(low.floor().item() - 1), 0) for low in (x0, y0))
     right, bottom = min(int(x1.ceil().item() + 1), width), min(int(y1.ceil().item() + 1), height)
     if left >= right or top >= bottom:
         return None
-    x = (torch.arange(left, right, dtype=torch.float32) + 0.5 - x0) / (x1 - x0) * 2 - 1  # [w]
-    y = (torch.arange(top, bottom, dtype=torch.float32) + 0.5 - y0) / (y1 - y0) * 2 - 1  # [h]
-    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=2)  # [h, w, 2]
-    values = F.grid_sample(probs[None, None], grid[None], align_corners=False)  # [1, 1, h, w]
-    return values[0, 0], left, top
+    x = _relative(torch.arange(left, right), x0, x1)  # [w]
+    rows = []
+    for band in torch.arange(top, bottom).split(max(_BAND_NUMEL // len(x), 1)):
+        grid = torch.stack(torch.meshgrid(x, _relative(band, y0, y1), indexing="xy"), dim=2)  # [b, w, 2]
+        values = F.grid_sample(probs[None, None], grid[None], align_corners=False)[0, 0]  # [b, w]
+        rows.append(values >= threshold)
+    return torch.cat(rows), left, top
 
 
-def _resized_window(probs: Tensor, box: Tensor, height: int, width: int) -> Window | None:
+def _resized_window(probs: Tensor, box: Tensor, height: int, width: int, threshold: float) -> Window | None:
     """The mask resized to the pixels of its whole-numbered box, its last row and column included, cut to the image."""
     x0, y0, x1, y1 = box.tolist()
     left, right, top, bottom = max(x0, 0), min(x1 + 1, width), max(y0, 0), min(y1 + 1, height)
@@ -82,4 +112,4 @@ def _resized_window(probs: Tensor, box: Tensor, height: int, width: int) -> Wind
         return None
     size = (max(y1 - y0 + 1, 1), max(x1 - x0 + 1, 1))
     values = F.interpolate(probs[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
-    return values[top - y0 : bottom - y0, left - x0 : right - x0], left, top
+    return values[top - y0 : bottom - y0, left - x0 : right - x0] >= threshold, left, top

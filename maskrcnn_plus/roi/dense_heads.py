@@ -19,6 +19,7 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
     select_foreground_proposals,
 )
+from detectron2.projects.point_rend import PointRendMaskHead
 from detectron2.structures import BitMasks, Instances
 from torch import Tensor, nn
 
@@ -27,10 +28,11 @@ from maskrcnn_plus.masks.bit_crops import IndexedBitMasks
 from maskrcnn_plus.masks.soft_masks import SoftMasks
 from maskrcnn_plus.roi.box_predictor import FastRCNNOutput
 from maskrcnn_plus.roi.pooler import PyramidROIAlign
+from maskrcnn_plus.scripting import NotScriptable
 
 
 @ROI_HEADS_REGISTRY.register()
-class DenseROIHeads(StandardROIHeads):
+class DenseROIHeads(NotScriptable, StandardROIHeads):
     """Drop-in for `StandardROIHeads`: same weights and, with the options at their defaults, same losses and results.
 
     The memory of a training step does not grow with image size x RoIs: a RoI of `BitMasks` or `LabelMapMasks` is an
@@ -52,9 +54,14 @@ class DenseROIHeads(StandardROIHeads):
             **kwargs: those of `StandardROIHeads`.
 
         Raises:
-            ValueError: the limit is negative.
+            ValueError: the limit is negative, or the mask head has no targets that could be soft.
         """
         super().__init__(**kwargs)
+        if soft_mask_targets and isinstance(getattr(self, "mask_head", None), PointRendMaskHead):
+            raise ValueError(
+                f"soft_mask_targets is not for {type(self.mask_head).__name__}, which learns from points of masks: "
+                "set it to false (yacs: MODEL.ROI_HEADS.SOFT_MASK_TARGETS)."
+            )
         if mask_batch_size_per_image < 0:
             raise ValueError(
                 f"mask_batch_size_per_image must be at least 1, or 0 for all, got {mask_batch_size_per_image}."

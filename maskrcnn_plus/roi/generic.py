@@ -14,17 +14,24 @@ Shorthand: R boxes of all images, L levels, N images, C channels, P x Q bins.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import fvcore.nn.weight_init as weight_init
+import torch
+import torch.fx
 from detectron2.layers import Conv2d
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskrcnn_plus.roi.pooler import pair_of_bins, rois_of
-from maskrcnn_plus.roi.roi_align import roi_align
+from maskrcnn_plus.roi.pooler import rois_of
+from maskrcnn_plus.roi.roi_align import pair_of_bins, roi_align, whole_number
+from maskrcnn_plus.scripting import NotScriptable
+
+torch.fx.wrap("rois_of")  # one call in a symbolic trace, whose lists have no length yet
 
 
-class GenericRoIExtractor(nn.Module):
+class GenericRoIExtractor(NotScriptable, nn.Module):
     """Takes the place of `ROIPooler` and `PyramidROIAlign`; it has weights, and boxes are not assigned to levels.
 
     `box_pooler` and `mask_pooler` of a LazyConfig name it, either or both. yacs configs cannot: Detectron2's RoI heads
@@ -33,7 +40,7 @@ class GenericRoIExtractor(nn.Module):
 
     def __init__(
         self,
-        output_size: int | tuple[int, int],
+        output_size: int | Sequence[int],
         scales: tuple[float, ...],
         sampling_ratio: int,
         pooler_type: str = "ROIAlignV2",
@@ -48,7 +55,7 @@ class GenericRoIExtractor(nn.Module):
         Args:
             output_size: bins (height, width), or one number for both.
             scales: pixels of each map for one of the image, e.g. (1/4, 1/8, 1/16, 1/32).
-            sampling_ratio: samples a bin and axis; 0 takes one a pixel of the map, rounded up.
+            sampling_ratio: samples a bin and axis; 0 or less takes one a pixel of the map, rounded up.
             pooler_type: "ROIAlignV2" (pixel i covers [i, i + 1)) or "ROIAlign" (no shift by half a pixel).
             in_channels: C of every map, and of the output.
             pre_kernel: side of the convolution before the sum, odd; 0 for none.
@@ -73,7 +80,7 @@ class GenericRoIExtractor(nn.Module):
             raise ValueError(f"post_kernel must be odd, got {post_kernel}.")
         self.output_size = pair_of_bins(output_size)
         self.scales = tuple(float(scale) for scale in scales)
-        self.sampling_ratio = sampling_ratio
+        self.sampling_ratio = whole_number(sampling_ratio, "sampling_ratio")
         self.aligned = pooler_type == "ROIAlignV2"
         self.pre = _conv(in_channels, pre_kernel) if pre_kernel else nn.Identity()
         if post == "non_local":
@@ -112,8 +119,8 @@ class GenericRoIExtractor(nn.Module):
         """
         # Level by level, since the features of all levels side by side would take L times the memory at inference.
         total = None
-        for feature, scale in zip(x, self.scales, strict=True):
-            pooled = roi_align(feature, rois, self.output_size, scale, self.sampling_ratio, self.aligned)
+        for level, scale in enumerate(self.scales):
+            pooled = roi_align(x[level], rois, self.output_size, scale, self.sampling_ratio, self.aligned)
             pooled = self.pre(pooled)  # [R, C, P, Q]
             total = pooled if total is None else total + pooled
         return self.post(total)

@@ -7,22 +7,25 @@ of half that size from the level below.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
+import torch.fx
 from detectron2.layers import ROIAlign
-from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels, convert_boxes_to_pooler_format
+from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from maskrcnn_plus.roi.roi_align import roi_align_pyramid
+from maskrcnn_plus.roi.roi_align import boxes_to_rois, pair_of_bins, roi_align_pyramid, whole_number
+from maskrcnn_plus.scripting import NotScriptable
 
 
-class PyramidROIAlign(nn.Module):
+class PyramidROIAlign(NotScriptable, nn.Module):
     """Drop-in for `detectron2.modeling.poolers.ROIPooler` with RoIAlign; same arguments, same results."""
 
     def __init__(
         self,
-        output_size: int | tuple[int, int],
+        output_size: int | Sequence[int],
         scales: tuple[float, ...],
         sampling_ratio: int,
         pooler_type: str = "ROIAlignV2",
@@ -34,7 +37,7 @@ class PyramidROIAlign(nn.Module):
         Args:
             output_size: bins (height, width), or one number for both.
             scales: pixels of each map for one of the image, falling by halves, e.g. (1/4, 1/8, 1/16, 1/32).
-            sampling_ratio: samples a bin and axis; 0 takes one a pixel of the map, rounded up.
+            sampling_ratio: samples a bin and axis; 0 or less takes one a pixel of the map, rounded up.
             pooler_type: "ROIAlignV2" (pixel i covers [i, i + 1)) or "ROIAlign" (no shift by half a pixel).
             canonical_box_size: side in pixels of the boxes that are pooled from the canonical level.
             canonical_level: its number, log2 of its stride.
@@ -58,7 +61,7 @@ class PyramidROIAlign(nn.Module):
             raise ValueError(f"canonical_box_size must be positive, got {canonical_box_size}.")
         self.output_size = pair_of_bins(output_size)
         self.scales = tuple(float(scale) for scale in scales)
-        self.sampling_ratio = sampling_ratio
+        self.sampling_ratio = whole_number(sampling_ratio, "sampling_ratio")
         self.aligned = pooler_type == "ROIAlignV2"
         self.canonical_box_size = canonical_box_size
         self.canonical_level = canonical_level
@@ -95,33 +98,33 @@ class PyramidROIAlign(nn.Module):
         Raises:
             ValueError: the numbers of maps or images do not fit, or a box is not finite.
         """
-        rois = rois_of(x, box_lists, len(self.scales))
-        levels = None
-        if len(x) > 1 and box_lists:
-            levels = assign_boxes_to_levels(
-                box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
-            )
-        return roi_align_pyramid(
+        return pool_pyramid(
             x,
-            rois,
-            levels,
+            box_lists,
             self.output_size,
             self.scales,
             self.sampling_ratio,
             self.aligned,
+            (self.min_level, self.max_level),
+            (self.canonical_box_size, self.canonical_level),
         )
 
 
-def pair_of_bins(output_size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) in bins.
-
-    Raises:
-        ValueError: it is neither a positive number nor two of them.
-    """
-    size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
-    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
-        raise ValueError(f"output_size must be a positive number or a pair of them, got {output_size!r}.")
-    return size
+@torch.fx.wrap  # one call in a symbolic trace, whose lists have no length yet
+def pool_pyramid(
+    x: list[Tensor],
+    box_lists: list[Boxes],
+    output_size: tuple[int, int],
+    scales: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+    levels: tuple[int, int],
+    canonical: tuple[int, int],
+) -> Tensor:
+    """The work of `PyramidROIAlign`; `levels` are the least and the greatest, `canonical` is a box's size and level."""
+    rois = rois_of(x, box_lists, len(scales))
+    level_of = assign_boxes_to_levels(box_lists, *levels, *canonical) if len(x) > 1 and box_lists else None
+    return roi_align_pyramid(x, rois, level_of, output_size, scales, sampling_ratio, aligned)
 
 
 def rois_of(x: list[Tensor], box_lists: list[Boxes], num_scales: int) -> Tensor:
@@ -134,5 +137,5 @@ def rois_of(x: list[Tensor], box_lists: list[Boxes], num_scales: int) -> Tensor:
         raise ValueError(f"RoI features: {len(x)} maps for {num_scales} scales.")
     if len(box_lists) != x[0].shape[0]:
         raise ValueError(f"RoI features: boxes of {len(box_lists)} images, maps of {x[0].shape[0]}.")
-    kind = torch.promote_types(x[0].dtype, torch.float32)
-    return convert_boxes_to_pooler_format(box_lists).to(kind) if box_lists else x[0].new_zeros(0, 5, dtype=kind)
+    boxes = [each.tensor.to(torch.promote_types(x[0].dtype, torch.float32)) for each in box_lists]
+    return boxes_to_rois(boxes, x[0])

@@ -2,7 +2,8 @@
 
 He et al., Mask R-CNN (2017), Sec. 3, with torchvision's conventions: a bin is the mean of bilinear samples on a regular
 grid; a sample more than one pixel outside the map counts 0, one within a pixel of its border takes the border's value.
-Differentiable to any order, on every device, in every floating type; slow.
+Differentiable to any order, on every device, in every floating type; slow. Coordinates are float64, sums float32 at
+least.
 
 Shorthand: K boxes, N images, C channels, [H, W] map, p and q a bin's row and column, g samples a bin and axis.
 """
@@ -13,6 +14,8 @@ import math
 
 import torch
 from torch import Tensor
+
+MAX_SAMPLING_RATIO = 4096  # samples a bin and axis that an operator takes, in csrc/cpu/roi_align_check.h too
 
 
 def roi_align_reference(
@@ -37,43 +40,52 @@ def roi_align_reference(
         [K, C, height, width].
     """
     empty = input.sum(dim=(0, 2, 3), keepdim=True)[0, :, 0, 0] * 0  # keeps the graph where there are no boxes
-    pooled = [_one(input, roi, output_size, spatial_scale, sampling_ratio, aligned) for roi in rois]
+    boxes = rois.double().tolist()
+    pooled = [_one(input, roi, output_size, spatial_scale, sampling_ratio, aligned) for roi in boxes]
     if not pooled:
         return empty[None, :, None, None].expand(1, -1, *output_size)[:0]  # [0, C, height, width]
     return torch.stack(pooled)
 
 
 def _one(
-    input: Tensor, roi: Tensor, output_size: tuple[int, int], scale: float, sampling_ratio: int, aligned: bool
+    input: Tensor, roi: list[float], output_size: tuple[int, int], scale: float, sampling_ratio: int, aligned: bool
 ) -> Tensor:
     image = input[int(roi[0])]  # [C, H, W]
     offset = 0.5 if aligned else 0.0
-    x0, y0, x1, y1 = (value.item() * scale - offset for value in roi[1:].double())
+    x0, y0, x1, y1 = (value * scale - offset for value in roi[1:])
     width, height = x1 - x0, y1 - y0
     if not aligned:
         width, height = max(width, 1.0), max(height, 1.0)
-    ys = _samples(y0, height, output_size[0], sampling_ratio, input)  # [P, g]
-    xs = _samples(x0, width, output_size[1], sampling_ratio, input)  # [Q, g]
-    if ys.numel() == 0 or xs.numel() == 0:
-        return image.sum(dim=(1, 2))[:, None, None].expand(-1, *output_size) * 0
     # The mean over a grid of samples is the mean over its rows of the means over its columns.
-    rows = _interpolate(ys, input.shape[2]).to(image)  # [P, H]
-    columns = _interpolate(xs, input.shape[3]).to(image)  # [Q, W]
-    return torch.einsum("ph,chw,qw->cpq", rows, image, columns)  # [C, P, Q]
+    rows = _weights(y0, height, output_size[0], sampling_ratio, input.shape[2])  # [P, H]
+    columns = _weights(x0, width, output_size[1], sampling_ratio, input.shape[3])  # [Q, W]
+    kind = torch.promote_types(input.dtype, torch.float32)
+    rows, columns = rows.to(input.device, kind), columns.to(input.device, kind)
+    return torch.einsum("ph,chw,qw->cpq", rows, image.to(kind), columns).to(input.dtype)  # [C, P, Q]
 
 
-def _samples(start: float, length: float, bins: int, sampling_ratio: int, like: Tensor) -> Tensor:
-    """Coordinates of the samples of each bin along one axis, [bins, g]."""
-    size = length / bins
-    count = sampling_ratio if sampling_ratio > 0 else max(math.ceil(size), 0)
-    within = (torch.arange(count, device=like.device, dtype=torch.float64) + 0.5) / max(count, 1)
-    return start + (torch.arange(bins, device=like.device, dtype=torch.float64)[:, None] + within) * size
+def _weights(start: float, length: float, bins: int, sampling_ratio: int, size: int) -> Tensor:
+    """Mean bilinear weights of the pixels of one axis over the samples of each bin, float64 [bins, size].
 
-
-def _interpolate(at: Tensor, size: int) -> Tensor:
-    """Mean bilinear weights of each pixel over the samples at coordinates `at` [bins, g], as [bins, size]."""
-    counts = (at >= -1) & (at <= size)
+    Only the samples that may lie on the map are made: a box of any size takes the time of the map's.
+    """
+    weights = torch.zeros(bins, size, dtype=torch.float64)
+    spacing = length / bins
+    if size == 0 or not math.isfinite(start) or not math.isfinite(spacing):
+        return weights  # beyond all numbers is beyond the map
+    count = sampling_ratio if sampling_ratio > 0 else min(max(math.ceil(spacing), 0), 10**15)
+    if count == 0:
+        return weights
+    origin = start + torch.arange(bins, dtype=torch.float64)[:, None] * spacing  # [bins, 1]
+    step = spacing / count
+    first, made = torch.zeros_like(origin), count
+    if step > 0:
+        first = ((-1 - origin) / step - 2).floor().clamp(0, count)  # [bins, 1]
+        made = min(count, math.ceil((size + 1) / step) + 4)
+    index = first + torch.arange(made, dtype=torch.float64)  # [bins, g]
+    at = origin + (index + 0.5) * step
+    share = ((at >= -1) & (at <= size) & (index < count)).double() / count
     at = at.clamp(0, size - 1)
-    pixels = torch.arange(size, device=at.device, dtype=at.dtype)
-    weights = (1 - (at[..., None] - pixels).abs()).clamp(min=0)  # [bins, g, size]
-    return (weights * counts[..., None]).mean(dim=1)  # [bins, size]
+    low = at.long()
+    weights.scatter_add_(1, low, share * (1 - (at - low)))
+    return weights.scatter_add_(1, (low + 1).clamp(max=size - 1), share * (at - low))

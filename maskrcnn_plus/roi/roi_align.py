@@ -8,20 +8,23 @@ Shorthand: K boxes, L maps, N images, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
+import torch.fx
 import torchvision
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from maskrcnn_plus import extension
+from maskrcnn_plus.roi.fallback import align_map_by_map
 from maskrcnn_plus.roi.reference import roi_align_reference
 
 
 def roi_align(
     input: Tensor,
-    rois: Tensor | Sequence[Tensor],
-    output_size: int | tuple[int, int],
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | Sequence[int],
     spatial_scale: float = 1.0,
     sampling_ratio: int = 0,
     aligned: bool = True,
@@ -30,11 +33,11 @@ def roi_align(
 
     Args:
         input: [N, C, H, W]; `channels_last` memory is used as it is, and the fastest.
-        rois: [K, 5], each (batch index, x0, y0, x1, y1) in pixels of the image, or a list of [K_i, 4], one an image.
+        boxes: [K, 5], each (batch index, x0, y0, x1, y1) in pixels of the image, or a list of [K_i, 4], one an image.
             Of the input's type, or float32 beside a half-precision input.
         output_size: bins (height, width), or one number for both.
         spatial_scale: pixels of the map for one of the image, e.g. 0.25 at stride 4.
-        sampling_ratio: samples a bin and axis; 0 takes one a pixel of the map, rounded up.
+        sampling_ratio: samples a bin and axis, at most 4096; 0 or less takes one a pixel of the map, rounded up.
         aligned: shift the boxes by half a pixel, so that pixel i covers [i, i + 1).
 
     Returns:
@@ -44,7 +47,11 @@ def roi_align(
         ValueError, TypeError: wrong shapes or types, a box that is not finite or whose batch index is not that of an
             image; the message has the index of the first one.
     """
-    rois = _as_rois(rois, input)
+    given = (input, boxes) if isinstance(boxes, Tensor | torch.fx.Proxy) else (input, *boxes)
+    if has_torch_function(given):  # torch.fx records the call
+        options = (output_size, spatial_scale, sampling_ratio, aligned)
+        return handle_torch_function(roi_align, given, input, boxes, *options)
+    rois = _as_rois(boxes, input)
     return roi_align_pyramid([input], rois, None, output_size, [spatial_scale], sampling_ratio, aligned)
 
 
@@ -52,7 +59,7 @@ def roi_align_pyramid(
     features: Sequence[Tensor],
     rois: Tensor,
     levels: Tensor | None,
-    output_size: int | tuple[int, int],
+    output_size: int | Sequence[int],
     spatial_scales: Sequence[float],
     sampling_ratio: int = 0,
     aligned: bool = True,
@@ -72,8 +79,13 @@ def roi_align_pyramid(
     Raises:
         ValueError, TypeError: see `roi_align`; also a level outside the pyramid.
     """
-    height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
     features = list(features)
+    given = (*features, rois, levels)
+    if has_torch_function(given):  # torch.fx records the call
+        options = (output_size, spatial_scales, sampling_ratio, aligned)
+        return handle_torch_function(roi_align_pyramid, given, features, rois, levels, *options)
+    height, width = pair_of_bins(output_size)
+    sampling_ratio = max(whole_number(sampling_ratio, "sampling_ratio"), 0)
     _check(features, rois, levels)
     scales = [float(scale) for scale in spatial_scales]
     first = features[0]
@@ -82,25 +94,82 @@ def roi_align_pyramid(
             extension.warn_once("roi_align")
         deterministic = first.device.type != "cpu" and torch.are_deterministic_algorithms_enabled()
         align = roi_align_reference if deterministic else torchvision.ops.roi_align
-        return _map_by_map(align, features, rois, levels, (height, width), scales, sampling_ratio, aligned)
-    channels_last = first.is_contiguous(memory_format=torch.channels_last) and not first.is_contiguous()
+        return align_map_by_map(align, features, rois, levels, (height, width), scales, sampling_ratio, aligned)
+    channels_last = _is_channels_last(first) and not first.is_contiguous()
     return torch.ops.maskrcnn_plus.roi_align(
         features, rois, levels, scales, height, width, sampling_ratio, aligned, channels_last
     )
 
 
-def _as_rois(rois: Tensor | Sequence[Tensor], input: Tensor) -> Tensor:
+def whole_number(value: int | float, name: str) -> int:
+    """A number without a fraction as an int, whatever its type: 3, 3.0 and np.int64(3).
+
+    Raises:
+        ValueError: it is no whole number; the message has its name.
+    """
+    if isinstance(value, int | torch.SymInt):
+        return value
+    try:
+        if value == (whole := int(value)):
+            return whole
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ValueError(f"{name} must be a whole number, got {value!r}.")
+
+
+def pair_of_bins(output_size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) in bins, from one number for both or from two.
+
+    Raises:
+        ValueError: it is neither a positive number nor two of them.
+    """
+    sides = tuple(output_size) if isinstance(output_size, Iterable) else (output_size, output_size)
+    if len(sides) != 2:
+        raise ValueError(f"output_size must be a positive number or a pair of them, got {output_size!r}.")
+    height, width = (whole_number(side, "output_size") for side in sides)
+    if height <= 0 or width <= 0:
+        raise ValueError(f"output_size must be positive, a number or a pair of them, got {output_size!r}.")
+    return height, width
+
+
+def _is_channels_last(maps: Tensor) -> bool:
+    """`is_contiguous(memory_format=torch.channels_last)`, which torch.vmap does not know."""
+    expected = 1
+    for dim in (1, 3, 2, 0) if maps.dim() == 4 else ():
+        if maps.shape[dim] != 1:
+            if maps.stride(dim) != expected:
+                return False
+            expected = expected * maps.shape[dim]
+    return maps.dim() == 4
+
+
+def _as_rois(boxes: Tensor | Sequence[Tensor], input: Tensor) -> Tensor:
     """[K, 5] from either format."""
-    if isinstance(rois, Tensor):
-        return rois
-    boxes = list(rois)
+    if isinstance(boxes, Tensor):
+        return boxes
     if input.dim() == 4 and len(boxes) != input.shape[0]:
         raise ValueError(f"roi_align: {len(boxes)} lists of boxes for {input.shape[0]} images.")
     for index, entry in enumerate(boxes):
         if not isinstance(entry, Tensor) or entry.dim() != 2 or entry.shape[1] != 4:
             raise ValueError(f"roi_align: the boxes of image {index} must be a tensor [K, 4].")
-    with_index = [torch.cat([torch.full_like(b[:, :1], i), b], dim=1) for i, b in enumerate(boxes)]  # [K_i, 5]
-    return torch.cat(with_index) if with_index else input.new_zeros(0, 5)
+    return boxes_to_rois(boxes, input)
+
+
+def boxes_to_rois(boxes: Sequence[Tensor], features: Tensor) -> Tensor:
+    """The boxes of all images in one tensor, without a synchronisation.
+
+    Args:
+        boxes: N tensors [K_i, 4].
+        features: [N, C, H, W], their maps.
+
+    Returns:
+        [K, 5], each (image index, x0, y0, x1, y1), at least in float32: half precision does not hold the indices of
+        many images.
+    """
+    if not boxes:
+        return features.new_zeros(0, 5, dtype=torch.promote_types(features.dtype, torch.float32))
+    boxes = [each.to(torch.promote_types(each.dtype, torch.float32)) for each in boxes]
+    return torch.cat([torch.cat([torch.full_like(b[:, :1], i), b], dim=1) for i, b in enumerate(boxes)])
 
 
 def _check(features: list[Tensor], rois: Tensor, levels: Tensor | None) -> None:
@@ -117,27 +186,6 @@ def _check(features: list[Tensor], rois: Tensor, levels: Tensor | None) -> None:
     for what, other in (("boxes", rois), ("levels", levels), *((f"map {i}", f) for i, f in enumerate(features))):
         if other is not None and other.device != first.device:
             raise ValueError(f"roi_align: {what} on {other.device}, the first map on {first.device}.")
-
-
-def _map_by_map(
-    align: Callable[..., Tensor],
-    features: list[Tensor],
-    rois: Tensor,
-    levels: Tensor | None,
-    output_size: tuple[int, int],
-    scales: list[float],
-    sampling_ratio: int,
-    aligned: bool,
-) -> Tensor:
-    """The pyramid by an operator for one map: torchvision's, or the reference."""
-    rois = rois.to(features[0].dtype)
-    if levels is None:
-        return align(features[0], rois, output_size, scales[0], sampling_ratio, aligned)
-    output = features[0].new_zeros(len(rois), features[0].shape[1], *output_size)
-    for level, (feature, scale) in enumerate(zip(features, scales, strict=True)):
-        (chosen,) = torch.nonzero(levels == level, as_tuple=True)
-        output = output.index_put((chosen,), align(feature, rois[chosen], output_size, scale, sampling_ratio, aligned))
-    return output
 
 
 def _register() -> None:
@@ -181,6 +229,39 @@ def _register() -> None:
         )
         return grad, *[None] * 7
 
+    def vmap(info, in_dims, features, rois, levels, *options):
+        """All samples in one call: the images of one after those of another."""
+        samples, (map_dims, rois_dim, levels_dim) = info.batch_size, in_dims[:3]
+
+        def in_front(tensor, dim):
+            return tensor.expand(samples, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+        rois = in_front(rois, rois_dim)  # [S, K, 5]
+        if any(dim is not None for dim in map_dims):
+            features = [in_front(*each) for each in zip(features, map_dims, strict=True)]  # [S, N, C, H_l, W_l]
+            rois, images = rois.to(torch.promote_types(rois.dtype, torch.float32)), features[0].shape[1]
+            index, *corners = rois.unbind(2)
+            inside = (index >= 0) & (index < images)  # not an image of another sample
+            first = torch.arange(samples, device=index.device)[:, None] * images
+            rois = torch.stack([torch.where(inside, index + first, torch.nan), *corners], dim=2)
+            features = [feature.flatten(0, 1) for feature in features]
+        levels = None if levels is None else in_front(levels, levels_dim).flatten()  # [S * K]
+        output = torch.ops.maskrcnn_plus.roi_align(features, rois.flatten(0, 1), levels, *options)
+        return output.unflatten(0, rois.shape[:2]), 0
+
+    def vmap_backward(info, in_dims, *args):
+        samples = []
+        for sample in range(info.batch_size):
+            of_sample = [
+                each.select(dim, sample) if isinstance(each, Tensor) and dim is not None else each
+                for each, dim in zip(args, in_dims, strict=True)
+            ]
+            samples.append(torch.ops.maskrcnn_plus.roi_align_backward(*of_sample))
+        results = [torch.stack(of_map) for of_map in zip(*samples, strict=True)]
+        return results, [0] * len(results)
+
+    torch.library.register_vmap("maskrcnn_plus::roi_align", vmap)
+    torch.library.register_vmap("maskrcnn_plus::roi_align_backward", vmap_backward)
     torch.library.register_autograd("maskrcnn_plus::roi_align", backward, setup_context=remember)
     torch.library.register_autograd("maskrcnn_plus::roi_align_backward", double_backward, setup_context=remember_grad)
 

@@ -44,9 +44,10 @@ class AdaptiveConv2d(nn.Module):
         Returns:
             [N, K, H, W] in the precision of the weights.
         """
-        grid = sampling_grid(anchors.detach(), *features.shape[-2:])
         weight = self.weight  # under autocast the features come in another type
-        sampled = F.grid_sample(features.to(weight.dtype), grid.to(weight.dtype), align_corners=False)
+        exact = torch.promote_types(weight.dtype, torch.float32)  # half precision is too coarse for coordinates
+        grid = sampling_grid(anchors.detach().to(exact), *features.shape[-2:])
+        sampled = F.grid_sample(features.to(exact), grid, align_corners=False).to(weight.dtype)
         return F.conv2d(sampled, weight, self.bias, stride=3)  # [N, C, 3 H, 3 W] -> [N, K, H, W]
 
     def extra_repr(self) -> str:

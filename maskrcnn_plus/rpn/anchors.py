@@ -76,5 +76,6 @@ class TorchvisionAnchorGenerator(DefaultAnchorGenerator):
             x = torch.arange(columns, device=cell.device) * (width // columns)
             y, x = torch.meshgrid(y, x, indexing="ij")
             shifts = torch.stack([x, y, x, y], dim=-1)[:, :, None]  # [H_l, W_l, 1, 4]
+            cell = cell.float()  # a model in half precision has such buffers, too coarse for coordinates
             anchors.append(Boxes((shifts + cell).reshape(-1, 4)))  # [H_l * W_l * A, 4]
         return anchors

@@ -7,6 +7,8 @@ Shorthand: N images, L levels, A anchors a place, [N, H_l * W_l * A] predictions
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
@@ -14,10 +16,11 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from maskrcnn_plus.rpn.nms import batched_nms
+from maskrcnn_plus.scripting import NotScriptable
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
-class BatchedRPN(RPN):
+class BatchedRPN(NotScriptable, RPN):
     """Drop-in for Detectron2's RPN: same arguments, weights, losses and proposals; faster on CPUs."""
 
     @torch.no_grad()
@@ -117,16 +120,39 @@ def choose_proposals(
     usable = torch.isfinite(boxes).all(dim=2) & torch.isfinite(scores)
     if training and not usable.all():
         raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. Training has diverged.")
-    bounds = boxes.new_tensor([[w, h, w, h] for h, w in image_sizes])  # [N, 4]
-    boxes = torch.minimum(boxes.clamp(min=0), bounds[:, None])
+    boxes = clip_to_images(boxes, image_sizes)
     sides = boxes[..., 2:] - boxes[..., :2]
     usable &= (sides > min_box_size).all(dim=2)
 
     images, places = usable.nonzero(as_tuple=True)
     boxes, scores, levels = boxes[images, places], scores[images, places], levels[images, places]
-    keep = batched_nms(boxes, scores, images * num_levels + levels, nms_thresh)
+    num_images = len(image_sizes)
+    keep = batched_nms(boxes, scores, images * num_levels + levels, nms_thresh, num_images * num_levels)
     results = []
-    for image, size in enumerate(image_sizes):
-        chosen = keep[images[keep] == image][:post_nms_topk]
+    for size, chosen in zip(image_sizes, _by_image(keep, images[keep], num_images), strict=True):
+        chosen = chosen[:post_nms_topk]
         results.append(Instances(size, proposal_boxes=Boxes(boxes[chosen]), objectness_logits=scores[chosen]))
     return results
+
+
+def clip_to_images(boxes: Tensor, image_sizes: Sequence[tuple[int, int] | Tensor]) -> Tensor:
+    """Cut boxes at the borders of their images.
+
+    Args:
+        boxes: [N, K, 4] xyxy in pixels.
+        image_sizes: (height, width) of each image; tensors in a trace, which then holds for images of other sizes.
+
+    Returns:
+        [N, K, 4].
+    """
+    sizes = [torch.stack([torch.as_tensor(side) for side in size]) for size in image_sizes]  # N of [2]
+    bounds = torch.stack(sizes).to(boxes).flip(1).repeat(1, 2)  # [N, 4] (w, h, w, h)
+    return torch.minimum(boxes.clamp(min=0), bounds[:, None])
+
+
+def _by_image(keep: Tensor, images: Tensor, num_images: int) -> Sequence[Tensor]:
+    """`keep` split by the image of each, in its order; one synchronisation with a GPU for all images."""
+    if torch.jit.is_tracing():
+        return [keep[images == image] for image in range(num_images)]
+    counts = (images[:, None] == torch.arange(num_images, device=images.device)).sum(dim=0)
+    return keep[images.argsort(stable=True)].split(counts.tolist())

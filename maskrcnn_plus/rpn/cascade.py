@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
@@ -28,8 +29,9 @@ from torch import Tensor, nn
 
 from maskrcnn_plus.config import with_defaults
 from maskrcnn_plus.rpn.adaptive_conv import AdaptiveConv2d
-from maskrcnn_plus.rpn.batched import choose_proposals, decode_best
-from maskrcnn_plus.rpn.cascade_targets import box_iou_loss, region_targets
+from maskrcnn_plus.rpn.batched import choose_proposals, clip_to_images, decode_best
+from maskrcnn_plus.rpn.cascade_targets import box_iou_loss, paint_regions
+from maskrcnn_plus.scripting import NotScriptable
 
 __all__ = ["CascadeRPN", "CascadeRPNHead", "square_anchors"]
 
@@ -87,7 +89,7 @@ class CascadeRPNHead(nn.Module):
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
-class CascadeRPN(RPN):
+class CascadeRPN(NotScriptable, RPN):
     """Drop-in for Detectron2's RPN whose boxes are regressed twice, each time from features at the right places."""
 
     @configurable
@@ -262,8 +264,7 @@ class CascadeRPN(RPN):
         for first_l, deltas_l in zip(first_anchors, deltas, strict=True):
             first_l = first_l.repeat(len(deltas_l), 1)  # [N * P_l, 4]
             boxes = self.initial_box2box_transform.apply_deltas(deltas_l.flatten(0, 1), first_l).view(deltas_l.shape)
-            bounds = boxes.new_tensor([[w, h, w, h] for h, w in image_sizes])  # [N, 4]
-            anchors.append(torch.minimum(boxes.clamp(min=0), bounds[:, None]))
+            anchors.append(clip_to_images(boxes, image_sizes))
         return anchors
 
     def _initial_losses(
@@ -277,19 +278,13 @@ class CascadeRPN(RPN):
 
         The reference divides by a 200th of all places, its estimate of their number.
         """
-        targets = torch.stack(
-            [
-                region_targets(
-                    boxes.tensor,
-                    first_anchors,
-                    map_sizes,
-                    self.anchor_generator.strides,
-                    self.center_ratio,
-                    self.ignore_ratio,
-                )
-                for boxes in gt_boxes
-            ]
-        )  # [N, R]
+        # A GPU is waited for once, for all images.
+        corners = torch.stack([anchors_l[0] for anchors_l in first_anchors])  # [L, 4]
+        numbers = torch.cat([corners, *(boxes.tensor for boxes in gt_boxes)]).detach().cpu().numpy()
+        first, *boxes = np.split(numbers, np.cumsum([len(corners), *map(len, gt_boxes[:-1])]))
+        options = (map_sizes, self.anchor_generator.strides, self.center_ratio, self.ignore_ratio)
+        targets = np.stack([paint_regions(each, first, *options) for each in boxes])
+        targets = torch.from_numpy(targets).to(corners.device)  # [N, R]
         positive = targets >= 0
         matched = [boxes.tensor[chosen[chosen >= 0]] for boxes, chosen in zip(gt_boxes, targets, strict=True)]
         anchors = torch.cat(first_anchors).expand(len(gt_boxes), -1, -1)[positive]  # [N, R, 4] -> [positives, 4]

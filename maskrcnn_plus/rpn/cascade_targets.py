@@ -42,9 +42,30 @@ def region_targets(
     Returns:
         int64 [R]: index of the object, BACKGROUND or IGNORED.
     """
-    device = anchors[0].device
-    first = torch.stack([anchors_l[0] for anchors_l in anchors]).double().cpu().numpy()  # [L, 4]
-    boxes = boxes.detach().double().cpu().numpy()  # painted there: hundreds of small rectangles
+    first = torch.stack([anchors_l[0] for anchors_l in anchors]).cpu().numpy()  # [L, 4]
+    regions = paint_regions(boxes.detach().cpu().numpy(), first, map_sizes, strides, center_ratio, ignore_ratio)
+    return torch.from_numpy(regions).to(anchors[0].device)
+
+
+def paint_regions(
+    boxes: np.ndarray,
+    first: np.ndarray,
+    map_sizes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    center_ratio: float,
+    ignore_ratio: float,
+) -> np.ndarray:
+    """The work of `region_targets`, on the host: hundreds of small rectangles.
+
+    Args:
+        boxes: [M, 4] xyxy in pixels.
+        first: [L, 4] xyxy in pixels, the anchor of the first place of each level.
+        map_sizes, strides, center_ratio, ignore_ratio: see `region_targets`.
+
+    Returns:
+        int64 [R].
+    """
+    first, boxes = first.astype(np.float64), boxes.astype(np.float64)
     area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1).clip(min=1e-6)
     sizes = np.log2((first[:, 2:] - first[:, :2]).prod(axis=1))  # [L]
     levels = np.abs(np.log2(area)[:, None] - sizes).argmin(axis=1)  # [M]
@@ -65,7 +86,7 @@ def region_targets(
                 beside[near][regions[near][1][index]] = True
     for own_l, beside_l in zip(own, beside, strict=True):
         own_l[beside_l] = IGNORED
-    return torch.from_numpy(np.concatenate([own_l.ravel() for own_l in own])).to(device)
+    return np.concatenate([own_l.ravel() for own_l in own])
 
 
 def _slices(boxes: np.ndarray, ratio: float, height: int, width: int) -> list[tuple[slice, slice]]:

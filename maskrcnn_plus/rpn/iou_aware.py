@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from maskrcnn_plus.config import with_defaults
 from maskrcnn_plus.rpn.batched import BatchedRPN
+from maskrcnn_plus.scripting import NotScriptable
 
 
 @RPN_HEAD_REGISTRY.register()
@@ -63,7 +64,7 @@ class IoUAwareRPNHead(StandardRPNHead):
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
-class IoUAwareRPN(RPN):
+class IoUAwareRPN(NotScriptable, RPN):
     """Drop-in for Detectron2's RPN with an `IoUAwareRPNHead`; its proposals are chosen like those of `BatchedRPN`."""
 
     @configurable

@@ -172,8 +172,9 @@ class WeightAveraging(HookBase):
         if not 0 < decay < 1:
             raise ValueError(f"train.ema.decay must be between 0 and 1, got {decay}.")
 
-        def update(averages: list[torch.Tensor], current: list[torch.Tensor], steps: torch.Tensor) -> None:
-            now = min(decay, (1 + int(steps)) / (10 + int(steps)))
+        def update(averages: list[torch.Tensor], current: list[torch.Tensor], _: torch.Tensor) -> None:
+            steps = int(self.average.n_averaged)  # on the CPU; the argument is a copy on the device of the weights
+            now = min(decay, (1 + steps) / (10 + steps))
             torch._foreach_lerp_(averages, current, 1 - now)
 
         self.source = model

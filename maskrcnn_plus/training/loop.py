@@ -135,12 +135,15 @@ class Trainer(TrainerBase):
         """Clip the gradients and step, unless they are not finite."""
         self.grad_scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self.clip_grad_norm or math.inf)
-        if not self.grad_scaler.is_enabled() and not torch.isfinite(norm):
-            raise FloatingPointError(self._diverged(f"gradient norm {norm.item()}", batch))
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.clip_grad_norm:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip_grad_norm, norm)
+        norm = float(norm)
+        if not self.grad_scaler.is_enabled() and not math.isfinite(norm):
+            raise FloatingPointError(self._diverged(f"gradient norm {norm}", batch))
         self.grad_scaler.step(self.optimizer)  # skips the step where float16 overflowed
         self.grad_scaler.update()
-        self.storage.put_scalar("grad_norm", norm.item(), smoothing_hint=False)
+        self.storage.put_scalar("grad_norm", norm, smoothing_hint=False)
 
     def _diverged(self, what: str, batch: list[dict]) -> str:
         names = ", ".join(str(entry.get("file_name", entry.get("image_id", "?"))) for entry in batch)

@@ -8,8 +8,8 @@ from torchvision.ops import roi_align as torchvision_roi_align
 
 from maskrcnn_plus import extension
 from maskrcnn_plus.roi import roi_align, roi_align_pyramid
+from maskrcnn_plus.roi.fallback import align_map_by_map
 from maskrcnn_plus.roi.reference import roi_align_reference
-from maskrcnn_plus.roi.roi_align import _map_by_map
 
 needs_extension = pytest.mark.skipif(not extension.is_available(), reason=extension.why_missing())
 
@@ -58,7 +58,7 @@ def test_pyramid_equals_one_map_at_a_time():
         chosen = levels == level
         expected[chosen] = torchvision_roi_align(features[level], rois[chosen], 5, scales[level], 0, True)
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
-    reference = _map_by_map(roi_align_reference, features, rois, levels, (5, 5), scales, 0, True)
+    reference = align_map_by_map(roi_align_reference, features, rois, levels, (5, 5), scales, 0, True)
     torch.testing.assert_close(reference, expected, atol=1e-5, rtol=0)
     cotangent = torch.randn_like(output)
     gradients = [torch.autograd.grad(o, features, cotangent) for o in (output, expected)]

@@ -32,7 +32,7 @@ def encode_labels(instances: Instances) -> tuple[str, bytes | Callable[[IO[bytes
     height, width = instances.image_size
     if height * width > MAX_PIXELS or label_type(len(instances)) != np.uint16:
         return ".tif", partial(_write_tiff, instances=instances)
-    labels = rles_to_label_map(instances.pred_masks_rle, instances.scores.numpy(), height, width)
+    labels = rles_to_label_map(instances.pred_masks_rle, instances.scores.detach().numpy(), height, width)
     return ".png", encode_png(labels)
 
 
@@ -53,7 +53,7 @@ def encode_png(image: np.ndarray) -> bytes:
 def _write_tiff(file: IO[bytes], instances: Instances) -> None:
     """Write the label image as a TIFF of compressed tiles, a row of tiles in memory at a time."""
     height, width = instances.image_size
-    bands = label_bands(instances.pred_masks_rle, instances.scores.numpy(), height, width, TILE)
+    bands = label_bands(instances.pred_masks_rle, instances.scores.detach().numpy(), height, width, TILE)
 
     def tiles() -> Iterator[np.ndarray]:
         for band in bands:

@@ -61,7 +61,7 @@ def object_table(
     """
     rles = instances.pred_masks_rle
     lengths = np.column_stack(
-        [instances.pred_boxes.tensor.numpy(), rle_areas(rles), rle_centroids(rles), rle_perimeters(rles)]
+        [instances.pred_boxes.tensor.detach().numpy(), rle_areas(rles), rle_centroids(rles), rle_perimeters(rles)]
     )  # [N, 8]
     if pixel_size is not None:
         lengths *= [pixel_size**2 if key == "area" else pixel_size for key in _LENGTHS]
