@@ -125,13 +125,14 @@ def rle_overlaps(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], *, of
     Raises:
         ValueError: a malformed RLE, or masks of images of different sizes.
     """
-    rles = canonical_rles([*a, *b])
+    rles = canonical_rles(a if b is a else [*a, *b])
+    first, second = rles[: len(a)], rles[0 if b is a else len(a) :]
     sizes = sorted({tuple(rle["size"]) for rle in rles})
     if len(sizes) > 1:
         raise ValueError(f"masks to be compared must be of images of one size, got sizes {sizes}.")
-    if len(a) == 0 or len(b) == 0:
-        return np.zeros((len(a), len(b)))
-    return coco_mask.iou(rles[: len(a)], rles[len(a) :], [int(of_first)] * len(b))
+    if not first or not second:
+        return np.zeros((len(first), len(second)))
+    return coco_mask.iou(first, second, [int(of_first)] * len(second))
 
 
 def rle_union(rles: Sequence[dict[str, Any]]) -> dict[str, Any]:
