@@ -25,6 +25,7 @@ TINY = [
     "model.roi_heads.mask_head.conv_dims=[16,16]",
     "dataloader.train.mapper.augmentations.0.size=96",
     "dataloader.train.total_batch_size=2",
+    "optimizer.lr=4e-4",
     "dataset.num_train=5",
     "dataset.num_val=1",
     f"train.max_iter={ITERATIONS}",
