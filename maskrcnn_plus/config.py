@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import maskrcnn_plus.learning_rate
 import maskrcnn_plus.resolvers  # noqa: F401 - configs use its resolvers
+from maskrcnn_plus.config_rules import check_config
 from maskrcnn_plus.overrides import apply_overrides
 
 __all__ = [
@@ -69,9 +70,11 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
         overrides: as for `maskrcnn_plus.overrides.apply_overrides`.
 
     Raises:
-        ValueError: there is no config of that name, or an override cannot be applied.
+        ValueError: there is no config of that name, an override cannot be applied, or a value cannot be.
     """
-    return apply_overrides(get_config(name), overrides)
+    cfg = apply_overrides(get_config(name), overrides)
+    check_config(cfg)
+    return cfg
 
 
 def list_configs() -> list[str]:

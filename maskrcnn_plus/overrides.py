@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-from detectron2.config import LazyConfig
 from detectron2.config.instantiate import locate
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from maskrcnn_plus.errors import ConfigError
+
+MAX_DEPTH = 20
 
 
 def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -18,20 +24,74 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     Args:
         cfg: a LazyConfig.
         overrides: "a.b=c" strings. A key must exist in the config, or be an argument of the callable that its parent
-            describes (`model.roi_heads.mask_on=...`).
+            describes (`model.roi_heads.mask_on=...`). A mapping changes those keys that it
+            has: `train.amp={enabled: true}`.
 
     Raises:
-        ValueError: for an entry without "=" or with an unknown key, with the nearest valid keys, or a malformed value.
+        ConfigError: for an entry without "=", with an unknown key (with the nearest valid ones), a malformed value, or
+            one of another kind than the config has: a group of keys stays one, a list is no mapping. The config is
+            unchanged then.
     """
+    changes = []
     for entry in overrides:
         key, equals, _ = entry.partition("=")
+        key = key.strip()
         if not equals:
-            raise ValueError(f"Override {entry!r} has no '=': write key=value, e.g. train.max_iter=1000.")
-        _check_key(cfg, key.strip())
+            raise ConfigError(f"Override {entry!r} has no '=': write key=value, e.g. train.max_iter=1000.")
+        try:
+            _check_key(cfg, key)
+            value = _parse(entry)
+            changes += _changes(cfg, key, value)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{shortened(entry)}: {str(error).splitlines()[0]}", key) from error
+    for key, value in changes:
+        OmegaConf.update(cfg, key, value, merge=isinstance(value, Mapping))
+    return cfg
+
+
+def _parse(entry: str) -> Any:
+    """The value of "key=value"."""
+    key = entry.partition("=")[0]
     try:
-        return LazyConfig.apply_overrides(cfg, list(overrides))
-    except HydraException as error:
-        raise ValueError(f"An override cannot be read: {error}") from error
+        override = OverridesParser.create().parse_override(entry)
+        value = override.value()
+    except (HydraException, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0][:120]
+        raise ConfigError(
+            f"{shortened(entry)}: the value cannot be read ({reason}). Quote text that has spaces, commas, brackets or "
+            "quotes: 'key=\"a, b\"'.",
+            key,
+        ) from error
+    if override.is_sweep_override():
+        raise ConfigError(f"{shortened(entry)}: one value is needed; a list stands in brackets: {key}=[a, b].", key)
+    if _depth(value) > MAX_DEPTH:
+        raise ConfigError(f"{shortened(entry)}: the value is nested too deeply.", key)
+    return value
+
+
+def _changes(cfg: DictConfig, key: str, value: Any) -> list[tuple[str, Any]]:
+    """The changes of an override: one, or one a key where a mapping changes a mapping."""
+    _check_key(cfg, key)
+    parent, _, last = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    has = last in node if isinstance(node, DictConfig) else True
+    interpolated = has and OmegaConf.is_interpolation(node, int(last) if isinstance(node, ListConfig) else last)
+    old = None if interpolated or not has else OmegaConf.select(cfg, key)
+    if isinstance(value, Mapping):
+        if isinstance(old, ListConfig):
+            raise ConfigError(f"{key}={shortened(value)}: a list is needed, as the config has: {shortened(old)}.", key)
+        if isinstance(old, DictConfig) and ("_target_" in old or _is_group(cfg, key)):
+            return [change for name in value for change in _changes(cfg, f"{key}.{name}", value[name])]
+    elif isinstance(old, DictConfig) and _is_group(cfg, key):
+        raise ConfigError(f"{key}={shortened(value)}: {key} is a group of keys: {', '.join(map(str, old))}.", key)
+    return [(key, value)]
+
+
+def _is_group(cfg: DictConfig, key: str) -> bool:
+    """Whether a mapping of the config is a group of keys, as `train`, and no callable or argument of one."""
+    parts = key.split(".")
+    above = [OmegaConf.select(cfg, ".".join(parts[: depth + 1])) for depth in range(len(parts))]
+    return all(isinstance(node, DictConfig) and "_target_" not in node for node in above)
 
 
 def _check_key(cfg: DictConfig, key: str) -> None:
@@ -45,7 +105,7 @@ def _check_key(cfg: DictConfig, key: str) -> None:
         elif isinstance(node, DictConfig) and depth == len(parts) - 1 and part in _arguments(node):
             return
         else:
-            raise ValueError(_unknown(cfg, key))
+            raise ConfigError(_unknown(cfg, key), key)
 
 
 def _arguments(node: DictConfig) -> list[str]:
@@ -79,3 +139,24 @@ def _keys(node: DictConfig | ListConfig, prefix: str = "") -> Iterator[str]:
         child = None if OmegaConf.is_interpolation(node, name) else node._get_node(name)
         if isinstance(child, DictConfig | ListConfig) and not child._is_none():
             yield from _keys(child, key + ".")
+
+
+def _depth(value: Any) -> int:
+    """How deeply lists and mappings are nested in a value; beyond MAX_DEPTH it is not looked at."""
+    level, depth = [value], 0
+    while depth <= MAX_DEPTH:
+        level = [child for each in level if isinstance(each, list | Mapping) for child in _children(each)]
+        if not level:
+            break
+        depth += 1
+    return depth
+
+
+def _children(value: list | Mapping) -> list:
+    return list(value.values()) if isinstance(value, Mapping) else value
+
+
+def shortened(value: Any) -> str:
+    """A value as text of at most 80 characters."""
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,62 @@
+"""Building the parts of a config, where what cannot be built is named by its key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from detectron2.config.instantiate import locate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from maskrcnn_plus.errors import ConfigError, UserError
+
+
+def build(cfg: DictConfig, key: str, **arguments: Any) -> Any:
+    """Detectron2's `instantiate` of the part of a config under a key.
+
+    Args:
+        cfg: a LazyConfig.
+        key: dotted, e.g. "dataloader.train".
+        **arguments: objects that take the place of arguments of that part, which are then not built.
+
+    Raises:
+        ConfigError: there is nothing under the key, or the constructor of a part of it raised an error, which the
+            message names with the part's key and class.
+        UserError: a constructor raised it; its message needs no more.
+    """
+    try:
+        node = OmegaConf.select(cfg, key)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{key} cannot be read: {_first_line(error)}", key) from error
+    if node is None:
+        raise ConfigError(f"The config has no {key}, which is needed here.", key)
+    return _build(node, key, arguments)
+
+
+def _build(node: Any, key: str, given: Mapping[str, Any] | None = None) -> Any:
+    given = given or {}
+    if isinstance(node, ListConfig):
+        items = [_build(item, f"{key}.{index}") for index, item in enumerate(node)]
+        return ListConfig(items, flags={"allow_objects": True})
+    if not (isinstance(node, DictConfig) and "_target_" in node):
+        return node
+    try:
+        parts = {name: node[name] for name in node if name not in given}
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{key} cannot be built: {_first_line(error)}", key) from error
+    arguments = {name: _build(part, f"{key}.{name}") for name, part in parts.items()}
+    target = arguments.pop("_target_")
+    name = target if isinstance(target, str) else getattr(target, "__qualname__", str(target))
+    try:
+        return (locate(target) if isinstance(target, str) else target)(**arguments, **given)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a constructor makes of the config's values
+        detail = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{key} ({name.rpartition('.')[2]}) cannot be built: {detail}", key) from error
+
+
+def _first_line(error: Exception) -> str:
+    """OmegaConf's message without its lines about types."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
