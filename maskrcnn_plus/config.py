@@ -1,7 +1,7 @@
 """The configs of this package and of Detectron2's model zoo by name, and this package's keys for yacs configs."""
 
 import difflib
-import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,12 +10,13 @@ from detectron2.config import CfgNode, LazyConfig, get_cfg
 from omegaconf import DictConfig, OmegaConf
 
 import maskrcnn_plus.learning_rate
-import maskrcnn_plus.resolvers  # noqa: F401 - configs use its resolvers
+import maskrcnn_plus.resolvers
 from maskrcnn_plus.config_rules import check_config
 from maskrcnn_plus.overrides import apply_overrides
 
 __all__ = [
     "add_config",
+    "config_folder",
     "detectron2_config",
     "find_config",
     "get_config",
@@ -43,14 +44,15 @@ def find_config(name: str) -> str:
         close = difflib.get_close_matches(wanted.removeprefix("configs/"), known, n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(f"There is no config file and no shipped config {name!r}.{hint} Shipped: {', '.join(known)}.")
-    return str(_config_folder() / f"{wanted}.py")
+    return str(config_folder() / f"{wanted}.py")
 
 
 def get_config(name: str) -> DictConfig:
     """Load a LazyConfig.
 
     Args:
-        name: as for `find_config`, e.g. "nuclei/mask_rcnn_lite0_fpn".
+        name: as for `find_config`, e.g. "nuclei/mask_rcnn_lite0_fpn". A file of the user's can import the modules of
+            its own folder, as a script can, which is put at the end of `sys.path` for that.
 
     Returns:
         The config, a fresh copy at every call.
@@ -59,7 +61,11 @@ def get_config(name: str) -> DictConfig:
         ValueError: there is no config of that name.
         FileNotFoundError: the configs are not installed.
     """
-    return LazyConfig.load(find_config(name))
+    path = find_config(name)
+    folder = str(Path(path).resolve().parent)
+    if Path(name).is_file() and folder not in sys.path:
+        sys.path.append(folder)
+    return LazyConfig.load(path)
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -85,7 +91,7 @@ def list_configs() -> list[str]:
     Raises:
         FileNotFoundError: the configs are not installed.
     """
-    folder = _config_folder()
+    folder = config_folder()
     paths = [path.relative_to(folder).with_suffix("") for path in folder.rglob("*.py")]
     return sorted(p.as_posix() for p in paths if not any(part == "common" or part.startswith("_") for part in p.parts))
 
@@ -116,6 +122,23 @@ def detectron2_config(name: str) -> DictConfig | CfgNode:
     cfg = get_cfg()
     cfg.merge_from_file(str(path))
     return cfg
+
+
+def config_folder() -> Path:
+    """Where the shipped configs are: in the installed package, else `configs/` of the checkout that this file is in.
+
+    Raises:
+        FileNotFoundError: in neither.
+    """
+    folders = [Path(place) / "configs" for place in maskrcnn_plus.__path__]
+    checkout = Path(__file__).resolve().parents[1]
+    # In an installed tree the parent folder is site-packages, where a folder named configs is somebody else's.
+    if (checkout / "pyproject.toml").is_file():
+        folders.append(checkout / "configs")
+    for folder in folders:
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError("the configs of maskrcnn_plus are not installed: reinstall the package")
 
 
 def skip_pretrained(cfg: DictConfig) -> None:
@@ -260,17 +283,3 @@ def _overwrite(target: CfgNode, source: CfgNode) -> None:
             _overwrite(target[key], value)
         else:
             target[key] = value
-
-
-def _config_folder() -> Path:
-    """`maskrcnn_plus.configs` where installed, else `configs/` of the source checkout that this file is in."""
-    spec = importlib.util.find_spec("maskrcnn_plus.configs")
-    folders = [Path(location) for location in (spec.submodule_search_locations or ())] if spec else []
-    checkout = Path(__file__).resolve().parents[1]
-    # In an installed tree the parent folder is site-packages, where a folder named configs is somebody else's.
-    if (checkout / "pyproject.toml").is_file():
-        folders.append(checkout / "configs")
-    for folder in folders:
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError("the configs of maskrcnn_plus are not installed: reinstall the package")

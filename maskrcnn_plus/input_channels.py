@@ -2,6 +2,7 @@
 
 import logging
 
+from detectron2.config import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,8 @@ def follow_dataset_channels(cfg: DictConfig) -> None:
         ValueError: the backbone has no number of input channels that is known here.
     """
     chosen = OmegaConf.select(cfg, "dataset.channels")
-    mean, std = (OmegaConf.select(cfg, f"model.{key}") for key in ("pixel_mean", "pixel_std"))
+    # Numbers, or a call that gives those of the backbone.
+    mean, std = (instantiate(OmegaConf.select(cfg, f"model.{key}")) for key in ("pixel_mean", "pixel_std"))
     if chosen is None or mean is None or std is None:
         return
     count, before = len(chosen) if isinstance(chosen, ListConfig | list | tuple) else 1, len(mean)

@@ -136,7 +136,8 @@ def test_mappers_read_what_the_model_takes(name, record):
     train, test = instantiate(mapper), instantiate(cfg.dataloader.test.mapper)
     assert getattr(test, "image_format", "RGB") == getattr(train, "image_format", "RGB") == cfg.model.input_format
     example = train(record)
-    assert example["image"].shape[0] == len(cfg.model.pixel_mean) == len(cfg.model.pixel_std) == 3
+    mean, std = instantiate(cfg.model.pixel_mean), instantiate(cfg.model.pixel_std)
+    assert example["image"].shape[0] == len(mean) == len(std) == 3
     assert example["instances"].image_size == example["image"].shape[1:]
     assert "instances" not in test({key: record[key] for key in ("file_name", "height", "width")})
 

@@ -2,7 +2,7 @@
 from detectron2.config import LazyCall as L
 
 from maskrcnn_plus.backbones import TimmBackbone
-from maskrcnn_plus.backbones.timm import pixel_statistics
+from maskrcnn_plus.backbones.timm import pixel_mean, pixel_std
 
 from .mask_rcnn_r50_fpn_3x import dataloader, dataset, lr_multiplier, model, optimizer, train
 
@@ -13,7 +13,8 @@ model.backbone.bottom_up = L(TimmBackbone)(
     norm="FrozenBN",
     options=dict(drop_path_rate=0.2),
 )
-model.pixel_mean, model.pixel_std = pixel_statistics(model.backbone.bottom_up.name)
+model.pixel_mean = L(pixel_mean)(name="${model.backbone.bottom_up.name}")
+model.pixel_std = L(pixel_std)(name="${model.backbone.bottom_up.name}")
 model.input_format = "RGB"
 
 train.output_dir = "output/coco/mask_rcnn_efficientnet_b3_fpn"

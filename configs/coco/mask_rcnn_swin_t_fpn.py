@@ -3,7 +3,7 @@
 from detectron2.config import LazyCall as L
 
 from maskrcnn_plus.backbones import TimmBackbone
-from maskrcnn_plus.backbones.timm import pixel_statistics
+from maskrcnn_plus.backbones.timm import pixel_mean, pixel_std
 from maskrcnn_plus.learning_rate import linear_lr
 
 from ..common.optim import AdamW as optimizer
@@ -15,7 +15,8 @@ model.backbone.bottom_up = L(TimmBackbone)(
     weights="timm",
     options=dict(drop_path_rate=0.2, always_partition=True),
 )
-model.pixel_mean, model.pixel_std = pixel_statistics(model.backbone.bottom_up.name)
+model.pixel_mean = L(pixel_mean)(name="${model.backbone.bottom_up.name}")
+model.pixel_std = L(pixel_std)(name="${model.backbone.bottom_up.name}")
 model.input_format = "RGB"
 
 dataloader.train.mapper.augmentations[0].short_edge_length = [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800]

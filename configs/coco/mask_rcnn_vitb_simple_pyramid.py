@@ -7,6 +7,7 @@ from detectron2.utils.registry import locate
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
 from maskrcnn_plus.backbones import PlainViT
+from maskrcnn_plus.backbones.timm import pixel_mean, pixel_std
 from maskrcnn_plus.learning_rate import linear_lr
 from maskrcnn_plus.necks import SimpleFeaturePyramid
 from maskrcnn_plus.training.layer_decay import layer_decay_params
@@ -42,9 +43,8 @@ model.roi_heads.box_head.fc_dims = [1024]
 model.roi_heads.box_head.conv_norm = _channel_norm
 model.roi_heads.mask_head.conv_norm = _channel_norm
 
-# ImageNet's, for RGB in 0..255.
-model.pixel_mean = [123.675, 116.28, 103.53]
-model.pixel_std = [58.395, 57.12, 57.375]
+model.pixel_mean = L(pixel_mean)(name="${model.backbone.net.name}")
+model.pixel_std = L(pixel_std)(name="${model.backbone.net.name}")
 model.input_format = "RGB"
 
 optimizer.params = L(layer_decay_params)(

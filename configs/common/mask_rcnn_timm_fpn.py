@@ -4,6 +4,7 @@ from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
 
 from maskrcnn_plus.backbones import TimmBackbone
+from maskrcnn_plus.backbones.timm import pixel_mean, pixel_std
 from maskrcnn_plus.config import detectron2_config
 from maskrcnn_plus.mask_rcnn import MaskRCNNPlus
 from maskrcnn_plus.roi import PyramidROIAlign
@@ -41,7 +42,8 @@ model.roi_heads.box_predictor.test_topk_per_image = "${dataset.max_objects}"
 model.roi_heads.mask_head.input_shape = L(ShapeSpec)(channels="${model.backbone.out_channels}", height=14, width=14)
 model.roi_heads.mask_head.conv_dims = [96, 96, 96, 96, 96]
 
-# What the EfficientNet-Lite weights were trained with, for RGB in 0..255.
-model.pixel_mean = [127.5, 127.5, 127.5]
-model.pixel_std = [127.5, 127.5, 127.5]
+# What the backbone's weights were trained with, for RGB in 0..255.
+_backbone = dict(name="${model.backbone.bottom_up.name}", in_chans="${oc.select:model.backbone.bottom_up.in_chans,3}")
+model.pixel_mean = L(pixel_mean)(**_backbone)
+model.pixel_std = L(pixel_std)(**_backbone)
 model.input_format = "RGB"

@@ -25,7 +25,7 @@ from maskrcnn_plus.backbones.freezing import freeze_batch_norms, freeze_up_to
 from maskrcnn_plus.backbones.pretrained import load_backbone_weights
 from maskrcnn_plus.config import with_defaults
 
-__all__ = ["TimmBackbone", "pixel_statistics"]
+__all__ = ["TimmBackbone", "pixel_mean", "pixel_statistics", "pixel_std"]
 
 STRIDES = {"stem": 2, "res1": 2, "res2": 4, "res3": 8, "res4": 16, "res5": 32}
 # Arguments of timm.create_model that TimmBackbone sets itself or that would load weights without its checks.
@@ -66,7 +66,8 @@ class TimmBackbone(Backbone):
     takes multiples of 4 only, HRNet of 32.
 
     The pixels are normalised by the meta-architecture (`pixel_mean`, `pixel_std`), not here. timm's weights expect RGB
-    with the network's own statistics: `pixel_statistics` gives them in 0..255.
+    with the network's own statistics, which `pixel_mean` and `pixel_std` give: in a config
+    `model.pixel_mean = L(pixel_mean)(name="${model.backbone.bottom_up.name}")` follows the name.
 
     Raises:
         ValueError: unknown network, one without the features asked for or made for a single image size (MaxViT,
@@ -193,6 +194,23 @@ def pixel_statistics(name: str) -> tuple[list[float], list[float]]:
     if pretrained is None:
         raise ValueError(f"timm records no pixel statistics for {name!r}: give pixel_mean and pixel_std yourself")
     return [255.0 * value for value in pretrained.mean], [255.0 * value for value in pretrained.std]
+
+
+def pixel_mean(name: str, in_chans: int = 3) -> list[float]:
+    """Mean of the pixels that a timm network was trained with, a value in 0..255 a channel.
+
+    As timm adapts the weights of the first convolution: one channel is grey, more than three begin again with red.
+    """
+    return _for_channels(pixel_statistics(name)[0], in_chans)
+
+
+def pixel_std(name: str, in_chans: int = 3) -> list[float]:
+    """Standard deviation of the pixels that a timm network was trained with, as `pixel_mean`."""
+    return _for_channels(pixel_statistics(name)[1], in_chans)
+
+
+def _for_channels(of_rgb: list[float], in_chans: int) -> list[float]:
+    return [sum(of_rgb) / 3] if in_chans == 1 else [of_rgb[channel % 3] for channel in range(in_chans)]
 
 
 def _check_name(name: str) -> None:

@@ -75,8 +75,8 @@ class PlainViT(Backbone):
             backward pass: less memory, more time.
         options: further arguments of `timm.create_model`, e.g. {"depth": 6}.
 
-    The pixels are normalised by the meta-architecture (`pixel_mean`, `pixel_std`); `pixel_statistics` of TimmBackbone
-    gives a network's own.
+    The pixels are normalised by the meta-architecture (`pixel_mean`, `pixel_std`); `pixel_mean` and `pixel_std`
+    of `maskrcnn_plus.backbones.timm` give a network's own.
 
     Raises:
         ValueError: unknown network or one of another kind, options out of range, or weights that do not fit.

@@ -74,6 +74,13 @@ class COCOMaskEvaluator(DatasetEvaluator):
         self._metadata = MetadataCatalog.get(dataset_name)
         self._predictions: dict[Any, list[dict[str, Any]]] = {}
 
+    def metric_names(self) -> list[str]:
+        """Names of the figures that `evaluate` will give, as in metrics.json."""
+        class_names = self._class_names([])
+        nothing = np.full((len(IOU_THRESHOLDS), 1, len(class_names), 4), -1.0)  # [T, R, K, A]
+        figures = summarize(nothing, nothing[:, 0], class_names)
+        return [f"{task}/{name}" for task in self._tasks for name in figures]
+
     def reset(self) -> None:
         """Forget all predictions."""
         self._predictions = {}

@@ -70,6 +70,11 @@ class MatchingEvaluator(DatasetEvaluator):
         self._ground_truth = load_ground_truth(dataset_name, on_error)
         self._counts: dict[Any, np.ndarray] = {}  # image id -> [T, 3]
 
+    def metric_names(self) -> list[str]:
+        """Names of the figures that `evaluate` will give, as in metrics.json."""
+        nothing = np.zeros((1, len(self._thresholds), 3), dtype=np.int64)
+        return [f"matching/{name}" for name in matched_average_precision(nothing, self._thresholds)]
+
     def reset(self) -> None:
         """Forget all predictions."""
         self._counts = {}

@@ -55,6 +55,10 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         self._ground_truth = load_ground_truth(dataset_name, on_error)
         self._counts: dict[Any, tuple[np.ndarray, np.ndarray]] = {}  # image id -> found [R, L, T], objects [R]
 
+    def metric_names(self) -> list[str]:
+        """Names of the figures that `evaluate` will give, as in metrics.json."""
+        return [f"box_proposals/AR{suffix}@{limit}" for limit in self._limits for suffix in AREA_RANGES]
+
     def reset(self) -> None:
         """Forget all proposals."""
         self._counts = {}

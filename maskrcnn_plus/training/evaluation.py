@@ -6,23 +6,27 @@ import contextlib
 import functools
 from typing import Any
 
-from detectron2.config import instantiate
 from detectron2.evaluation import DatasetEvaluators, inference_context, inference_on_dataset, print_csv_format
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from maskrcnn_plus.build import build
 from maskrcnn_plus.inference.proposals import proposals_of
 from maskrcnn_plus.mask_rcnn import without_dense_masks
+from maskrcnn_plus.training.data import RunData
 from maskrcnn_plus.training.signals import StoppableEvaluator, StoppableLoader, StopSignals
 
 
-def evaluate(cfg: DictConfig, model: nn.Module, signals: StopSignals | None = None) -> dict[str, Any]:
+def evaluate(
+    cfg: DictConfig, model: nn.Module, signals: StopSignals | None = None, data: RunData | None = None
+) -> dict[str, Any]:
     """Run the config's test loader through the model and its evaluators, and through its proposal generator if wanted.
 
     Args:
         cfg: with `dataloader.test` and `dataloader.evaluator`.
         model: not in DistributedDataParallel, whose collectives do not fit processes with different numbers of images.
         signals: what may end the evaluation; the caller has taken them.
+        data: of the run; None reads it.
 
     Returns:
         Nested results, {"segm": {"AP": ...}, ...}; empty on all but the main process.
@@ -31,15 +35,15 @@ def evaluate(cfg: DictConfig, model: nn.Module, signals: StopSignals | None = No
         TrainingInterrupted: in all processes, where one got a signal.
     """
     signals = signals or StopSignals()
-    loader = StoppableLoader(instantiate(cfg.dataloader.test), signals)
-    evaluators = instantiate(cfg.dataloader.evaluator)
-    evaluators = [evaluators] if hasattr(evaluators, "process") else list(evaluators)
+    data = data or RunData(cfg, training=False)
+    loader = StoppableLoader(data.test_loader, signals)
+    evaluators = data.evaluators()
     runs_suffice = all(getattr(evaluator, "reads_runs", False) for evaluator in evaluators)
     evaluator = StoppableEvaluator(DatasetEvaluators(evaluators), signals)
     with without_dense_masks(model) if runs_suffice else contextlib.nullcontext():
         results = inference_on_dataset(model, loader, evaluator) or {}
     if OmegaConf.select(cfg, "train.eval_proposals"):
-        evaluator = StoppableEvaluator(instantiate(cfg.dataloader.proposal_evaluator), signals)
+        evaluator = StoppableEvaluator(build(cfg, "dataloader.proposal_evaluator"), signals)
         with inference_context(model):
             results.update(inference_on_dataset(functools.partial(proposals_of, model), loader, evaluator) or {})
     if results:

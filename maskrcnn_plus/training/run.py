@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import instantiate
 from detectron2.engine import default_setup, hooks
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
@@ -20,14 +19,19 @@ from torch import nn
 
 from maskrcnn_plus.allocator import keep_freed_memory
 from maskrcnn_plus.atomic import TEMPORARY, write_atomically
+from maskrcnn_plus.build import build
 from maskrcnn_plus.checkpoints import Checkpointer, load_weights, read_classes
 from maskrcnn_plus.checkpoints.config_record import flatten_config
 from maskrcnn_plus.config import skip_pretrained
+from maskrcnn_plus.config_rules import check_config
 from maskrcnn_plus.data.classes import Classes, resolve_classes
 from maskrcnn_plus.device import usable_device
+from maskrcnn_plus.errors import UserError
 from maskrcnn_plus.input_channels import follow_dataset_channels
 from maskrcnn_plus.learning_rate import log_learning_rate
 from maskrcnn_plus.locking import lock_folder
+from maskrcnn_plus.logs import log_to_file
+from maskrcnn_plus.training.data import RunData
 from maskrcnn_plus.training.evaluation import evaluate
 from maskrcnn_plus.training.hooks import BestWeights, Evaluation, PeriodicCheckpoint, WeightAveraging
 from maskrcnn_plus.training.loop import Trainer, unwrap
@@ -39,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(args: argparse.Namespace, cfg: DictConfig) -> dict[str, Any]:
-    """Train (or, with `args.eval_only`, evaluate) as the config says.
+    """Train (or, with `args.eval_only`, evaluate) as the config says. The data is read and checked first.
 
     A training has its output folder for itself. An evaluation writes its log and config to the folder `eval` in it,
     so that neither disturbs the other.
@@ -56,7 +60,10 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> dict[str, Any]:
         ChildProcessError: a data loading process was killed.
         SystemExit: a signal ended it; 128 + its number.
     """
+    check_config(cfg)
     cfg.train.device = str(usable_device(cfg.train.device))
+    if args.eval_only and not cfg.train.init_checkpoint:
+        raise UserError("--eval-only needs weights: train.init_checkpoint=FILE.")
     folder = cfg.train.output_dir
     try:
         if args.eval_only:
@@ -66,7 +73,8 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> dict[str, Any]:
         with on_main_process(lambda: lock_folder(folder, os.path.join(folder, ".lock"), remedy)) or nullcontext():
             set_up(args, cfg, folder)
             classes = resolve_classes(cfg)
-            return train(cfg, build_model(cfg), resume=args.resume, classes=classes)
+            data = RunData(cfg, training=True)
+            return train(cfg, build_model(cfg), data, resume=args.resume, classes=classes)
     except TrainingInterrupted as interruption:
         what = "the evaluation has no results" if args.eval_only else "--resume continues from the last checkpoint"
         logger.info(f"Stopped by signal {interruption.signum}; {what}.")
@@ -95,36 +103,43 @@ def set_up(args: argparse.Namespace, cfg: DictConfig, folder: str) -> None:
 def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
     """Evaluate `train.init_checkpoint`."""
     skip_pretrained(cfg)
-    checkpoint = _required_checkpoint(cfg)
+    checkpoint = cfg.train.init_checkpoint
     classes = resolve_classes(cfg, read_classes(checkpoint), ["test"])
+    data = RunData(cfg, training=False)
     model = build_model(cfg)
     logger.info(load_weights(model, checkpoint, class_names=classes and classes.names, strict=True))
     with StopSignals() as signals:
-        return evaluate(cfg, model, signals)
+        return evaluate(cfg, model, signals, data)
 
 
 def build_model(cfg: DictConfig) -> nn.Module:
     """The model of the config on its device, in its memory format."""
-    model = instantiate(cfg.model).to(cfg.train.device)
+    model = build(cfg, "model").to(cfg.train.device)
     if cfg.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    logger.info(f"Model:\n{model}")
-    logger.info(f"Parameters: {sum(p.numel() for p in model.parameters()):,}")
+    log = log_to_file(f"Model:\n{model}")
+    logger.info(
+        f"{type(model).__name__} of {sum(p.numel() for p in model.parameters()):,} parameters"
+        + (f", layer by layer in {log}" if log else "")
+    )
+    mean, std = (getattr(model, name, None) for name in ("pixel_mean", "pixel_std"))
+    if mean is not None and std is not None:
+        logger.info(f"Pixels: mean {_numbers(mean)}, deviation {_numbers(std)}, {getattr(model, 'input_format', '')}")
     return model
 
 
-def _required_checkpoint(cfg: DictConfig) -> str:
-    if not cfg.train.init_checkpoint:
-        raise ValueError("--eval-only needs weights: train.init_checkpoint=FILE.")
-    return cfg.train.init_checkpoint
+def _numbers(values: torch.Tensor) -> list[float]:
+    return [round(value, 3) for value in values.flatten().tolist()]
 
 
-def train(cfg: DictConfig, model: nn.Module, resume: bool, classes: Classes | None = None) -> dict[str, Any]:
+def train(
+    cfg: DictConfig, model: nn.Module, data: RunData, resume: bool, classes: Classes | None = None
+) -> dict[str, Any]:
     """Train with checkpoints, evaluation and logs in `cfg.train.output_dir`; see `run`."""
     settings = cfg.train
     log_learning_rate(cfg)
     cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
+    optimizer = build(cfg, "optimizer")
     cfg.optimizer.params.model = None
     averaging = WeightAveraging(model, settings.ema.decay) if settings.ema.enabled else None
     distributed = create_distributed(cfg, model)
@@ -141,14 +156,14 @@ def train(cfg: DictConfig, model: nn.Module, resume: bool, classes: Classes | No
     about = {"class_names": classes.names, "category_ids": classes.category_ids} if classes else {}
     checkpointer = Checkpointer(distributed, settings.output_dir, config=flatten_config(cfg), **about, **states)
     # Before the checkpoint is loaded, which has its state too.
-    trainer.register_hooks([hooks.IterationTimer(), hooks.LRScheduler(optimizer, instantiate(cfg.lr_multiplier))])
+    trainer.register_hooks([hooks.IterationTimer(), hooks.LRScheduler(optimizer, build(cfg, "lr_multiplier"))])
     start_iter = _resume_or_load(checkpointer, trainer, settings, resume)
     evaluated = model if averaging is None else averaging.average.module
     with StopSignals() as signals:
         if start_iter >= settings.max_iter:
             logger.info(f"The run in {settings.output_dir} is finished (train.max_iter={settings.max_iter}).")
-            return evaluate(cfg, evaluated, signals)
-        trainer.data_loader = build_train_loader(cfg, start_iter)
+            return evaluate(cfg, evaluated, signals, data)
+        trainer.data_loader = data.train_loader(start_iter)
         results: dict[str, Any] = {}
         periodic = PeriodicCheckpoint(checkpointer, **settings.checkpointer)
         chosen = settings.best
@@ -157,7 +172,7 @@ def train(cfg: DictConfig, model: nn.Module, resume: bool, classes: Classes | No
         def test() -> dict[str, Any]:
             periodic.save()
             results.clear()
-            results.update(evaluate(cfg, evaluated, signals))
+            results.update(evaluate(cfg, evaluated, signals, data))
             if results and chosen.metric:
                 best.update(flatten_results_dict(results), trainer.iter, evaluated)
             return results
@@ -213,15 +228,3 @@ def _remove_leftovers(folder: str) -> None:
     """Remove what a run that was killed while it wrote has left."""
     for leftover in Path(folder).glob(TEMPORARY):
         leftover.unlink(missing_ok=True)
-
-
-def build_train_loader(cfg: DictConfig, start_iter: int):
-    """The training data loader, whose stream begins where `start_iter` iterations have ended."""
-    if "settings" in cfg.dataloader.train:
-        cfg.dataloader.train.settings = None  # this trainer reads them
-    dataset = cfg.dataloader.train.dataset
-    if "start_iter" in dataset:
-        dataset.start_iter = start_iter * cfg.train.accumulate
-    elif start_iter:
-        logger.warning("dataloader.train.dataset is no TrainingStream: the data order starts anew on resume.")
-    return instantiate(cfg.dataloader.train)
