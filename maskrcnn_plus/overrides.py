@@ -30,7 +30,7 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     Raises:
         ConfigError: for an entry without "=", with an unknown key (with the nearest valid ones), a malformed value, or
             one of another kind than the config has: a group of keys stays one, a list is no mapping. The config is
-            unchanged then.
+            unchanged then. Also for a reference to nothing (`train.seed=${nothing}`).
     """
     changes = []
     for entry in overrides:
@@ -46,6 +46,11 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
             raise ConfigError(f"{shortened(entry)}: {str(error).splitlines()[0]}", key) from error
     for key, value in changes:
         OmegaConf.update(cfg, key, value, merge=isinstance(value, Mapping))
+    for key, value in changes:
+        try:
+            OmegaConf.select(cfg, key, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{key}={shortened(value)}: {str(error).splitlines()[0]}.", key) from error
     return cfg
 
 
