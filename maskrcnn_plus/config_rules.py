@@ -7,6 +7,7 @@ for arguments of Detectron2 and PyTorch that nobody checks or that only fail dee
 from __future__ import annotations
 
 import fnmatch
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -288,6 +289,7 @@ def _entries(
             yield from _entries(child, f"{key}.")
 
 
+@functools.cache
 def _rule_of(key: str) -> Rule | None:
     return next((rule for pattern, rule in RULES.items() if fnmatch.fnmatchcase(key, pattern)), None)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 from detectron2.engine import hooks
-from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, TensorboardXWriter, get_event_storage
 
 from maskrcnn_plus.atomic import write_atomically
 
@@ -28,9 +30,35 @@ def build_writers(output_dir: str, max_iter: int, start_iter: int) -> list[Event
         write_atomically(path, "".join(kept).encode())
     return [
         CommonMetricPrinter(max_iter),
-        JSONWriter(path),
+        MetricsFile(path),
         TensorboardXWriter(output_dir, purge_step=start_iter),
     ]
+
+
+class MetricsFile(EventWriter):
+    """Detectron2's `JSONWriter`, with null for NaN and infinity, which JSON does not have."""
+
+    def __init__(self, path: str, window: int = 20) -> None:
+        """Append a line an iteration to the file; what is smoothed is the median of the last `window` values."""
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - `close` closes it
+        self._window = window
+        self._last = -1
+
+    def write(self) -> None:
+        """Write what is new since the last call."""
+        lines: dict[int, dict[str, float | None]] = defaultdict(dict)
+        for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(self._window).items():
+            if iteration > self._last:
+                lines[iteration][name] = value if math.isfinite(value) else None
+        for iteration, values in lines.items():
+            self._file.write(json.dumps({**values, "iteration": iteration}, sort_keys=True, allow_nan=False) + "\n")
+        self._last = max([self._last, *lines])
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 class MetricsWriter(hooks.PeriodicWriter):
