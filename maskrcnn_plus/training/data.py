@@ -53,14 +53,29 @@ class RunData:
 
     def train_loader(self, start_iter: int) -> Iterable[list[dict]]:
         """`dataloader.train`, whose stream begins where `start_iter` iterations have ended."""
-        dataset = self._train_parts.get("dataset")
+        return build_train_loader(self._cfg, start_iter, **self._train_parts)
+
+
+def build_train_loader(cfg: DictConfig, start_iter: int, **parts: Any) -> Iterable[list[dict]]:
+    """The training data loader, whose stream begins where `start_iter` iterations have ended.
+
+    Args:
+        cfg: with `dataloader.train` and `train`.
+        start_iter: first iteration, from 0.
+        **parts: arguments of the loader that are built already; its dataset is built here otherwise.
+    """
+    node = cfg.dataloader.train
+    if "dataset" in node:
+        if "dataset" not in parts:
+            parts["dataset"] = build(cfg, "dataloader.train.dataset")
+        dataset = parts["dataset"]
         if hasattr(dataset, "start_iter"):
-            dataset.start_iter = start_iter * self._cfg.train.accumulate
+            dataset.start_iter = start_iter * cfg.train.accumulate
         elif start_iter:
             logger.warning("dataloader.train.dataset is no TrainingStream: the data order starts anew on resume.")
-        if "settings" in self._cfg.dataloader.train:
-            self._cfg.dataloader.train.settings = None  # this trainer reads them
-        return build(self._cfg, "dataloader.train", **self._train_parts)
+    if "settings" in node:
+        node.settings = None  # this trainer reads them
+    return build(cfg, "dataloader.train", **parts)
 
 
 def check_metric(metric: str | None, evaluators: Sequence[DatasetEvaluator]) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from maskrcnn_plus.config import detectron2_config, get_config
 from maskrcnn_plus.data.loader import DETECTRON2_DOES, unread_settings
-from maskrcnn_plus.training.run import build_train_loader
+from maskrcnn_plus.training.data import build_train_loader
 
 LOADER = "detectron2.maskrcnn_plus.data.loader"
 READ_BY_DETECTRON2 = {"seed", "cudnn_benchmark"}  # by `default_setup`, beside the keys of its own configs

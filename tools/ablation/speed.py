@@ -25,7 +25,7 @@ from maskrcnn_plus.allocator import keep_freed_memory
 from maskrcnn_plus.data import resolve_classes
 from maskrcnn_plus.device import usable_device
 from maskrcnn_plus.inference.predictor import Predictor
-from maskrcnn_plus.training.data import RunData
+from maskrcnn_plus.training.data import build_train_loader
 from maskrcnn_plus.training.hooks import WeightAveraging
 from maskrcnn_plus.training.loop import Trainer
 from maskrcnn_plus.training.run import build_model
@@ -118,7 +118,7 @@ def training_step(cfg: DictConfig, num_batches: int) -> tuple[Callable[[], None]
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     averaging = WeightAveraging(model, cfg.train.ema.decay) if cfg.train.ema.enabled else None
-    batches = list(itertools.islice(RunData(cfg, training=True).train_loader(0), num_batches * cfg.train.accumulate))
+    batches = list(itertools.islice(build_train_loader(cfg, 0), num_batches * cfg.train.accumulate))
     trainer = Trainer(
         model,
         itertools.cycle(batches),
