@@ -317,7 +317,9 @@ def clip_polygon(polygon: np.ndarray, width: float, height: float) -> np.ndarray
             before, after = depth[i - 1], depth[i]
             if (before >= 0) != (after >= 0):
                 share = 0.5 * before / (0.5 * before - 0.5 * after)  # differences of the largest numbers are infinite
-                crossing = points[i - 1] * (1 - share) + points[i] * share
+                ends = points[[i - 1, i]]
+                crossing = ends[0] * (1 - share) + ends[1] * share
+                crossing = crossing.clip(ends.min(axis=0), ends.max(axis=0))  # rounding leaves the segment
                 crossing[axis] = limit
                 kept.append(crossing)
             if after >= 0:

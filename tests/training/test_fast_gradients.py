@@ -157,7 +157,9 @@ def test_a_shared_weight_gets_the_gradient_of_every_use():
     fast.weight.grad = None
     with torch.autocast("cpu", torch.bfloat16):
         fast(x).float().sum().backward()
-    torch.testing.assert_close(both, 2 * fast.weight.grad, rtol=1e-2, atol=1e-2)
+    once = fast.weight.grad
+    # Each use rounds to bfloat16 in its own way; a lost one would be a difference of the gradient itself.
+    torch.testing.assert_close(both, 2 * once, rtol=0, atol=2e-2 * once.abs().max().item())
 
 
 def test_wrong_channels_are_named():

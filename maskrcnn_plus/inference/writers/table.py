@@ -137,8 +137,8 @@ def merge_tables(path: str | Path, parts: Sequence[str | Path]) -> None:
 
 
 def as_text(cell: str) -> str:
-    """A name as a cell of one line that no spreadsheet takes for a formula: an apostrophe stands before such."""
-    cell = re.sub(r"[\x00-\x1f]", " ", cell)
+    """A name as a cell that no spreadsheet takes for a formula: an apostrophe stands before such."""
+    cell = re.sub(r"[\x00-\x09\x0b-\x1f]", " ", cell)  # quotes keep a line break in its cell
     return f"'{cell}" if cell.lstrip().startswith(_FORMULA) else cell
 
 
