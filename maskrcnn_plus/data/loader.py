@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from detectron2.data import build_detection_train_loader
 from detectron2.utils.events import get_event_storage
 from omegaconf import OmegaConf
@@ -58,7 +59,9 @@ class TrainLoader:
                 self.dataset.start_iter = iteration
             elif iteration:
                 logger.warning("dataloader.train.dataset is no TrainingStream: the data order starts anew on resume.")
-        yield from self.loader
+        with torch.random.fork_rng(devices=[]):  # making the iterator draws a number, which is one of the model's
+            batches = iter(self.loader)
+        yield from batches
 
 
 def unread_settings(settings: Mapping[str, Any]) -> list[str]:
