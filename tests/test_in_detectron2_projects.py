@@ -1,4 +1,4 @@
-"""Detectron2's trainer, predictor, evaluator, visualiser and test-time augmentation with our parts by name.
+"""Detectron2's trainer, predictor, evaluator, visualiser, augmentation at test time and tracing with our parts by name.
 
 Three names change in a yacs config, nothing else: no `add_config`, no option.
 """
@@ -11,6 +11,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultPredictor, DefaultTrainer
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+from detectron2.export import TracingAdapter
 from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 from detectron2.structures import BoxMode
 from detectron2.utils.env import seed_all_rng
@@ -164,6 +165,27 @@ def test_test_time_augmentation(runs, dataset):
     assert len(ours) == len(stock) > 0
     torch.testing.assert_close(ours.pred_boxes.tensor, stock.pred_boxes.tensor, atol=0.05, rtol=0)
     assert (ours.pred_masks == stock.pred_masks).float().mean() > 0.999
+
+
+def test_a_traced_model_equals_the_eager_one_at_other_sizes(runs):
+    """As `export_model.py --export-method tracing` of Detectron2's tools does."""
+    cfg = runs[1]
+    model = build_model(cfg).eval()
+
+    def inference(model, inputs):
+        return [{"instances": model.inference(inputs, do_postprocess=False)[0]}]
+
+    image = torch.rand(3, SIDE, SIDE) * 255
+    with torch.no_grad():
+        adapter = TracingAdapter(model, [{"image": image}], inference)
+        traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
+        for height, width in ((SIDE, SIDE), (64, 160), (200, 96)):
+            image = torch.rand(3, height, width) * 255
+            found = adapter.outputs_schema(traced(image))[0]["instances"]
+            expected = inference(model, [{"image": image}])[0]["instances"]
+            assert len(found) == len(expected) == cfg.TEST.DETECTIONS_PER_IMAGE
+            torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor, atol=1e-3, rtol=0)
+            torch.testing.assert_close(found.pred_masks, expected.pred_masks, atol=1e-5, rtol=0)
 
 
 def test_the_parts_are_ours(runs):
