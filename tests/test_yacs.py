@@ -1,18 +1,25 @@
 """This package's parts by name in yacs configs, with its keys and without."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
-from detectron2.config import get_cfg
+from detectron2.config import get_cfg, instantiate
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import build_roi_heads
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from maskrcnn_plus.components import REGISTRIES
-from maskrcnn_plus.config import add_config, with_defaults
-from maskrcnn_plus.roi import PyramidROIAlign
+from maskrcnn_plus.config import add_config, detectron2_config, with_defaults
+from maskrcnn_plus.mask_rcnn import MaskRCNNPlus
+from maskrcnn_plus.roi import DenseROIHeads, PyramidROIAlign
+from maskrcnn_plus.rpn import BatchedRPN
 
+GUIDE = Path(__file__).parents[1] / "docs" / "in_your_project.md"
 LEVELS = {f"p{level}": ShapeSpec(channels=256, stride=2**level) for level in (2, 3, 4, 5, 6)}
 SHAPES = {
     "BACKBONE": ShapeSpec(channels=3),
@@ -130,3 +137,34 @@ def test_keypoint_heads_have_our_pooler_and_other_poolers_stay():
     assert PyramidROIAlign.of(module.keypoint_pooler) is module.keypoint_pooler
     pooler = ROIPooler(7, (1 / 4, 1 / 8), 2, "ROIAlignRotated")
     assert PyramidROIAlign.of(pooler) is pooler
+
+
+def test_the_lines_of_the_guide_build_our_parts():
+    yacs, lazy = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    cfg, model = fpn_config(), detectron2_config("common/models/mask_rcnn_fpn.py").model
+    exec(yacs, {"cfg": cfg})
+    exec(lazy, {"model": model})
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        built = [build_model(cfg), instantiate(model)]
+    for network in built:
+        assert type(network) is MaskRCNNPlus
+        assert type(network.proposal_generator) is BatchedRPN
+        assert type(network.roi_heads.box_pooler) is type(network.roi_heads.mask_pooler) is PyramidROIAlign
+        assert network.dense_masks
+    assert type(built[0].roi_heads) is DenseROIHeads
+
+
+def test_the_keys_and_defaults_of_the_guide_are_those_of_add_config():
+    cells = re.findall(r"^\| (`MODEL\.[^|]*) \| (`[^|]*) \|", GUIDE.read_text(), re.MULTILINE)
+    told = {}
+    for keys, defaults in cells:
+        told.update(zip(re.findall(r"`(.*?)`", keys), re.findall(r"`(.*?)`", defaults), strict=True))
+    assert len(told) == 7
+    cfg = get_cfg()
+    add_config(cfg)
+    for key, default in told.items():
+        node = cfg
+        for name in key.split("."):
+            node = node[name]
+        assert repr(node) == default.replace('"', "'"), key

@@ -47,9 +47,15 @@ class TrainLoader:
         self.loader = build_detection_train_loader(dataset, **kwargs)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        """Yield batches; nothing happens before the first is asked for, as trainers ask for the iterator too early."""
+        """Iterate over batches, without end."""
+        # A DataLoader draws from PyTorch's generator when its iterator is made: this package's trainer has that done
+        # before it seeds an iteration.
+        return iter(self.loader) if self.settings is None else self._of_any_trainer()
+
+    def _of_any_trainer(self) -> Iterator[list[dict[str, Any]]]:
+        # A generator: nothing happens before the first batch is asked for, as trainers ask for the iterator too early.
         iteration = _iteration_of_trainer()
-        if self.settings is not None and iteration is not None:
+        if iteration is not None:
             if unread := unread_settings(self.settings):
                 logger.warning(
                     f"This trainer does not read {', '.join(unread)}, and does without; this package's does "

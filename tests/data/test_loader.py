@@ -75,6 +75,13 @@ def test_what_detectron2s_trainer_does_not_read_is_in_its_log_and_our_trainer_is
     assert not [record for record in caplog.records if record.name == LOADER]
 
 
+def test_in_our_trainer_no_batch_draws_from_the_generator_of_the_model():
+    batches = iter(build_train_loader(demo_config(workers=1), 0))
+    state = torch.get_rng_state()
+    next(batches)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_every_key_that_detectron2s_configs_do_not_have_is_told():
     settings, theirs = get_config("nuclei/mask_rcnn_plus").train, detectron2_config("common/train.py").train
     told = {key.partition(".")[0] for key in DETECTRON2_DOES}
