@@ -168,7 +168,8 @@ class Line(nn.Module):
         self.layer = nn.Linear(3, 1)
 
     def forward(self, batch):
-        return {"loss_a": self.layer(batch[0]).sum(), "loss_b": self.layer(batch[0]).square().sum()}
+        output = self.layer(batch[0]["image"])
+        return {"loss_a": output.sum(), "loss_b": output.square().sum()}
 
 
 @pytest.mark.parametrize("clip", [0.0, 1e-3])
@@ -176,7 +177,7 @@ def test_the_loop_reads_the_losses_once_and_the_norm_once(count, clip):
     torch.manual_seed(0)
     model = Line()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    trainer = Trainer(model, [[torch.ones(3)]] * 9, optimizer, clip_grad_norm=clip)
+    trainer = Trainer(model, [[{"image": torch.ones(3)}]] * 9, optimizer, clip_grad_norm=clip)
     with EventStorage() as trainer.storage:
         trainer.iter = 0
         counter = count(trainer.run_step)
