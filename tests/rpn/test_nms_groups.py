@@ -30,20 +30,21 @@ def one_by_one(boxes, scores, groups, threshold):
 
 
 def crowd(count, groups, corner, side, seed=0):
-    """Boxes that nearly touch the threshold: those of each group are copies, moved by parts of a pixel."""
+    """Boxes in bunches of six of one group, whose overlaps lie about the threshold."""
     generator = torch.Generator().manual_seed(seed)
-    low = corner * torch.rand(count // 4 + 1, 2, generator=generator).repeat_interleave(4, 0)[:count]
+    bunch = torch.arange(count) // 6
+    low = corner * torch.rand(count, 2, generator=generator)[bunch]
     low = low + torch.rand(count, 2, generator=generator) * side / 3
     boxes = torch.cat([low, low + side * (1 + torch.rand(count, 2, generator=generator) / 3)], dim=1)
     scores = torch.randint(0, 1000, (count,), generator=generator) / 1000  # with equals
-    return boxes, scores, torch.randint(0, groups, (count,), generator=generator)
+    return boxes, scores, bunch % groups
 
 
 @pytest.mark.usefixtures("_operators")
-@pytest.mark.parametrize("groups", [1, 10, 160, 2000])
+@pytest.mark.parametrize("groups", [1, 10, 150])
 @pytest.mark.parametrize(("corner", "side"), [(500.0, 40.0), (1e4, 0.5), (1e6, 40.0), (1e-3, 1e-4)])
 def test_groups_are_as_alone(groups, corner, side):
-    boxes, scores, members = crowd(2500, groups, corner, side)
+    boxes, scores, members = crowd(900, groups, corner, side)  # so few that torchvision's own groups are moved apart
     members = members + 3  # numbers that begin elsewhere
     for known in (None, groups + 3):
         found = batched_nms(boxes, scores, members, 0.5, known)
