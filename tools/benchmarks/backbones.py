@@ -59,6 +59,7 @@ def build_model(cfg: DictConfig, name: str, boxes: Tensor) -> nn.Module:
     """The config's model on another backbone, with random weights; it detects the given boxes, as the first class."""
     cfg = copy.deepcopy(cfg)
     if name.startswith("vit_"):
+        cfg.model.pixel_mean = cfg.model.pixel_std = [127.5] * 3  # those of the config are of a backbone below an FPN
         cfg.model.backbone = LazyCall(SimpleFeaturePyramid)(
             net=LazyCall(PlainViT)(name=name, keep_prefix_tokens=False),
             out_channels=cfg.model.backbone.out_channels,
