@@ -149,7 +149,7 @@ RULES: dict[str, Rule] = {
     "dataset.num_val": COUNT,
     "dataset.percentiles": optional(several(number(0, 100), 2, 2, increasing=True)),
     "dataset.scale": number(0, ends=False),
-    "dataset.score_threshold": SHARE,
+    "dataset.score_threshold": optional(SHARE),
     "dataset.on_error": text("raise", "skip"),
     "dataset.root": text(),
     "dataset.*.json": text(),
