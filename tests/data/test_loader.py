@@ -60,7 +60,8 @@ def test_a_resumed_run_of_detectron2s_trainer_sees_what_an_uninterrupted_one_see
     assert again.seen == whole[3:]
 
 
-def test_what_detectron2s_trainer_does_not_read_is_in_its_log_and_our_trainer_is_quiet(caplog):
+def test_what_detectron2s_trainer_does_not_read_is_in_its_log_and_our_trainer_is_quiet(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("detectron2"), "propagate", True)  # Detectron2's `setup_logger` ends it
     cfg = demo_config(0)
     cfg.train.clip_grad_norm, cfg.train.channels_last = 0, False
     with caplog.at_level(logging.WARNING, logger="detectron2"):
