@@ -22,7 +22,7 @@ from maskrcnn_plus.masks.runs import encode_runs, join_runs
 
 Window = tuple[Tensor, int, int]  # bool [h, w], x and y of the first
 
-_BAND_NUMEL = 1 << 22  # pixels whose values are held at once
+_BAND_NUMEL = 1 << 20  # pixels whose values are held at once
 
 
 def paste_masks_rle_reference(
