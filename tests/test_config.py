@@ -1,5 +1,6 @@
 """Shipped configs by name, and the yacs keys."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -93,6 +94,18 @@ def test_configs_of_detectron2s_model_zoo(monkeypatch):
     assert detectron2_config("common/models/mask_rcnn_fpn.py").model.backbone.out_channels == 256
     with pytest.raises(FileNotFoundError, match=r"no config 'common/nothing\.py'.*install Detectron2"):
         detectron2_config("common/nothing.py")
+
+
+def test_nothing_here_imports_detectron2s_model_zoo():
+    own = {"tests/tools/test_detectron2_fixes.py"}  # looks at release 0.6 alone
+    files = [
+        path
+        for folder in ("maskrcnn_plus", "configs", "tests", "tools")
+        for path in (REPOSITORY / folder).rglob("*.py")
+    ]
+    importing = re.compile(r"^ *(from detectron2\.model_zoo|from detectron2 import .*model_zoo)", re.MULTILINE)
+    found = {path.relative_to(REPOSITORY).as_posix() for path in files if importing.search(path.read_text())}
+    assert found == own
 
 
 def test_a_source_checkout_uses_its_own_folder_and_an_installation_without_configs_says_so(tmp_path, monkeypatch):

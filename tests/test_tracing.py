@@ -4,7 +4,6 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from detectron2.export import TracingAdapter
-from detectron2.model_zoo import get_config as get_zoo_config
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
@@ -12,7 +11,7 @@ from detectron2.structures import ImageList
 from torch import nn
 
 from maskrcnn_plus import extension
-from maskrcnn_plus.config import get_config, skip_pretrained
+from maskrcnn_plus.config import detectron2_config, get_config, skip_pretrained
 from maskrcnn_plus.masks.rle_masks import RLEMasks
 from maskrcnn_plus.rpn import BatchedRPN, CascadeRPN, CascadeRPNHead, IoUAwareRPN, IoUAwareRPNHead, square_anchors
 
@@ -49,7 +48,7 @@ def build_rpn(cls):
             **common,
         )
     else:
-        head = get_zoo_config("common/models/mask_rcnn_fpn.py").model.proposal_generator.head
+        head = detectron2_config("common/models/mask_rcnn_fpn.py").model.proposal_generator.head
         head.in_channels = 4
         head = IoUAwareRPNHead(in_channels=4, num_anchors=3) if cls is IoUAwareRPN else instantiate(head)
         anchors = DefaultAnchorGenerator(sizes=[[16], [32], [64]], aspect_ratios=[0.5, 1.0, 2.0], strides=list(STRIDES))

@@ -9,14 +9,13 @@ import collections
 import pytest
 import torch
 from detectron2.config import instantiate
-from detectron2.model_zoo import get_config as get_zoo_config
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskrcnn_plus import extension
-from maskrcnn_plus.config import get_config, skip_pretrained
+from maskrcnn_plus.config import detectron2_config, get_config, skip_pretrained
 from maskrcnn_plus.mask_heads import areas_in_boxes
 from maskrcnn_plus.masks import chunks
 from maskrcnn_plus.masks.bit_crops import IndexedBitMasks
@@ -127,7 +126,7 @@ def stock():
 )
 def test_a_step_waits_no_more_often_than_detectron2s(count, stock, name):
     if not stock:
-        model = get_zoo_config("common/models/mask_rcnn_fpn.py").model
+        model = detectron2_config("common/models/mask_rcnn_fpn.py").model
         stock.append(step_syncs(count, model, LabelMapMasks.to_bitmasks))
     config = get_config(f"nuclei/{name}")
     skip_pretrained(config)
