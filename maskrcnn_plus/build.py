@@ -22,15 +22,15 @@ def build(cfg: DictConfig, key: str, **arguments: Any) -> Any:
 
     Raises:
         ConfigError: there is nothing under the key, or the constructor of a part of it raised an error, which the
-            message names with the part's key and class.
+            message gives with the part's key.
         UserError: a constructor raised it; its message needs no more.
     """
     try:
         node = OmegaConf.select(cfg, key)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{key} cannot be read: {_first_line(error)}", key) from error
+        raise ConfigError(f"config key `{key}` cannot be read: {_first_line(error)}", key) from error
     if node is None:
-        raise ConfigError(f"The config has no {key}, which is needed here.", key)
+        raise ConfigError(f"The config has no `{key}`, which is needed here: please add it.", key)
     return _build(node, key, arguments)
 
 
@@ -44,17 +44,17 @@ def _build(node: Any, key: str, given: Mapping[str, Any] | None = None) -> Any:
     try:
         parts = {name: node[name] for name in node if name not in given}
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{key} cannot be built: {_first_line(error)}", key) from error
+        raise ConfigError(f"config key `{key}` cannot be built: {_first_line(error)}", key) from error
     arguments = {name: _build(part, f"{key}.{name}") for name, part in parts.items()}
     target = arguments.pop("_target_")
-    name = target if isinstance(target, str) else getattr(target, "__qualname__", str(target))
     try:
         return (locate(target) if isinstance(target, str) else target)(**arguments, **given)
     except UserError:
         raise
     except Exception as error:  # whatever a constructor makes of the config's values
-        detail = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{key} ({name.rpartition('.')[2]}) cannot be built: {detail}", key) from error
+        kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+        detail = f"{kind}{error}".rstrip(": ")
+        raise ConfigError(f"config key `{key}` cannot be built: {detail}", key) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -85,6 +85,16 @@ def several(rule: Rule, least: int = 0, most: float = math.inf, increasing: bool
     return Rule(f"a list ({count}{'increasing, ' if increasing else ''}each {rule.wanted})", convert)
 
 
+def mapping(rule: Rule) -> Rule:
+    """A mapping of names to what another rule accepts."""
+
+    def convert(value: Any) -> DictConfig:
+        _accept(value, isinstance(value, DictConfig))
+        return _accept(value, all(rule.convert(item) is not None for item in value.values()))
+
+    return Rule(f"a mapping of names to {rule.wanted}", convert)
+
+
 def either(*rules: Rule) -> Rule:
     """What one of the rules accepts."""
 
@@ -100,10 +110,8 @@ def either(*rules: Rule) -> Rule:
 
 
 def part() -> Rule:
-    """A callable with its arguments, as LazyCall makes it."""
-    return Rule(
-        "a component with _target_", lambda value: _accept(value, isinstance(value, DictConfig) and "_target_" in value)
-    )
+    """A callable with its arguments, as LazyCall makes it, or a mapping of which only a part is used."""
+    return Rule("a component (_target_ and its arguments)", lambda value: _accept(value, isinstance(value, DictConfig)))
 
 
 SHARE = number(0, 1)
@@ -169,8 +177,16 @@ RULES: dict[str, Rule] = {
     "dataloader.*.target_height": COUNT,
     "dataloader.*.target_width": COUNT,
     "dataloader.*.crop_size": several(COUNT, 2, 2),
+    "dataloader.*.brightness": several(number(0), 2, 2),
+    "dataloader.*.contrast": several(number(0), 2, 2),
+    "dataloader.*.gamma": several(number(0), 2, 2),
+    "dataloader.*.noise": several(number(0), 2, 2),
     "dataloader.*.horizontal": flag(),
     "dataloader.*.vertical": flag(),
+    "dataloader.*.on_error": text("raise", "skip"),
+    "dataloader.*.image_format": text(),
+    "dataloader.*.score_threshold": optional(SHARE),
+    "dataloader.*.max_detections": optional(COUNT),
     "dataloader.*.seed": whole(0),
     "dataloader.*.num_images": COUNT,
     "dataloader.*.name": text(),
@@ -198,6 +214,7 @@ RULES: dict[str, Rule] = {
     "model.pixel_std": several(number(0, ends=False), 1),
     "model.input_format": text(),
     "model.*box2box_transform.weights": several(number(0, ends=False), 4, 4),
+    "model.backbone.*.weights": text(),
     "model.*.freeze_at": whole(0),
     "model.*.out_channels": COUNT,
     "model.*.in_channels": COUNT,
@@ -223,16 +240,16 @@ RULES: dict[str, Rule] = {
     "model.*.thresholds": several(SHARE, 1, increasing=True),
     "model.*.allow_low_quality_matches": flag(),
     "model.*.batch_size_per_image": COUNT,
-    "model.*.positive_fraction": SHARE,
+    "model.*.positive_fraction": number(0.001, 1),
     "model.*.pre_nms_topk": several(COUNT, 2, 2),
     "model.*.post_nms_topk": several(COUNT, 2, 2),
     "model.*.nms_thresh": SHARE,
-    "model.*.loss_weight": number(0),
+    "model.*.loss_weight": either(number(0), mapping(number(0))),
     "model.*.min_box_size": number(0),
     "model.*.smooth_l1_beta": number(0),
     "model.*.test_score_thresh": SHARE,
     "model.*.test_nms_thresh": SHARE,
-    "model.*.test_topk_per_image": whole(-1),
+    "model.*.test_topk_per_image": either(COUNT, whole(-1, -1)),
     "model.*.cls_agnostic_bbox_reg": flag(),
     "model.*.output_size": SIZE,
     "model.*.scales": several(number(0, ends=False), 1),
@@ -260,7 +277,7 @@ def check_config(cfg: DictConfig) -> None:
             value = parent[name]
         except OmegaConfBaseException:  # of a part that may not be needed; what needs it will say so
             continue
-        if rule is None or isinstance(value, DictConfig):
+        if rule is None or (isinstance(value, DictConfig) and "_target_" in value):
             if isinstance(value, float) and math.isnan(value):
                 problems[key] = f"{key}=nan: a number is needed"
             continue
@@ -269,7 +286,7 @@ def check_config(cfg: DictConfig) -> None:
         except (TypeError, ValueError, OverflowError):
             problems[key] = f"{key}={shortened(value)}: {rule.wanted} is needed"
             continue
-        if not is_reference and type(converted) is not type(value) and not isinstance(value, ListConfig):
+        if not is_reference and type(converted) is not type(value) and not OmegaConf.is_config(value):
             parent[name] = converted
     if problems:
         own = [key for key in problems if key not in references] or list(problems)

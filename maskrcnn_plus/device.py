@@ -16,16 +16,23 @@ def usable_device(name: str) -> torch.device:
     """The device of a config's `train.device`, where "auto" is the GPU if there is one.
 
     Raises:
-        ValueError: PyTorch does not know it, or it is a GPU and there is none.
+        ValueError: PyTorch does not know it, or cannot use it here.
     """
     if name == "auto":
         name = default_device()
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device (config key `train.device`) {name!r} is not one that PyTorch knows") from error
+        raise ValueError(
+            f"device (config key `train.device`) {name!r} is not one that PyTorch knows: auto, cpu, cuda, cuda:1"
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device (config key `train.device`) {name!r}: no CUDA device is available here, use 'cpu'")
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition(". ")[0] or type(error).__name__
+        raise ValueError(f"device (config key `train.device`) {name!r} cannot be used here: {reason}") from error
     return device
 
 

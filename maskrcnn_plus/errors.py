@@ -67,9 +67,10 @@ def run_tool(name: str, main: Callable[[], int | None], *, overrides: Sequence[s
         text = "".join(traceback.format_exception(error))
         log = log_to_file(text, logging.ERROR)
         line = describe(error, overrides)
-        if not _explained(error):
-            line += f" The traceback is in {log}." if log else ""
-            print("" if log else text, end="", file=sys.stderr)
+        if log and not (_explained(error) and isinstance(error.__cause__, ValueError | OSError | type(None))):
+            line += f" The traceback is in {log}."
+        elif not _explained(error):
+            print(text, end="", file=sys.stderr)
         print(f"{name}: {line}", file=sys.stderr)
         return failure
 

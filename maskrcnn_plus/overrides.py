@@ -87,6 +87,8 @@ def _changes(cfg: DictConfig, key: str, value: Any) -> list[tuple[str, Any]]:
             raise ConfigError(f"{key}={shortened(value)}: a list is needed, as the config has: {shortened(old)}.", key)
         if isinstance(old, DictConfig) and ("_target_" in old or _is_group(cfg, key)):
             return [change for name in value for change in _changes(cfg, f"{key}.{name}", value[name])]
+    elif isinstance(old, DictConfig) and "_target_" in old and isinstance(value, int | float):
+        raise ConfigError(f"{key}={shortened(value)}: a component is needed, or one of its keys: {key}.KEY=...", key)
     elif isinstance(old, DictConfig) and _is_group(cfg, key):
         raise ConfigError(f"{key}={shortened(value)}: {key} is a group of keys: {', '.join(map(str, old))}.", key)
     return [(key, value)]

@@ -129,3 +129,18 @@ def test_the_log_file_alone_gets_what_is_too_long(log, capsys):
 def test_without_a_log_file_nothing_is_written(capsys):
     assert log_to_file("a") is None
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_part_of_a_config_that_fails_oddly_has_its_traceback_in_the_log(log, capsys):
+    def build():
+        try:
+            len(3)
+        except TypeError as error:
+            raise ConfigError("config key `model` cannot be built: TypeError", "model") from error
+
+    run_tool("tool", build, overrides=["model.size=x", "train.seed=3"])
+    text = capsys.readouterr().err
+    assert len(text.splitlines()) == 1
+    assert "model.size=x" in text
+    assert "train.seed" not in text
+    assert str(log) in text

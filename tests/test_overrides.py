@@ -70,3 +70,46 @@ def test_a_malformed_value_is_refused():
 def test_an_entry_without_a_value_is_refused():
     with pytest.raises(ValueError, match="key=value"):
         apply_overrides(_config(), ["train.max_iter"])
+
+
+@pytest.mark.parametrize("value", ["[" * 5000, "[" * 300 + "]" * 300, "{a:" * 60 + "1" + "}" * 60])
+def test_deeply_nested_values_are_refused_in_a_short_line(value):
+    with pytest.raises(ValueError, match=r"steps=.*(cannot be read|nested too deeply)") as error:
+        apply_overrides(_config(), [f"steps={value}"])
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("steps={a:1}", "a list is needed, as the config has"),
+        ("train=5", "train is a group of keys: max_iter, amp"),
+        ("train=[1]", "train is a group of keys"),
+        ("train=null", "train is a group of keys"),
+        ("train.amp=yes", "train.amp is a group of keys: enabled"),
+        ("model=5", "a component is needed"),
+        ("train.max_iter=1,2", r"a list stands in brackets: train.max_iter=\[a, b\]"),
+        ("train.max_iter=range(3)", "one value is needed"),
+        ("train.max_iter=${nothing}", "'nothing' not found"),
+        ("train.max_iter='a", "cannot be read"),
+        ("train={max_iter: 3, amp: {enabld: true}}", "Unknown config key 'train.amp.enabld'"),
+        ("model={biass: true}", "Unknown config key 'model.biass'"),
+    ],
+)
+def test_values_of_another_kind_are_refused_with_the_key(override, message):
+    with pytest.raises(ValueError, match=message) as error:
+        apply_overrides(_config(), [override])
+    assert override.partition("=")[0] in str(error.value)
+
+
+def test_a_mapping_changes_the_keys_that_it_has():
+    cfg = apply_overrides(_config(), ["train={max_iter: 3, amp: {enabled: true}}", "model={bias: false}"])
+    assert cfg.train == {"max_iter": 3, "amp": {"enabled": True}}
+    assert (cfg.model.in_features, cfg.model.out_features, cfg.model.bias) == (2, 3, False)
+
+
+def test_a_list_takes_the_place_of_a_component_and_a_mapping_that_of_null():
+    cfg = _config()
+    cfg.train.extra = None
+    assert apply_overrides(cfg, ["model=[1, 2]", "train.extra={a: 1}"]).model == [1, 2]
+    assert cfg.train.extra == {"a": 1}

@@ -15,6 +15,7 @@ from detectron2.utils.registry import locate
 from omegaconf import OmegaConf
 
 from maskrcnn_plus.config import detectron2_config, get_config, list_configs, skip_pretrained
+from maskrcnn_plus.config_rules import check_config
 from maskrcnn_plus.necks import PAFPN
 from maskrcnn_plus.overrides import apply_overrides
 from maskrcnn_plus.roi import PyramidROIAlign
@@ -75,6 +76,9 @@ def record(tmp_path):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_builds_and_survives_saving_and_loading(name, tmp_path):
     cfg = load(name)
+    written = OmegaConf.to_container(cfg, resolve=False)
+    check_config(cfg)
+    assert OmegaConf.to_container(cfg, resolve=False) == written
     model = build(cfg)
     path = tmp_path / "config.yaml"
     LazyConfig.save(cfg, str(path))

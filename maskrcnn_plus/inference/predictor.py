@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import instantiate
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import convert_PIL_to_numpy
@@ -27,6 +26,7 @@ from PIL import Image
 from torch import nn
 
 from maskrcnn_plus.allocator import keep_freed_memory
+from maskrcnn_plus.build import build
 from maskrcnn_plus.checkpoints import load_weights, read_classes
 from maskrcnn_plus.config import get_config, skip_pretrained
 from maskrcnn_plus.data import pixels
@@ -99,10 +99,10 @@ class Predictor:
         number = OmegaConf.select(config, "model.roi_heads.num_classes") or 1
         self._numbered_names = [f"class {k}" for k in range(number)]
         follow_dataset_channels(config)
-        self.mapper = _build(config, "dataloader.test.mapper")
+        self.mapper = build(config, "dataloader.test.mapper")
         if isinstance(self.mapper, InstanceMapper):
             self.mapper.on_error = "raise"  # what is skipped in an evaluation is an error here
-        model = _build(config, "model")
+        model = build(config, "model")
         if weights != RANDOM:
             load_weights(model, weights, class_names=classes and classes.names, strict=True)
         if self.device.type == "cpu" and OmegaConf.select(config, "train.channels_last", default=True):
@@ -338,14 +338,3 @@ def _check_weights(config: DictConfig, weights: str | None) -> None:
             "weights are missing: without those of a trained model everything found would be random. Give a checkpoint "
             f'file{f" (the config starts from {start})" if start else ""}, or weights="random" for a test.'
         )
-
-
-def _build(config: DictConfig, key: str) -> Any:
-    """Instantiate the part of the config at `key`."""
-    part = OmegaConf.select(config, key)
-    if part is None:
-        raise ValueError(f"the config has no `{key}`; prediction needs it, please add it")
-    try:
-        return instantiate(part)
-    except Exception as error:  # whatever the constructors make of the config's values
-        raise ValueError(f"config key `{key}` cannot be built: {type(error).__name__}: {error}") from error

@@ -77,7 +77,7 @@ def test_other_channels_get_what_timm_adapts_the_weights_to(channels, mean):
 def test_a_backbone_without_a_name_asks_for_the_values():
     cfg = load_config("nuclei/mask_rcnn_lite0_fpn")
     del cfg.model.backbone.bottom_up.name
-    with pytest.raises(ValueError, match=r"model\.pixel_mean .*model\.backbone\.bottom_up\.name"):
+    with pytest.raises(ValueError, match=r"model\.pixel_mean.*model\.backbone\.bottom_up\.name"):
         build(cfg, "model.pixel_mean")
 
 
