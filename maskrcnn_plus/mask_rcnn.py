@@ -19,9 +19,9 @@ from torch import nn
 from maskrcnn_plus.config import with_defaults
 from maskrcnn_plus.masks.covered import uncovered
 from maskrcnn_plus.masks.measure import rle_areas
-from maskrcnn_plus.masks.reference import paste_masks_dense
-from maskrcnn_plus.masks.rle import paste_masks_rle
 from maskrcnn_plus.masks.rle_masks import RLEMasks, add_dense_masks
+from maskrcnn_plus.ops.paste_masks_rle import paste_masks_rle
+from maskrcnn_plus.ops.paste_masks_rle_reference import paste_masks_dense
 from maskrcnn_plus.scripting import NotScriptable
 
 

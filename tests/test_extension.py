@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from maskrcnn_plus import extension
+from maskrcnn_plus.ops import extension
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,7 +36,7 @@ def test_operators_run_on_as_many_threads_as_pytorch():
 
 
 def test_a_missing_library_is_explained_and_warned_of_once(monkeypatch, tmp_path):
-    monkeypatch.setattr(extension, "__file__", str(tmp_path / "extension.py"))
+    monkeypatch.setattr(extension, "__file__", str(tmp_path / "ops" / "extension.py"))
     reason = extension._load()
     assert "pip install --no-build-isolation" in reason
     (tmp_path / "_C.so").write_bytes(b"no library")
@@ -66,7 +66,9 @@ def test_wheel_without_the_extension_has_the_configs_and_runs(tmp_path):
     assert shipped
     assert all((installed / "maskrcnn_plus" / path).is_file() for path in shipped)
     assert not list(installed.rglob("*.so"))
-    code = "import maskrcnn_plus.config as c, maskrcnn_plus.extension as e; print(e.is_available(), *c.list_configs())"
+    code = (
+        "import maskrcnn_plus.config as c, maskrcnn_plus.ops.extension as e; print(e.is_available(), *c.list_configs())"
+    )
     start = f"import site, sys; sys.path[:0] = {[str(installed), *sys.path]!r}; {code}"
     result = subprocess.run([sys.executable, "-S", "-c", start], cwd=tmp_path, capture_output=True, text=True)
     assert result.stdout.startswith("False "), result.stderr

@@ -7,7 +7,7 @@ from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances
 
 from maskrcnn_plus.config import get_config, skip_pretrained
-from maskrcnn_plus.inference.writers import FORMATS, write_results
+from maskrcnn_plus.results import FORMATS, write_results
 
 NAMES = [
     "mask_rcnn_plus",

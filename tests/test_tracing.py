@@ -10,9 +10,9 @@ from detectron2.modeling.matcher import Matcher
 from detectron2.structures import ImageList
 from torch import nn
 
-from maskrcnn_plus import extension
 from maskrcnn_plus.config import detectron2_config, get_config, skip_pretrained
 from maskrcnn_plus.masks.rle_masks import RLEMasks
+from maskrcnn_plus.ops import extension
 from maskrcnn_plus.rpn import BatchedRPN, CascadeRPN, CascadeRPNHead, IoUAwareRPN, IoUAwareRPNHead, square_anchors
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -29,6 +29,8 @@ from detectron2.config import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
+from maskrcnn_plus.apps.predict_files.inputs import list_inputs
+from maskrcnn_plus.apps.predict_files.run import explain_no_objects
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.config import load_config, score_threshold_of
 from maskrcnn_plus.data import resolve_classes
@@ -38,11 +40,9 @@ from maskrcnn_plus.errors import run_tool
 from maskrcnn_plus.evaluation.errors import DETECTION_KINDS, FOUND, OBJECT_KINDS, sort_errors
 from maskrcnn_plus.evaluation.ground_truth import ground_truth_rles, load_ground_truth
 from maskrcnn_plus.evaluation.matching import visible_masks
-from maskrcnn_plus.inference.files import explain_no_objects
-from maskrcnn_plus.inference.inputs import list_inputs
-from maskrcnn_plus.inference.overlay import display_image
 from maskrcnn_plus.inference.predictor import Predictor
-from maskrcnn_plus.inference.writers.outlines import rle_polygons
+from maskrcnn_plus.results.outlines import rle_polygons
+from maskrcnn_plus.results.overlay import display_image
 
 COLOURS = {
     "missed": "#ff5964",

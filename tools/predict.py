@@ -36,12 +36,12 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 
+from maskrcnn_plus.apps.predict_files.run import predict_files
 from maskrcnn_plus.config import load_config, score_threshold_of
 from maskrcnn_plus.data.limits import MAX_PIXELS
 from maskrcnn_plus.errors import run_tool
-from maskrcnn_plus.inference.files import predict_files
 from maskrcnn_plus.inference.predictor import Predictor
-from maskrcnn_plus.inference.writers import DEFAULT_FORMATS, FORMATS
+from maskrcnn_plus.results import DEFAULT_FORMATS, FORMATS
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

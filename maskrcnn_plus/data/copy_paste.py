@@ -21,9 +21,9 @@ from detectron2.structures import BitMasks, Instances, PolygonMasks
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..masks.label_masks import LabelMapMasks
-from ..masks.polygons import polygons_to_bitmasks
-from .stream import SKIPPED
+from maskrcnn_plus.data.stream import SKIPPED
+from maskrcnn_plus.masks.label_masks import LabelMapMasks
+from maskrcnn_plus.masks.polygons import polygons_to_bitmasks
 
 _FIELDS = {"gt_boxes", "gt_classes", "gt_masks"}
 

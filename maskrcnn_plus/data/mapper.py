@@ -25,13 +25,13 @@ from fvcore.transforms.transform import (
     VFlipTransform,
 )
 
-from ..masks.label_masks import LabelMapMasks
-from .annotations import box_corners, has_mask, normalize_segmentation, read_box
-from .augmentation import CropResizeTransform, IntensityTransform, Rotate90Transform, clip_polygon
-from .channels import ChannelRule
-from .images import read_image, read_label_map
-from .pixels import prepare_image
-from .stream import SKIPPED
+from maskrcnn_plus.data.annotations import box_corners, has_mask, normalize_segmentation, read_box
+from maskrcnn_plus.data.augmentation import CropResizeTransform, IntensityTransform, Rotate90Transform, clip_polygon
+from maskrcnn_plus.data.channels import ChannelRule
+from maskrcnn_plus.data.images import read_image, read_label_map
+from maskrcnn_plus.data.pixels import prepare_image
+from maskrcnn_plus.data.stream import SKIPPED
+from maskrcnn_plus.masks.label_masks import LabelMapMasks
 
 # These move whole pixels or leave them alone, in any dtype. Others may know uint8 and floats only.
 _TAKE_INTEGERS = (

@@ -1,7 +1,7 @@
 """Evaluation: how good predicted masks are, by the metrics of COCO and of the nuclei papers."""
 
-from .coco import COCOMaskEvaluator
-from .matching import MatchingEvaluator
-from .proposals import ProposalRecallEvaluator
+from maskrcnn_plus.evaluation.coco import COCOMaskEvaluator
+from maskrcnn_plus.evaluation.matching import MatchingEvaluator
+from maskrcnn_plus.evaluation.proposals import ProposalRecallEvaluator
 
 __all__ = ["COCOMaskEvaluator", "MatchingEvaluator", "ProposalRecallEvaluator"]

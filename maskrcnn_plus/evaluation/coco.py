@@ -25,12 +25,12 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
 from detectron2.utils.logger import create_small_table
 
-from ..atomic import write_atomically
-from ..data.stream import SKIPPED
-from ..masks.measure import rle_areas
-from ..masks.runs import canonical_rles
-from .ground_truth import ground_truth_rles, image_name, load_ground_truth
-from .predictions import LeftOut, gather_images, predicted_rles, prediction_of
+from maskrcnn_plus.atomic import write_atomically
+from maskrcnn_plus.data.stream import SKIPPED
+from maskrcnn_plus.evaluation.ground_truth import ground_truth_rles, image_name, load_ground_truth
+from maskrcnn_plus.evaluation.predictions import LeftOut, gather_images, predicted_rles, prediction_of
+from maskrcnn_plus.masks.measure import rle_areas
+from maskrcnn_plus.masks.runs import canonical_rles
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 COCO_MAX_DETECTIONS = 100

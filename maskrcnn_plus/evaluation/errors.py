@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from .matching import mask_overlaps
+from maskrcnn_plus.evaluation.matching import mask_overlaps
 
 FOUND, WRONG_CLASS, MERGED, SPLIT, POOR_OUTLINE = "found", "wrong class", "merged", "split", "poor outline"
 MISSED, DOUBLED, SPURIOUS = "missed", "doubled", "spurious"

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog
 
-from ..data.annotations import normalize_segmentation
-from ..data.check import checked_dicts
-from ..data.images import read_label_map
-from ..masks.label_map import label_map_to_rles
-from ..masks.measure import rle_areas
-from ..masks.polygons import polygons_to_rle
+from maskrcnn_plus.data.annotations import normalize_segmentation
+from maskrcnn_plus.data.check import checked_dicts
+from maskrcnn_plus.data.images import read_label_map
+from maskrcnn_plus.masks.label_map import label_map_to_rles
+from maskrcnn_plus.masks.measure import rle_areas
+from maskrcnn_plus.masks.polygons import polygons_to_rle
 
 
 def load_ground_truth(dataset_name: str, on_error: str | None = None) -> dict[Any, dict[str, Any]]:

@@ -19,12 +19,12 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.logger import create_small_table
 from scipy.optimize import linear_sum_assignment
 
-from ..atomic import write_atomically
-from ..data.stream import SKIPPED
-from ..masks.label_map import label_map_to_rles, rles_to_label_map
-from ..masks.measure import rle_areas, rle_overlaps, rle_union
-from .ground_truth import ground_truth_rles, image_name, load_ground_truth
-from .predictions import LeftOut, gather_images, predicted_rles, prediction_of
+from maskrcnn_plus.atomic import write_atomically
+from maskrcnn_plus.data.stream import SKIPPED
+from maskrcnn_plus.evaluation.ground_truth import ground_truth_rles, image_name, load_ground_truth
+from maskrcnn_plus.evaluation.predictions import LeftOut, gather_images, predicted_rles, prediction_of
+from maskrcnn_plus.masks.label_map import label_map_to_rles, rles_to_label_map
+from maskrcnn_plus.masks.measure import rle_areas, rle_overlaps, rle_union
 
 DEFAULT_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 

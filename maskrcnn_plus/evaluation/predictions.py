@@ -12,8 +12,8 @@ import detectron2.utils.comm as comm
 import numpy as np
 from detectron2.structures import Instances
 
-from ..masks.rle_masks import instance_masks
-from .ground_truth import image_name
+from maskrcnn_plus.evaluation.ground_truth import image_name
+from maskrcnn_plus.masks.rle_masks import instance_masks
 
 logger = logging.getLogger(__name__)
 

@@ -20,11 +20,11 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
 from detectron2.utils.logger import create_small_table
 
-from ..data.stream import SKIPPED
-from ..masks.measure import rle_areas
-from .coco import IOU_THRESHOLDS
-from .ground_truth import ground_truth_rles, image_name, load_ground_truth
-from .predictions import LeftOut, gather_images
+from maskrcnn_plus.data.stream import SKIPPED
+from maskrcnn_plus.evaluation.coco import IOU_THRESHOLDS
+from maskrcnn_plus.evaluation.ground_truth import ground_truth_rles, image_name, load_ground_truth
+from maskrcnn_plus.evaluation.predictions import LeftOut, gather_images
+from maskrcnn_plus.masks.measure import rle_areas
 
 # Least and largest area in pixels, both included, by the suffix of a figure's name.
 AREA_RANGES = {"": (0, np.inf), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, np.inf)}

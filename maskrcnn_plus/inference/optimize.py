@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskrcnn_plus.backbones.freezing import FrozenBatchNormAct2d
 from maskrcnn_plus.inference.mask_head import SelectiveMaskHead
-from maskrcnn_plus.inference.winograd import WinogradConv2d
+from maskrcnn_plus.ops.winograd import WinogradConv2d
 
 __all__ = ["fold_batch_norms", "optimize_for_inference"]
 

@@ -41,7 +41,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from .measure import move_rles, rle_areas, rle_boxes, rle_overlaps, rle_union
+from maskrcnn_plus.masks.measure import move_rles, rle_areas, rle_boxes, rle_overlaps, rle_union
 
 SAME = 0.5
 """Share of an object from which on it is taken for (a part of) the object that covers it."""

@@ -24,8 +24,8 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskrcnn_plus.ops.roi_align import pair_of_bins, roi_align, whole_number
 from maskrcnn_plus.roi.pooler import rois_of
-from maskrcnn_plus.roi.roi_align import pair_of_bins, roi_align, whole_number
 from maskrcnn_plus.scripting import NotScriptable
 
 torch.fx.wrap("rois_of")  # one call in a symbolic trace, whose lists have no length yet

@@ -16,7 +16,7 @@ from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from maskrcnn_plus.roi.roi_align import boxes_to_rois, pair_of_bins, roi_align_pyramid, whole_number
+from maskrcnn_plus.ops.roi_align import boxes_to_rois, pair_of_bins, roi_align_pyramid, whole_number
 from maskrcnn_plus.scripting import NotScriptable
 
 

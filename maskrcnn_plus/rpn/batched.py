@@ -15,7 +15,7 @@ from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, 
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from maskrcnn_plus.rpn.nms import batched_nms
+from maskrcnn_plus.ops.nms import batched_nms
 from maskrcnn_plus.scripting import NotScriptable
 
 

@@ -12,15 +12,15 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
+from maskrcnn_plus.apps.predict_files.inputs import InputFile
+from maskrcnn_plus.apps.predict_files.sources import images_of
 from maskrcnn_plus.config import get_config, skip_pretrained
 from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.check import DataError, check_dataset
 from maskrcnn_plus.data.images import ImageReadError, read_image
 from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.data.windows import open_windows
-from maskrcnn_plus.inference.inputs import InputFile
 from maskrcnn_plus.inference.predictor import Predictor
-from maskrcnn_plus.inference.sources import images_of
 from maskrcnn_plus.inference.tiling import predict_tiled
 from maskrcnn_plus.input_channels import follow_dataset_channels
 from maskrcnn_plus.overrides import apply_overrides

@@ -11,14 +11,14 @@ import pytest
 import tifffile
 from PIL import EpsImagePlugin, Image
 
+from maskrcnn_plus.apps.predict_files.inputs import InputFile
+from maskrcnn_plus.apps.predict_files.sources import images_of
 from maskrcnn_plus.data import limits
 from maskrcnn_plus.data.check import DataError, check_dataset
 from maskrcnn_plus.data.images import ImageReadError, read_image, read_image_size, read_label_map
 from maskrcnn_plus.data.limits import pixel_limit
 from maskrcnn_plus.data.windows import open_windows
-from maskrcnn_plus.inference.inputs import InputFile
-from maskrcnn_plus.inference.pixel_size import tiff_pixel_size
-from maskrcnn_plus.inference.sources import images_of
+from maskrcnn_plus.results.pixel_size import tiff_pixel_size
 
 
 def open_by_windows(path):

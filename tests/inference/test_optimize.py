@@ -17,8 +17,8 @@ from torch import nn
 from maskrcnn_plus.backbones import TimmBackbone
 from maskrcnn_plus.config import detectron2_config
 from maskrcnn_plus.inference.optimize import fold_batch_norms, optimize_for_inference
-from maskrcnn_plus.inference.winograd import WinogradConv2d, is_fast
 from maskrcnn_plus.mask_rcnn import MaskRCNNPlus
+from maskrcnn_plus.ops.winograd import WinogradConv2d, is_fast
 
 BATCH_NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 

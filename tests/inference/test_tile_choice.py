@@ -18,8 +18,8 @@ from detectron2.structures import Boxes, Instances
 from omegaconf import OmegaConf
 from torch import nn
 
+from maskrcnn_plus.apps.predict_files.run import predict_files
 from maskrcnn_plus.data import InstanceMapper, ScaleImage
-from maskrcnn_plus.inference.files import predict_files
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.inference.tile_choice import TileChoice
 

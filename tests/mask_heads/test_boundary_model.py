@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from maskrcnn_plus.config import get_config, skip_pretrained
 from maskrcnn_plus.inference.optimize import optimize_for_inference
-from maskrcnn_plus.inference.winograd import WinogradConv2d, is_fast
 from maskrcnn_plus.mask_heads import BoundaryMaskHead
 from maskrcnn_plus.masks.label_masks import LabelMapMasks
+from maskrcnn_plus.ops.winograd import WinogradConv2d, is_fast
 from maskrcnn_plus.roi import PyramidROIAlign
 
 SIZE = (60, 80)

@@ -15,13 +15,13 @@ from scipy import ndimage
 from maskrcnn_plus.backbones import TimmBackbone
 from maskrcnn_plus.config import detectron2_config, get_config, skip_pretrained
 from maskrcnn_plus.inference.optimize import optimize_for_inference
-from maskrcnn_plus.inference.winograd import WinogradConv2d, is_fast
 from maskrcnn_plus.mask_heads.mask_iou import (
     MaskIoUHead,
     MaskScoringHead,
 )
 from maskrcnn_plus.mask_rcnn import MaskRCNNPlus
 from maskrcnn_plus.masks.label_masks import LabelMapMasks
+from maskrcnn_plus.ops.winograd import WinogradConv2d, is_fast
 
 HEIGHT, WIDTH = 120, 150
 CHANNELS, SIDE, NUM_CLASSES = 8, 14, 3

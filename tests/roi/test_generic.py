@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 from maskrcnn_plus.config import get_config
 from maskrcnn_plus.inference.optimize import optimize_for_inference
-from maskrcnn_plus.inference.winograd import WinogradConv2d
-from maskrcnn_plus.roi import roi_align
+from maskrcnn_plus.ops.roi_align import roi_align
+from maskrcnn_plus.ops.roi_align_reference import roi_align_reference
+from maskrcnn_plus.ops.winograd import WinogradConv2d
 from maskrcnn_plus.roi.generic import GenericRoIExtractor, NonLocalBlock
-from maskrcnn_plus.roi.reference import roi_align_reference
 
 SCALES = (1 / 4, 1 / 8, 1 / 16)
 

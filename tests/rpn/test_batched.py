@@ -9,8 +9,8 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torchvision.ops import nms
 
-from maskrcnn_plus import extension
 from maskrcnn_plus.config import detectron2_config
+from maskrcnn_plus.ops import extension
 from maskrcnn_plus.rpn import BatchedRPN, batched_nms
 
 

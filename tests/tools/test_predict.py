@@ -13,7 +13,7 @@ import tifffile
 import torch
 from pycocotools import mask as coco_mask
 
-from maskrcnn_plus.inference.writers import write_results
+from maskrcnn_plus.results import write_results
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -230,7 +230,7 @@ def test_interruption_keeps_what_is_done_and_the_same_command_goes_on(run, tmp_p
             raise KeyboardInterrupt
         return write_results(*arguments, **options)
 
-    monkeypatch.setattr("maskrcnn_plus.inference.files.write_results", interrupted)
+    monkeypatch.setattr("maskrcnn_plus.apps.predict_files.run.write_results", interrupted)
     assert run("--input", "in", "--report") == 130
     assert [entry["file_name"] for entry in results(tmp_path)] == [os.path.join("in", f"{k}.png") for k in (0, 1)]
     assert "interrupted, 2 files left" in capsys.readouterr().err
@@ -283,7 +283,7 @@ def test_disk_full_ends_the_run_instead_of_blaming_the_images(run, tmp_path, cap
     def no_space(path, content, **options):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("maskrcnn_plus.inference.writers.write_atomically", no_space)
+    monkeypatch.setattr("maskrcnn_plus.results.write_atomically", no_space)
     assert run("--input", "a.png") == 2
     assert "No space left on device" in capsys.readouterr().err
 

@@ -13,8 +13,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from maskrcnn_plus.apps.predict_files.run import predict_files
 from maskrcnn_plus.config import get_config
-from maskrcnn_plus.inference.files import predict_files
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.training import run
 

@@ -14,12 +14,12 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from maskrcnn_plus import extension
 from maskrcnn_plus.config import detectron2_config, get_config, skip_pretrained
 from maskrcnn_plus.mask_heads import areas_in_boxes
 from maskrcnn_plus.masks import chunks
 from maskrcnn_plus.masks.bit_crops import IndexedBitMasks
 from maskrcnn_plus.masks.label_masks import LabelMapMasks
+from maskrcnn_plus.ops import extension
 from maskrcnn_plus.training.hooks import WeightAveraging
 from maskrcnn_plus.training.loop import Trainer
 

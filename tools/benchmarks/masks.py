@@ -15,7 +15,7 @@ from detectron2.layers.mask_ops import paste_masks_in_image
 from torch import Tensor
 
 from benchmarks.timing import median, time_in_turn
-from maskrcnn_plus.masks.rle import paste_masks_rle
+from maskrcnn_plus.ops.paste_masks_rle import paste_masks_rle
 
 # objects, height and width of the image, sides of the boxes in pixels
 COMPARED = ((100, 800, 1216, (16, 640)), (1000, 2000, 2000, (40, 90)))

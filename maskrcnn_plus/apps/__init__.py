@@ -1,0 +1,1 @@
+"""Whole jobs, as the command lines run them; nothing else imports them."""

@@ -1,0 +1,166 @@
+"""What is done in an output folder, so that a run that was stopped or killed goes on where it was.
+
+Each image whose results are all there has a record: its file's size and time of change, the settings, and the size of
+each result. The record is written last and every file atomically, so that a result without a record is made again and
+one with a record is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from maskrcnn_plus.apps.predict_files.sources import SourceImage
+from maskrcnn_plus.atomic import TEMPORARY, write_atomically
+from maskrcnn_plus.locking import lock_folder
+
+
+class Records:
+    """The records of one output folder, in its sub-folder `.records`.
+
+    As a context manager it keeps other runs out of the folder.
+
+    Args:
+        output: the folder, made if it is not there.
+        settings: what results depend on besides their image, as text by name. Results of other settings are refused.
+        sub_folders, files: names in the folder that a run writes to. They must not be there without records, as they
+            may hold something else, such as the labels that people drew.
+        overwrite: replace what is there, whatever it is, and make everything again.
+
+    Raises:
+        ValueError: there are results of other settings, or other files.
+        OSError: the folder cannot be written to, or another run has it (BlockingIOError).
+    """
+
+    def __init__(
+        self,
+        output: str | Path,
+        settings: Mapping[str, str],
+        sub_folders: Iterable[str],
+        files: Iterable[str],
+        overwrite: bool = False,
+    ) -> None:
+        self.output = Path(output)
+        self._folder = self.output / ".records"
+        self._settings = {name: str(value) for name, value in settings.items()}
+        self._digest = hashlib.sha256(json.dumps(self._settings, sort_keys=True).encode()).hexdigest()[:16]
+        self._sub_folders, self._files = tuple(sub_folders), tuple(files)
+        self._overwrite = overwrite
+
+    def __enter__(self) -> Records:
+        """Take the folder, check what is in it and note the settings."""
+        if not self._overwrite:
+            self._check()
+        self._lock = lock_folder(self.output, self._folder / "lock", "wait or choose another")
+        folders = (self._folder, *(self.output / name for name in self._sub_folders))
+        leftovers = [path for folder in folders for path in folder.rglob(TEMPORARY)]  # of a run that was killed
+        for leftover in (*leftovers, *self.output.glob(TEMPORARY)):
+            leftover.unlink(missing_ok=True)
+        write_atomically(self._settings_file, json.dumps(self._settings, indent=1).encode())
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Let others in."""
+        self._lock.close()
+
+    @property
+    def _settings_file(self) -> Path:
+        return self._folder / "settings.json"
+
+    def _check(self) -> None:
+        """Refuse to add to results of other settings, or to replace what no run wrote."""
+        earlier = _read_json(self._settings_file)
+        if earlier is None:
+            present = [name for name in self._sub_folders if next((self.output / name).glob("*"), None)]
+            present += [name for name in self._files if (self.output / name).exists()]
+            if present:
+                raise ValueError(
+                    f"{self.output / present[0]} is there already and not of an earlier run: choose another output "
+                    "folder, or replace what is there with --overwrite"
+                )
+        elif earlier != self._settings and any(self._images.rglob("*.json")):
+            changed = [
+                f"{name} ({earlier.get(name, 'none')} before, {self._settings.get(name, 'none')} now)"
+                for name in {**earlier, **self._settings}
+                if earlier.get(name) != self._settings.get(name)
+            ]
+            raise ValueError(
+                f"{self.output} has results of other settings: {', '.join(changed)}. Choose another output folder, or "
+                "make all results again with --overwrite"
+            )
+
+    @property
+    def _images(self) -> Path:
+        return self._folder / "images"
+
+    def has(self, image: SourceImage, kinds: Iterable[str]) -> bool:
+        """Whether the results of all `kinds` are there for the image as it is."""
+        record = None if self._overwrite else _read_json(self._path(image.name))
+        if record is None or record.get("settings") != self._digest or record.get("input") != file_state(image.path):
+            return False
+        results = record.get("results")
+        return isinstance(results, dict) and all(self._is_there(results.get(kind)) for kind in kinds)
+
+    def _is_there(self, result: Any) -> bool:
+        """Whether a result of a record is a value, or a file of the size that it had."""
+        if not isinstance(result, dict):
+            return False
+        return "value" in result or _size(self.output / str(result.get("file"))) == result.get("bytes", -1)
+
+    def file(self, name: str, kind: str) -> Path:
+        """File of a result of the image of that name, which has a record."""
+        return self.output / _read_json(self._path(name))["results"][kind]["file"]
+
+    def value(self, name: str, kind: str) -> Any:
+        """Result without a file of its own of the image of that name, which has a record."""
+        return _read_json(self._path(name))["results"][kind]["value"]
+
+    def write(self, image: SourceImage, state: dict[str, Any], files: Mapping[str, Path], **values: Any) -> None:
+        """Record an image whose results are written.
+
+        Args:
+            image: the image.
+            state: `file_state` of its file from before it was read.
+            files: file of each kind of result.
+            **values: results that have no file of their own, for JSON.
+        """
+        results = {
+            kind: {"file": path.relative_to(self.output).as_posix(), "bytes": _size(path)}
+            for kind, path in files.items()
+        }
+        results.update((kind, {"value": value}) for kind, value in values.items())
+        record = {"settings": self._digest, "input": state, "results": results}
+        path = self._path(image.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(record).encode(), durable=True)
+
+    def _path(self, name: str) -> Path:
+        return self._images / f"{name}.json"
+
+
+def file_state(path: str) -> dict[str, Any]:
+    """What tells that a file is still the same: its full path, size and time of change."""
+    if "://" in path:
+        return {"path": path}
+    status = os.stat(path)
+    return {"path": os.path.abspath(path), "bytes": status.st_size, "changed": status.st_mtime_ns}
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The dict of a file; None where there is none or it is damaged, so that the image is predicted again."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

@@ -1,0 +1,1 @@
+"""The operators: RoIAlign, non-maximum suppression, masks to run lengths, Winograd convolution."""

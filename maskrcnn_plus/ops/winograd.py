@@ -1,0 +1,93 @@
+"""3 x 3 convolutions of stride 1 for prediction on CPUs, by Winograd's minimal filtering.
+
+Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2016), Sec. 4: F(4 x 4, 3 x 3), a quarter of the
+multiplications. Float32 throughout; results differ from PyTorch's by some 1e-6 of their magnitude.
+
+Shorthand: N images, C channels in, K channels out, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from detectron2.layers import Conv2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from maskrcnn_plus.ops import extension
+
+_POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)  # and infinity: those of csrc/cpu/winograd_tiles.h
+_PANEL = 32  # output channels
+_GRAIN = 16  # channels are multiples of it
+
+
+class WinogradConv2d(nn.Module):
+    """The same convolution, norm and activation as a module that `takes` approves of; without gradients."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        """Copy the weights of `conv` in transformed form, four times their size."""
+        super().__init__()
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().clone()
+        self.register_buffer("weight", transform_kernels(conv.weight.detach()))
+        self.register_buffer("bias", bias)
+        self.norm = getattr(conv, "norm", None)
+        activation = getattr(conv, "activation", None)
+        self.relu = self.norm is None and (isinstance(activation, nn.ReLU) or activation is F.relu)
+        self.activation = None if self.relu else activation
+
+    @staticmethod
+    def takes(conv: nn.Module) -> bool:
+        """Whether a module can be replaced on this machine."""
+        return (
+            is_fast()
+            and type(conv) in (nn.Conv2d, Conv2d)
+            and conv.kernel_size == (3, 3)
+            and conv.stride == conv.dilation == (1, 1)
+            and conv.padding in ((1, 1), "same")
+            and conv.padding_mode == "zeros"
+            and conv.groups == 1
+            and conv.in_channels % _GRAIN == conv.out_channels % _GRAIN == 0
+            and conv.weight.dtype == torch.float32
+            and conv.weight.device.type == "cpu"
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, K, H, W]."""
+        x = torch.ops.maskrcnn_plus.winograd_conv3x3(x, self.weight, self.bias, self.relu)
+        for module in (self.norm, self.activation):
+            x = x if module is None else module(x)
+        return x
+
+
+def is_fast() -> bool:
+    """Whether the operator is there, with the vector instructions that make it faster than PyTorch's convolution."""
+    return (
+        extension.is_available()
+        and hasattr(torch.ops.maskrcnn_plus, "winograd_conv3x3")
+        and torch.ops.maskrcnn_plus.cpu_capability() != "DEFAULT"
+    )
+
+
+def transform_kernels(weight: Tensor) -> Tensor:
+    """The weight that `torch.ops.maskrcnn_plus.winograd_conv3x3` takes: G g G^T of each kernel g.
+
+    Args:
+        weight: [K, C, 3, 3].
+
+    Returns:
+        [36, ceil(K / 32), C, 32] of the same type, channels beyond K zero.
+    """
+    powers = torch.tensor([[point**power for power in range(3)] for point in _POINTS] + [[0, 0, 1]])
+    factors = [torch.tensor([p - q for q in _POINTS if q != p], dtype=torch.float64).prod() for p in _POINTS]
+    g = powers.double() / torch.tensor([*factors, 1.0], dtype=torch.float64)[:, None]  # [6, 3]
+    transformed = torch.einsum("ia,kcab,jb->ijck", g, weight.double(), g).flatten(0, 1)  # [36, C, K]
+    padded = F.pad(transformed, (0, -weight.shape[0] % _PANEL)).to(weight.dtype)
+    return padded.unflatten(2, (-1, _PANEL)).transpose(1, 2).contiguous()  # [36, panels, C, 32]
+
+
+if extension.is_available() and hasattr(torch.ops.maskrcnn_plus, "winograd_conv3x3"):
+
+    @torch.library.register_fake("maskrcnn_plus::winograd_conv3x3")
+    def _(input: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
+        shape = (input.shape[0], bias.shape[0], *input.shape[2:])
+        return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)

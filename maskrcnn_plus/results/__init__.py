@@ -1,0 +1,141 @@
+"""Predictions to files, a format a module: each file whole or not there at all.
+
+    instances = predictor.predict("image.tif")
+    write_results("output", "image", instances, "image.tif", formats=["labels", "csv"])
+
+Shape shorthand: N objects of one image of H x W pixels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from detectron2.structures import Instances
+
+from maskrcnn_plus.atomic import write_atomically
+from maskrcnn_plus.data.windows import ImageWindows, open_windows
+from maskrcnn_plus.inference.predictions import known_class_names, known_pixel_size
+from maskrcnn_plus.masks.rle_masks import encode_masks
+from maskrcnn_plus.results.coco import coco_results
+from maskrcnn_plus.results.geojson import write_geojson
+from maskrcnn_plus.results.labels import encode_labels, encode_png
+from maskrcnn_plus.results.overlay import draw_overlay, picture_of
+from maskrcnn_plus.results.table import object_table
+
+FORMATS = {"overlay": "overlays", "labels": "labels", "coco": "coco", "csv": "csv", "geojson": "geojson"}
+"""The sub-folder of each format."""
+
+NEED_IMAGE = {"overlay", "csv"}
+"""Formats that are made of the pixels too."""
+
+DEFAULT_FORMATS = ("overlay", "labels", "coco")
+
+
+def write_results(
+    output: str | Path,
+    name: str,
+    instances: Instances,
+    image: np.ndarray | str | os.PathLike | ImageWindows | None = None,
+    *,
+    formats: Sequence[str] = DEFAULT_FORMATS,
+    class_names: Sequence[str] | None = None,
+    pixel_size: float | None = None,
+    channels: int = 3,
+    file_name: str | None = None,
+) -> dict[str, Path]:
+    """Write the predictions of one image below a folder.
+
+    - overlay: `overlays/NAME.png`, the image with its masks drawn in; of more than 8192 x 8192 pixels on a reduced
+      image, see `picture_of`.
+    - labels: `labels/NAME.png`, 16-bit: 0 background, value k the k-th object; a pixel belongs to the object with the
+      highest score. With more than 65535 objects a 32-bit `labels/NAME.tif`; with more than 8192 x 8192 pixels a TIFF.
+    - coco: `coco/NAME.json`, a COCO results list, see `coco_results`.
+    - csv: `csv/NAME.csv`, a row an object, see `object_table`.
+    - geojson: `geojson/NAME.geojson`, polygons for QuPath and others, see `write_geojson`.
+
+    Args:
+        output: folder, made if it is not there. Files of the same names are replaced.
+        name: NAME, which may have sub-folders ("plate1/well7").
+        instances: `pred_boxes`, `scores`, `pred_classes` and `pred_masks_rle` or `pred_masks` [N, H, W] bool.
+        image: the image [H, W] or [H, W, C] in its own grey values, its file, or windows from `open_windows`, which are
+            read in parts. Overlays need it; without it a csv file has no intensities.
+        formats: keys of `FORMATS`.
+        class_names: name of each class; by default those that the instances know (`Predictions`).
+        pixel_size: micrometres a pixel, for the csv file; by default as the instances know it, else all is in pixels.
+        channels: C that the model takes, for images that are neither grey nor colour.
+        file_name: `file_name` of the COCO results, NAME by default.
+
+    Returns:
+        The file of each format.
+
+    Raises:
+        ValueError: an unknown format, no image for an overlay, image and instances of different sizes, or no masks.
+        OSError: a file cannot be written.
+    """
+    check_formats(formats)
+    instances = encode_masks(instances)
+    class_names, pixel_size = known_class_names(instances, class_names), known_pixel_size(instances, pixel_size)
+    with ExitStack() as stack:
+        if isinstance(image, (str, os.PathLike)) and not NEED_IMAGE & set(formats):
+            image = None
+        if image is not None and not isinstance(image, ImageWindows):
+            image = stack.enter_context(open_windows(image))
+        if image is not None and image.shape[:2] != tuple(instances.image_size):
+            raise ValueError(
+                f"{name}: the image has size {image.shape[:2]} (H, W) but its predictions {instances.image_size}"
+            )
+        return _write(Path(output), name, instances, image, formats, class_names, pixel_size, channels, file_name)
+
+
+def _write(
+    output: Path,
+    name: str,
+    instances: Instances,
+    image: ImageWindows | None,
+    formats: Sequence[str],
+    class_names: Sequence[str] | None,
+    pixel_size: float | None,
+    channels: int,
+    file_name: str | None,
+) -> dict[str, Path]:
+    """`write_results` with the image opened and the masks encoded."""
+    written = {}
+    for kind in FORMATS:  # in this order whatever the order of `formats`
+        if kind not in formats:
+            continue
+        suffix = {"overlay": ".png", "coco": ".json", "csv": ".csv", "geojson": ".geojson"}.get(kind)
+        if kind == "overlay":
+            if image is None:
+                raise ValueError(f"{name}: an overlay needs the image")
+            content = encode_png(draw_overlay(*picture_of(image, instances, channels), class_names))
+        elif kind == "labels":
+            suffix, content = encode_labels(instances)
+        elif kind == "coco":
+            content = coco_results(instances, file_name or name, name)
+        elif kind == "csv":
+            content = object_table(instances, name, image, class_names, pixel_size, channels)
+        else:
+            content = partial(write_geojson, instances=instances, class_names=class_names)
+        written[kind] = output / FORMATS[kind] / f"{name}{suffix}"
+        written[kind].parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(written[kind], content)
+        if kind == "labels":  # of an earlier run with another number of objects
+            other = {".png": ".tif", ".tif": ".png"}[suffix]
+            (written[kind].parent / f"{written[kind].name.removesuffix(suffix)}{other}").unlink(missing_ok=True)
+    return written
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Refuse a format that there is not.
+
+    Raises:
+        ValueError: with those that there are.
+    """
+    unknown = [kind for kind in formats if kind not in FORMATS]
+    if unknown:
+        raise ValueError(f"there is no format {unknown[0]!r}; choose of {', '.join(FORMATS)}")
