@@ -1,6 +1,7 @@
 # make setup   install everything into .venv (pinned versions, Detectron2, the C++ operators, this package)
 # make demo    train on synthetic cells, predict, write output/demo/report.html (QUICK=1: a shortened run)
 # make test    ruff and pytest
+# make test-gpu   what needs a CUDA device
 # make clean   remove what was made
 
 SHELL := /bin/bash
@@ -17,7 +18,7 @@ DEMO := output/demo_quick
 DEMO_OPTIONS := train.max_iter=24 train.checkpointer.period=12 dataset.num_train=40 dataset.num_val=6
 endif
 
-.PHONY: setup demo test clean
+.PHONY: setup demo test test-gpu clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/ready $(VENV)/extension
@@ -57,6 +58,10 @@ test: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(RUN) -m pytest
+
+test-gpu: setup
+	@$(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "No CUDA device is available here."; exit 1; }
+	$(RUN) -m pytest -m gpu
 
 clean:
 	@if [ -s $(VENV)/ready ] || [ -e $(VENV)/setting-up ]; then rm -rf $(VENV); fi

@@ -1,7 +1,18 @@
 """What all tests share."""
 
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from maskrcnn_plus.ops import extension, nms, paste_masks_rle, roi_align_rules, winograd
+
+FALLBACKS = {
+    "roi_align": roi_align_rules.forward_fallback,
+    "roi_align_backward": roi_align_rules.backward_fallback,
+    "batched_nms": nms.nms_group_by_group,
+    "paste_masks_rle": paste_masks_rle.paste_by_reference,
+    "winograd_conv3x3": winograd.winograd_reference,
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -10,6 +21,27 @@ def _nothing_is_remembered_of_other_runs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MASKRCNN_PLUS_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def without_kernels(monkeypatch):
+    """The operators as they are on a CPU without the compiled extension."""
+    monkeypatch.setattr(extension, "_why_missing", "switched off")
+    monkeypatch.setattr(extension, "_warned", True)
+    library = torch.library.Library("maskrcnn_plus", "IMPL")
+    for name, fallback in FALLBACKS.items():
+        library.impl(name, fallback, "CPU", allow_override=True)
+    yield
+    library._destroy()
+
+
+@pytest.fixture(params=["compiled", "fallback"])
+def _operators(request):
+    """The compiled operators, and those that stand in for them."""
+    if request.param == "fallback":
+        request.getfixturevalue("without_kernels")
+    elif not extension.is_available():
+        pytest.skip(extension.why_missing())
 
 
 @pytest.fixture(scope="module", autouse=True)

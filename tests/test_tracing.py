@@ -12,20 +12,10 @@ from torch import nn
 
 from maskrcnn_plus.config import detectron2_config, get_config, skip_pretrained
 from maskrcnn_plus.masks.rle_masks import RLEMasks
-from maskrcnn_plus.ops import extension
 from maskrcnn_plus.rpn import BatchedRPN, CascadeRPN, CascadeRPNHead, IoUAwareRPN, IoUAwareRPNHead, square_anchors
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 STRIDES = (4, 8, 16)
-
-
-@pytest.fixture(params=["compiled", "fallback"])
-def _operators(request, monkeypatch):
-    if request.param == "compiled" and not extension.is_available():
-        pytest.skip(extension.why_missing())
-    if request.param == "fallback":
-        monkeypatch.setattr(extension, "_why_missing", "switched off")
-        monkeypatch.setattr(extension, "_warned", True)
 
 
 def build_rpn(cls):

@@ -1,14 +1,30 @@
-"""The compiled operators: loads `maskrcnn_plus._C` and knows why it is missing where it is.
+"""The operators of `torch.ops.maskrcnn_plus`: those compiled in `maskrcnn_plus._C`, or where it is missing their names.
 
-Callers ask `is_available()` and fall back to plain PyTorch or torchvision; the first fallback warns once.
+The modules of this package give the same operators kernels for other devices, and fallbacks of torchvision and plain
+PyTorch; the first fallback on a CPU warns once.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import warnings
 from pathlib import Path
 
 import torch
+
+# As in csrc/ops.cpp, which explains the arguments.
+SCHEMAS = (
+    "roi_align(Tensor[] features, Tensor rois, Tensor? levels, float[] spatial_scales, int pooled_height, "
+    "int pooled_width, int sampling_ratio, bool aligned, bool channels_last) -> Tensor",
+    "roi_align_backward(Tensor grad, Tensor rois, Tensor? levels, float[] spatial_scales, SymInt[] sizes, "
+    "int sampling_ratio, bool aligned, bool channels_last) -> Tensor[]",
+    "batched_nms(Tensor boxes, Tensor scores, Tensor groups, float iou_threshold) -> Tensor",
+    "paste_masks_rle(Tensor mask_probs, Tensor boxes, int height, int width, float threshold) -> "
+    "(Tensor bytes, Tensor offsets)",
+    "winograd_conv3x3(Tensor input, Tensor weight, Tensor bias, bool relu) -> Tensor",
+)
+LIBRARY = torch.library.Library("maskrcnn_plus", "FRAGMENT")
 
 _REBUILD = "build it with `pip install --no-build-isolation .` in the environment that holds PyTorch"
 
@@ -28,6 +44,8 @@ def _load() -> str:
 
 _why_missing = _load()
 _warned = False
+for _schema in SCHEMAS if _why_missing else ():
+    LIBRARY.define(_schema)
 
 
 def is_available() -> bool:
@@ -38,6 +56,14 @@ def is_available() -> bool:
 def why_missing() -> str:
     """Why the compiled operators are missing and what to do; "" where they are loaded."""
     return _why_missing
+
+
+@functools.cache
+def has_triton(device: torch.device) -> bool:
+    """Whether a GPU runs this package's Triton kernels, which multiply float32 matrices in steps of TF32."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def warn_once(feature: str) -> None:

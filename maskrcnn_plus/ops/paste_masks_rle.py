@@ -1,7 +1,7 @@
 """Masks of boxes straight to COCO run-length encodings (RLE) of the image, without an N x H x W array.
 
-The work is done by `torch.ops.maskrcnn_plus.paste_masks_rle` on CPUs; masks and boxes on other devices are moved there,
-which takes less time than their pixels in the image would.
+The result is text, so the work is done on the CPU: masks and boxes on other devices are moved there, which takes less
+time than their pixels in the image would.
 
 Shorthand: N objects, Hm x Wm mask of an object in its box.
 """
@@ -9,7 +9,7 @@ Shorthand: N objects, Hm x Wm mask of an object in its box.
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -53,9 +53,7 @@ def paste_masks_rle(
     _check_arguments(mask_probs, boxes, height, width, threshold, rule)
     mask_probs, boxes = (tensor.detach().to("cpu", torch.float32) for tensor in (mask_probs, boxes))
     _check_boxes(boxes, height, width, rule)
-    if rule == "torchvision" or not extension.is_available():
-        if rule != "torchvision":
-            extension.warn_once("paste_masks_rle")
+    if rule == "torchvision":
         return paste_masks_rle_reference(mask_probs, boxes, height, width, threshold, rule)
     data, offsets = torch.ops.maskrcnn_plus.paste_masks_rle(mask_probs, boxes, height, width, threshold)
     text, edges = data.numpy().tobytes().decode("ascii"), offsets.tolist()
@@ -94,15 +92,22 @@ def _check_boxes(boxes: Tensor, height: int, width: int, rule: str) -> None:
             raise ValueError(f"paste_masks_rle: box {index} {problem}: {boxes[index].tolist()}.")
 
 
-def _register() -> None:
-    """Fake rule of the compiled operator."""
+def paste_by_reference(
+    mask_probs: Tensor, boxes: Tensor, height: int, width: int, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """`maskrcnn_plus::paste_masks_rle` where the compiled kernel is missing."""
+    extension.warn_once("paste_masks_rle")
+    rles = paste_masks_rle_reference(mask_probs, boxes, height, width, threshold, "detectron2")
+    counts = [rle["counts"].encode("ascii") for rle in rles]
+    offsets = torch.tensor([0, *accumulate(map(len, counts))])
+    return torch.tensor(list(b"".join(counts)), dtype=torch.uint8), offsets
 
-    @torch.library.register_fake("maskrcnn_plus::paste_masks_rle")
-    def _(mask_probs, boxes, height, width, threshold):
-        length = torch.library.get_ctx().new_dynamic_size()
-        data = torch.empty(length, dtype=torch.uint8, device=boxes.device)
-        return data, torch.empty(boxes.shape[0] + 1, dtype=torch.int64, device=boxes.device)
+
+@torch.library.register_fake("maskrcnn_plus::paste_masks_rle")
+def _(mask_probs, boxes, height, width, threshold):
+    length = torch.library.get_ctx().new_dynamic_size()
+    data = torch.empty(length, dtype=torch.uint8, device=boxes.device)
+    return data, torch.empty(boxes.shape[0] + 1, dtype=torch.int64, device=boxes.device)
 
 
-if extension.is_available():
-    _register()
+extension.LIBRARY.impl("paste_masks_rle", paste_by_reference, "CompositeExplicitAutograd")

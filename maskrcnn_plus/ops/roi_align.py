@@ -1,7 +1,6 @@
-"""RoIAlign as a public function, on `torch.ops.maskrcnn_plus.roi_align`, with its autograd and fake rules.
+"""RoIAlign as a public function, on `torch.ops.maskrcnn_plus.roi_align`, which takes all maps of a pyramid in one call.
 
-The operator takes all maps of a pyramid in one call. It runs on CPUs; other devices use torchvision's kernel, or the
-reference where deterministic algorithms are asked for. `docs/roi_align.md` explains the method.
+`docs/roi_align.md` explains the method and says which kernel runs where.
 
 Shorthand: K boxes, L maps, N images, C channels.
 """
@@ -12,13 +11,10 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.fx
-import torchvision
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from maskrcnn_plus.ops import extension
-from maskrcnn_plus.ops.fallback import align_map_by_map
-from maskrcnn_plus.ops.roi_align_reference import roi_align_reference
+import maskrcnn_plus.ops.roi_align_rules  # noqa: F401 - defines the operator
 
 
 def roi_align(
@@ -44,8 +40,9 @@ def roi_align(
         [K, C, height, width] in the input's type and memory format; differentiable with respect to `input`.
 
     Raises:
-        ValueError, TypeError: wrong shapes or types, a box that is not finite or whose batch index is not that of an
-            image; the message has the index of the first one.
+        ValueError, TypeError: wrong shapes or types; on a CPU also a box that is not finite or whose batch index is not
+            that of an image, the message has the index of the first one. A GPU is not waited for: there the bins of
+            such a box are NaN.
     """
     given = (input, boxes) if isinstance(boxes, Tensor | torch.fx.Proxy) else (input, *boxes)
     if has_torch_function(given):  # torch.fx records the call
@@ -89,12 +86,6 @@ def roi_align_pyramid(
     _check(features, rois, levels)
     scales = [float(scale) for scale in spatial_scales]
     first = features[0]
-    if first.device.type != "cpu" or not extension.is_available():
-        if first.device.type == "cpu":
-            extension.warn_once("roi_align")
-        deterministic = first.device.type != "cpu" and torch.are_deterministic_algorithms_enabled()
-        align = roi_align_reference if deterministic else torchvision.ops.roi_align
-        return align_map_by_map(align, features, rois, levels, (height, width), scales, sampling_ratio, aligned)
     channels_last = _is_channels_last(first) and not first.is_contiguous()
     return torch.ops.maskrcnn_plus.roi_align(
         features, rois, levels, scales, height, width, sampling_ratio, aligned, channels_last
@@ -186,85 +177,3 @@ def _check(features: list[Tensor], rois: Tensor, levels: Tensor | None) -> None:
     for what, other in (("boxes", rois), ("levels", levels), *((f"map {i}", f) for i, f in enumerate(features))):
         if other is not None and other.device != first.device:
             raise ValueError(f"roi_align: {what} on {other.device}, the first map on {first.device}.")
-
-
-def _register() -> None:
-    """Fake, autograd and autocast rules of the compiled operators."""
-
-    @torch.library.register_fake("maskrcnn_plus::roi_align")
-    def _(features, rois, levels, scales, height, width, sampling_ratio, aligned, channels_last):
-        memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        shape = (rois.shape[0], features[0].shape[1], height, width)
-        return torch.empty(shape, dtype=features[0].dtype, device=features[0].device, memory_format=memory_format)
-
-    @torch.library.register_fake("maskrcnn_plus::roi_align_backward")
-    def _(grad, rois, levels, scales, sizes, sampling_ratio, aligned, channels_last):
-        memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        shapes = [sizes[i : i + 4] for i in range(0, len(sizes), 4)]
-        return [torch.empty(s, dtype=grad.dtype, device=grad.device, memory_format=memory_format) for s in shapes]
-
-    def remember(ctx, inputs, output):
-        features, rois, levels, *ctx.options, ctx.channels_last = inputs
-        ctx.save_for_backward(rois, *([] if levels is None else [levels]))
-        ctx.sizes = [size for feature in features for size in feature.shape]
-
-    def backward(ctx, grad):
-        rois, *levels = ctx.saved_tensors
-        scales, _, _, sampling_ratio, aligned = ctx.options
-        grads = torch.ops.maskrcnn_plus.roi_align_backward(
-            grad, rois, levels[0] if levels else None, scales, ctx.sizes, sampling_ratio, aligned, ctx.channels_last
-        )
-        return grads, *[None] * 8
-
-    def remember_grad(ctx, inputs, output):
-        grad, rois, levels, ctx.scales, _, *ctx.options, ctx.channels_last = inputs
-        ctx.save_for_backward(rois, *([] if levels is None else [levels]))
-        ctx.output_size = grad.shape[2:]
-
-    def double_backward(ctx, grads):
-        """The backward is linear in its gradient, and its transpose is the forward."""
-        rois, *levels = ctx.saved_tensors
-        grad = torch.ops.maskrcnn_plus.roi_align(
-            grads, rois, levels[0] if levels else None, ctx.scales, *ctx.output_size, *ctx.options, ctx.channels_last
-        )
-        return grad, *[None] * 7
-
-    def vmap(info, in_dims, features, rois, levels, *options):
-        """All samples in one call: the images of one after those of another."""
-        samples, (map_dims, rois_dim, levels_dim) = info.batch_size, in_dims[:3]
-
-        def in_front(tensor, dim):
-            return tensor.expand(samples, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-
-        rois = in_front(rois, rois_dim)  # [S, K, 5]
-        if any(dim is not None for dim in map_dims):
-            features = [in_front(*each) for each in zip(features, map_dims, strict=True)]  # [S, N, C, H_l, W_l]
-            rois, images = rois.to(torch.promote_types(rois.dtype, torch.float32)), features[0].shape[1]
-            index, *corners = rois.unbind(2)
-            inside = (index >= 0) & (index < images)  # not an image of another sample
-            first = torch.arange(samples, device=index.device)[:, None] * images
-            rois = torch.stack([torch.where(inside, index + first, torch.nan), *corners], dim=2)
-            features = [feature.flatten(0, 1) for feature in features]
-        levels = None if levels is None else in_front(levels, levels_dim).flatten()  # [S * K]
-        output = torch.ops.maskrcnn_plus.roi_align(features, rois.flatten(0, 1), levels, *options)
-        return output.unflatten(0, rois.shape[:2]), 0
-
-    def vmap_backward(info, in_dims, *args):
-        samples = []
-        for sample in range(info.batch_size):
-            of_sample = [
-                each.select(dim, sample) if isinstance(each, Tensor) and dim is not None else each
-                for each, dim in zip(args, in_dims, strict=True)
-            ]
-            samples.append(torch.ops.maskrcnn_plus.roi_align_backward(*of_sample))
-        results = [torch.stack(of_map) for of_map in zip(*samples, strict=True)]
-        return results, [0] * len(results)
-
-    torch.library.register_vmap("maskrcnn_plus::roi_align", vmap)
-    torch.library.register_vmap("maskrcnn_plus::roi_align_backward", vmap_backward)
-    torch.library.register_autograd("maskrcnn_plus::roi_align", backward, setup_context=remember)
-    torch.library.register_autograd("maskrcnn_plus::roi_align_backward", double_backward, setup_context=remember_grad)
-
-
-if extension.is_available():
-    _register()

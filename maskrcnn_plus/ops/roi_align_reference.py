@@ -11,6 +11,7 @@ Shorthand: K boxes, N images, C channels, [H, W] map, p and q a bin's row and co
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -47,21 +48,58 @@ def roi_align_reference(
     return torch.stack(pooled)
 
 
+def roi_align_backward_reference(
+    grad: Tensor,
+    rois: Tensor,
+    shape: Sequence[int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 0,
+    aligned: bool = True,
+) -> Tensor:
+    """The gradient of the map: the transpose of the forward, which is linear in the map.
+
+    Args:
+        grad: [K, C, height, width], of the output.
+        shape: (N, C, H, W) of the map.
+        rois, spatial_scale, sampling_ratio, aligned: see `roi_align_reference`.
+
+    Returns:
+        [N, C, H, W], added up box by box.
+    """
+    result = grad.new_zeros(tuple(shape))
+    bins = (grad.shape[2], grad.shape[3])
+    for roi, of_box in zip(rois.double().tolist(), grad, strict=True):
+        rows, columns = _separate(roi, bins, spatial_scale, sampling_ratio, aligned, shape)
+        result[int(roi[0])] += torch.einsum("ph,cpq,qw->chw", rows.to(grad), of_box, columns.to(grad))
+    return result
+
+
 def _one(
     input: Tensor, roi: list[float], output_size: tuple[int, int], scale: float, sampling_ratio: int, aligned: bool
 ) -> Tensor:
     image = input[int(roi[0])]  # [C, H, W]
+    rows, columns = _separate(roi, output_size, scale, sampling_ratio, aligned, input.shape)
+    kind = torch.promote_types(input.dtype, torch.float32)
+    rows, columns = rows.to(input.device, kind), columns.to(input.device, kind)
+    return torch.einsum("ph,chw,qw->cpq", rows, image.to(kind), columns).to(input.dtype)  # [C, P, Q]
+
+
+def _separate(
+    roi: list[float],
+    output_size: tuple[int, int],
+    scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+    shape: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """Weights of a map's rows [P, H] and columns [Q, W]: the mean over a grid is that over rows of those of columns."""
     offset = 0.5 if aligned else 0.0
     x0, y0, x1, y1 = (value * scale - offset for value in roi[1:])
     width, height = x1 - x0, y1 - y0
     if not aligned:
         width, height = max(width, 1.0), max(height, 1.0)
-    # The mean over a grid of samples is the mean over its rows of the means over its columns.
-    rows = _weights(y0, height, output_size[0], sampling_ratio, input.shape[2])  # [P, H]
-    columns = _weights(x0, width, output_size[1], sampling_ratio, input.shape[3])  # [Q, W]
-    kind = torch.promote_types(input.dtype, torch.float32)
-    rows, columns = rows.to(input.device, kind), columns.to(input.device, kind)
-    return torch.einsum("ph,chw,qw->cpq", rows, image.to(kind), columns).to(input.dtype)  # [C, P, Q]
+    rows = _weights(y0, height, output_size[0], sampling_ratio, shape[2])
+    return rows, _weights(x0, width, output_size[1], sampling_ratio, shape[3])
 
 
 def _weights(start: float, length: float, bins: int, sampling_ratio: int, size: int) -> Tensor:

@@ -61,11 +61,7 @@ class WinogradConv2d(nn.Module):
 
 def is_fast() -> bool:
     """Whether the operator is there, with the vector instructions that make it faster than PyTorch's convolution."""
-    return (
-        extension.is_available()
-        and hasattr(torch.ops.maskrcnn_plus, "winograd_conv3x3")
-        and torch.ops.maskrcnn_plus.cpu_capability() != "DEFAULT"
-    )
+    return extension.is_available() and torch.ops.maskrcnn_plus.cpu_capability() != "DEFAULT"
 
 
 def transform_kernels(weight: Tensor) -> Tensor:
@@ -77,17 +73,33 @@ def transform_kernels(weight: Tensor) -> Tensor:
     Returns:
         [36, ceil(K / 32), C, 32] of the same type, channels beyond K zero.
     """
-    powers = torch.tensor([[point**power for power in range(3)] for point in _POINTS] + [[0, 0, 1]])
-    factors = [torch.tensor([p - q for q in _POINTS if q != p], dtype=torch.float64).prod() for p in _POINTS]
-    g = powers.double() / torch.tensor([*factors, 1.0], dtype=torch.float64)[:, None]  # [6, 3]
+    g = _kernel_transform()
     transformed = torch.einsum("ia,kcab,jb->ijck", g, weight.double(), g).flatten(0, 1)  # [36, C, K]
     padded = F.pad(transformed, (0, -weight.shape[0] % _PANEL)).to(weight.dtype)
     return padded.unflatten(2, (-1, _PANEL)).transpose(1, 2).contiguous()  # [36, panels, C, 32]
 
 
-if extension.is_available() and hasattr(torch.ops.maskrcnn_plus, "winograd_conv3x3"):
+def _kernel_transform() -> Tensor:
+    """G of Lavin and Gray, Eq. 5, for our points: float64 [6, 3]."""
+    powers = torch.tensor([[point**power for power in range(3)] for point in _POINTS] + [[0, 0, 1]])
+    factors = [torch.tensor([p - q for q in _POINTS if q != p], dtype=torch.float64).prod() for p in _POINTS]
+    return powers.double() / torch.tensor([*factors, 1.0], dtype=torch.float64)[:, None]
 
-    @torch.library.register_fake("maskrcnn_plus::winograd_conv3x3")
-    def _(input: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
-        shape = (input.shape[0], bias.shape[0], *input.shape[2:])
-        return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+
+def winograd_reference(input: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    """`maskrcnn_plus::winograd_conv3x3` in plain PyTorch: the kernels transformed back, and a direct convolution."""
+    g = _kernel_transform()  # [6, 3]
+    inverse = torch.linalg.pinv(g).to(weight)  # [3, 6]
+    transformed = weight.transpose(1, 2).flatten(2)[:, :, : len(bias)].unflatten(0, (6, 6))  # [6, 6, C, K]
+    kernels = torch.einsum("ai,ijck,bj->kcab", inverse, transformed, inverse)  # [K, C, 3, 3]
+    output = F.conv2d(input, kernels, bias, padding=1).contiguous(memory_format=torch.channels_last)
+    return output.relu_() if relu else output
+
+
+@torch.library.register_fake("maskrcnn_plus::winograd_conv3x3")
+def _(input: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    shape = (input.shape[0], bias.shape[0], *input.shape[2:])
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+
+
+extension.LIBRARY.impl("winograd_conv3x3", winograd_reference, "CompositeExplicitAutograd")

@@ -127,7 +127,7 @@ def choose_proposals(
     images, places = usable.nonzero(as_tuple=True)
     boxes, scores, levels = boxes[images, places], scores[images, places], levels[images, places]
     num_images = len(image_sizes)
-    keep = batched_nms(boxes, scores, images * num_levels + levels, nms_thresh, num_images * num_levels)
+    keep = batched_nms(boxes, scores, images * num_levels + levels, nms_thresh)
     results = []
     for size, chosen in zip(image_sizes, _by_image(keep, images[keep], num_images), strict=True):
         chosen = chosen[:post_nms_topk]

@@ -5,18 +5,7 @@ import pytest
 import torch
 from torchvision.ops import nms
 
-from maskrcnn_plus.ops import extension
 from maskrcnn_plus.rpn import batched_nms
-
-
-@pytest.fixture(params=["compiled", "fallback"])
-def _operators(request, monkeypatch):
-    """The fallback is what runs on a GPU, with torchvision's kernel for it."""
-    if request.param == "compiled" and not extension.is_available():
-        pytest.skip(extension.why_missing())
-    if request.param == "fallback":
-        monkeypatch.setattr(extension, "_why_missing", "switched off")
-        monkeypatch.setattr(extension, "_warned", True)
 
 
 def one_by_one(boxes, scores, groups, threshold):
@@ -46,9 +35,7 @@ def crowd(count, groups, corner, side, seed=0):
 def test_groups_are_as_alone(groups, corner, side):
     boxes, scores, members = crowd(900, groups, corner, side)  # so few that torchvision's own groups are moved apart
     members = members + 3  # numbers that begin elsewhere
-    for known in (None, groups + 3):
-        found = batched_nms(boxes, scores, members, 0.5, known)
-        assert torch.equal(found, one_by_one(boxes, scores, members, 0.5))
+    assert torch.equal(batched_nms(boxes, scores, members, 0.5), one_by_one(boxes, scores, members, 0.5))
 
 
 @pytest.mark.usefixtures("_operators")
@@ -67,7 +54,7 @@ def test_overlaps_at_the_threshold_are_as_torchvisions(threshold):
 def test_no_boxes_and_wrong_shapes():
     boxes, scores, groups = crowd(9, 2, 50.0, 20.0)
     assert batched_nms(boxes[:0], scores[:0], groups[:0], 0.5).shape == (0,)
-    assert batched_nms(boxes[:0], scores[:0], groups[:0], 0.5, 4).dtype == torch.int64
+    assert batched_nms(boxes[:0], scores[:0], groups[:0], 0.5).dtype == torch.int64
     for arguments in ((boxes[:, :3], scores, groups), (boxes, scores[1:], groups), (boxes, scores, groups.float())):
         with pytest.raises(ValueError, match="batched_nms: boxes must be"):
             batched_nms(*arguments, 0.5)

@@ -22,15 +22,6 @@ def scene(images=2):
     return maps, torch.cat([index, corner, corner + 4 + torch.rand(6, 2) * 30], dim=1)
 
 
-@pytest.fixture(params=["compiled", "fallback"])
-def _operators(request, monkeypatch):
-    if request.param == "compiled" and not extension.is_available():
-        pytest.skip(extension.why_missing())
-    if request.param == "fallback":
-        monkeypatch.setattr(extension, "_why_missing", "switched off")
-        monkeypatch.setattr(extension, "_warned", True)
-
-
 @pytest.mark.usefixtures("_operators")
 @pytest.mark.parametrize("ratio", [0.0, -1, -1.0, np.int64(0), np.float32(0)])
 def test_samples_a_bin_of_every_type_of_number(ratio):

@@ -21,15 +21,6 @@ HUGE = [1e6, 3e7, 1e9, 1e15, 1e18, 1e30, 3e38]
 SECONDS = 200  # where the work is not bounded, it is years
 
 
-@pytest.fixture(params=["compiled", "fallback"])
-def _operators(request, monkeypatch):
-    if request.param == "compiled" and not extension.is_available():
-        pytest.skip(extension.why_missing())
-    if request.param == "fallback":
-        monkeypatch.setattr(extension, "_why_missing", "switched off")
-        monkeypatch.setattr(extension, "_warned", True)
-
-
 def huge_boxes():
     rows = []
     for size in HUGE:
@@ -47,8 +38,8 @@ def huge_boxes():
 @needs_extension
 def test_the_operators_end_for_boxes_as_far_as_numbers_go_and_images_of_many_rows():
     """In a process of its own: a loop without an end is a failure and no hang, and its memory is its own."""
-    code = "from tests.ops.test_roi_align_bounded_work import *; check_huge(); print(paste_memory(True), paste_memory(False))"
-    command = [sys.executable, "-W", "ignore", "-c", code]
+    code = "check_huge(); print(paste_memory(True), paste_memory(False))"
+    command = [sys.executable, "-W", "ignore", "-c", f"from {__name__} import *; {code}"]
     root = Path(__file__).parents[2]
     result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=root)
     assert result.returncode == 0, result.stderr

@@ -5,8 +5,7 @@ import torch
 from detectron2.structures import Boxes
 from torch.nn import functional as F
 
-from maskrcnn_plus.ops import extension
-from maskrcnn_plus.ops.fallback import align_map_by_map
+from maskrcnn_plus.ops import roi_align_fallback
 from maskrcnn_plus.ops.roi_align_reference import roi_align_reference
 from maskrcnn_plus.roi import GenericRoIExtractor, PyramidROIAlign, roi_align, roi_align_pyramid
 from maskrcnn_plus.rpn import batched_nms
@@ -15,15 +14,6 @@ from maskrcnn_plus.rpn.anchors import TorchvisionAnchorGenerator
 
 HALVES = [torch.bfloat16, torch.float16]
 SCALES = (1 / 4, 1 / 8)
-
-
-@pytest.fixture(params=["compiled", "fallback"])
-def _operators(request, monkeypatch):
-    if request.param == "compiled" and not extension.is_available():
-        pytest.skip(extension.why_missing())
-    if request.param == "fallback":
-        monkeypatch.setattr(extension, "_why_missing", "switched off")
-        monkeypatch.setattr(extension, "_warned", True)
 
 
 def scene(dtype):
@@ -80,12 +70,15 @@ def test_poolers_keep_the_boxes_of_half_precision_maps(dtype):
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_the_reference_in_place_of_a_kernel_keeps_them_too(dtype):
-    """As on a GPU where deterministic algorithms are asked for."""
+@pytest.mark.usefixtures("without_kernels")
+def test_the_reference_in_place_of_a_kernel_keeps_them_too(dtype, monkeypatch):
+    """As on a GPU without Triton where deterministic algorithms are asked for."""
+    monkeypatch.setattr(roi_align_fallback, "_MOST_MAPS", 0)
+    monkeypatch.setattr(roi_align_fallback, "_MOST_SAMPLES", 0)
     maps, rois = scene(dtype)
     levels = torch.arange(20) % 2
     with torch.autocast("cpu", torch.bfloat16):
-        found = align_map_by_map(roi_align_reference, maps, rois, levels, (5, 5), SCALES, 0, True)
+        found = roi_align_pyramid(maps, rois, levels, 5, SCALES)
     assert found.dtype == dtype
     assert relative_error(found, truth(maps, rois, levels)) < 2**-8
 

@@ -1,4 +1,4 @@
-"""RoIAlign of a pyramid where the compiled operator does not run: map by map, by an operator for one map.
+"""RoIAlign of a pyramid where no kernel of this package runs: map by map, by torchvision's kernels or the reference.
 
 The arithmetic is float32 at least, as in the compiled operator: maps in half precision are widened, and the result is
 rounded once. Half precision is too coarse for coordinates: a bfloat16 near 1000 px is up to 4 px off.
@@ -8,12 +8,17 @@ Shorthand: K boxes, L maps, N images, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
+import torchvision  # noqa: F401 - its operators
 from torch import Tensor
 
-from maskrcnn_plus.ops.roi_align_reference import MAX_SAMPLING_RATIO, roi_align_reference
+from maskrcnn_plus.ops.roi_align_reference import (
+    MAX_SAMPLING_RATIO,
+    roi_align_backward_reference,
+    roi_align_reference,
+)
 
 # Torchvision's kernels visit every sample, wherever it lies: a box of so many, in maps, is left to the reference, which
 # visits those on the map. So is one with so many in each bin.
@@ -21,86 +26,95 @@ _MOST_MAPS = 4
 _MOST_SAMPLES = 1024
 
 
-def align_map_by_map(
-    align: Callable[..., Tensor],
+def roi_align_map_by_map(
     features: Sequence[Tensor],
     rois: Tensor,
     levels: Tensor | None,
-    output_size: tuple[int, int],
     scales: Sequence[float],
+    output_size: tuple[int, int],
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """RoIAlign of every box on its own map.
-
-    Looking at the values of the boxes takes one synchronisation with a GPU. They are not looked at where there are none
-    yet: in a trace, a compilation or `torch.vmap`.
+    """RoIAlign of every box on its own map; looking at the boxes takes one synchronisation with a GPU.
 
     Args:
-        align: torchvision's `roi_align` or `roi_align_reference`.
-        features, rois, levels, output_size, scales, sampling_ratio, aligned: see `roi_align_pyramid`.
+        features, rois, levels, scales, output_size, sampling_ratio, aligned: see `roi_align_pyramid`.
 
     Returns:
-        [K, C, height, width] in the type of the maps, differentiable with respect to them.
+        [K, C, height, width] in the type of the maps.
 
     Raises:
         ValueError: as `roi_align_pyramid`.
     """
-    _check_arguments(features, rois, levels, output_size, scales, sampling_ratio)
+    check_arguments(features, rois, levels, output_size, scales, sampling_ratio)
     kind = features[0].dtype
-    for feature in features:
-        kind = torch.promote_types(kind, feature.dtype)
-    exact = torch.promote_types(kind, torch.float32)
-    rois = rois.to(exact)
-    with torch.autocast(rois.device.type, enabled=False):
-        if _has_values(rois):
-            groups = _groups(features, rois, levels, output_size, scales, sampling_ratio)
-        elif levels is None:
-            groups = [(slice(None), 0, False)]
+    rois = rois.to(torch.promote_types(kind, torch.float32))
+    output = rois.new_zeros(len(rois), features[0].shape[1], *output_size, dtype=kind)
+    shapes = [feature.shape for feature in features]
+    options = (*output_size, sampling_ratio, aligned)
+    for chosen, level, exactly in _groups(shapes, rois, levels, output_size, scales, sampling_ratio):
+        map_, boxes = features[level].to(rois.dtype), rois[chosen]
+        if exactly:
+            pooled = roi_align_reference(map_, boxes, output_size, scales[level], sampling_ratio, aligned)
         else:
-            groups = [((levels == level).nonzero()[:, 0], level, False) for level in range(len(features))]
-        pooled = []
-        for chosen, level, huge in groups:
-            each = roi_align_reference if huge else align
-            of_level = each(
-                features[level].to(exact), rois[chosen], output_size, scales[level], sampling_ratio, aligned
+            pooled = torch.ops.torchvision.roi_align(map_, boxes, scales[level], *options)
+        output[chosen] = pooled.to(kind)
+    return output
+
+
+def roi_align_backward_map_by_map(
+    grad: Tensor,
+    rois: Tensor,
+    levels: Tensor | None,
+    scales: Sequence[float],
+    shapes: Sequence[Sequence[int]],
+    sampling_ratio: int,
+    aligned: bool,
+) -> list[Tensor]:
+    """The gradients of the maps.
+
+    Args:
+        grad: [K, C, height, width], of the output.
+        shapes: (N, C, H, W) of each map.
+        rois, levels, scales, sampling_ratio, aligned: see `roi_align_pyramid`.
+    """
+    kind, output_size = grad.dtype, (grad.shape[2], grad.shape[3])
+    rois = rois.to(torch.promote_types(kind, torch.float32))
+    results = [rois.new_zeros(tuple(shape)) for shape in shapes]
+    for chosen, level, exactly in _groups(shapes, rois, levels, output_size, scales, sampling_ratio):
+        of_boxes, boxes, scale = grad[chosen].to(rois.dtype).contiguous(), rois[chosen], scales[level]
+        if exactly:
+            results[level] += roi_align_backward_reference(
+                of_boxes, boxes, shapes[level], scale, sampling_ratio, aligned
             )
-            pooled.append(of_level.to(kind))
-        if len(pooled) == 1:
-            return pooled[0]
-        output = torch.zeros(len(rois), *pooled[0].shape[1:], dtype=kind, device=rois.device)
-        for (chosen, _, _), of_level in zip(groups, pooled, strict=True):
-            output.index_put_((chosen,), of_level)
-        return output
-
-
-def _has_values(rois: Tensor) -> bool:
-    if torch.jit.is_tracing() or torch.compiler.is_compiling() or rois.device.type == "meta":
-        return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(rois)
+        elif len(boxes):
+            results[level] += torch.ops.torchvision._roi_align_backward(
+                of_boxes, boxes, scale, *output_size, *shapes[level], sampling_ratio, aligned
+            )
+    return [result.to(kind) for result in results]
 
 
 def _groups(
-    features: Sequence[Tensor],
+    shapes: Sequence[Sequence[int]],
     rois: Tensor,
     levels: Tensor | None,
     output_size: tuple[int, int],
     scales: Sequence[float],
     sampling_ratio: int,
-) -> list[tuple[Tensor, int, bool]]:
-    """Indices of the boxes of each map, in rising order, the map, and whether they are too large for torchvision.
+) -> Iterator[tuple[Tensor, int, bool]]:
+    """Indices of the boxes of each map, in rising order, the map, and whether the reference has to take them.
 
-    A map without a box is among them, so that gradients reach it.
+    It takes boxes too large for torchvision's kernels and, where deterministic algorithms are asked for, all on a GPU.
 
     Raises:
         ValueError: a box is not finite or not of an image, or a level not of the pyramid.
     """
-    count = len(features)
+    count, images = len(shapes), shapes[0][0]
     level_of = torch.zeros(len(rois), dtype=torch.int64, device=rois.device) if levels is None else levels
-    unusable = ~rois.isfinite().all(dim=1) | (rois[:, 0] < 0) | (rois[:, 0] >= features[0].shape[0])
+    unusable = ~rois.isfinite().all(dim=1) | (rois[:, 0] < 0) | (rois[:, 0] >= images)
     unusable |= (level_of < 0) | (level_of >= count)
     of_map = level_of.clamp(0, count - 1)
-    sides = rois.new_tensor([feature.shape[-2:] for feature in features])[of_map]  # [K, 2] (y, x)
+    sides = rois.new_tensor([list(shape[2:]) for shape in shapes])[of_map]  # [K, 2] (y, x)
     extents = (rois[:, 3:] - rois[:, 1:3]).flip(1) * rois.new_tensor(list(scales))[of_map, None]  # [K, 2] (y, x)
     bins = rois.new_tensor(output_size)
     samples = extents.clamp(min=0) + bins if sampling_ratio <= 0 else (bins * sampling_ratio).expand_as(extents)
@@ -108,10 +122,11 @@ def _groups(
     codes = torch.where(unusable, 2 * count, 2 * level_of + huge)  # [K]
     *numbers, bad = (codes[:, None] == torch.arange(2 * count + 1, device=codes.device)).sum(dim=0).tolist()
     if bad:
-        _refuse(int(unusable.nonzero()[0]), rois, level_of, count, features[0].shape[0])
-    members = codes.argsort(stable=True).split([*numbers, bad])
-    groups = [(chosen, code // 2, bool(code % 2)) for code, chosen in enumerate(members[:-1])]
-    return [group for group in groups if len(group[0]) or not group[2]]
+        _refuse(int(unusable.nonzero()[0]), rois, level_of, count, images)
+    exactly = rois.device.type != "cpu" and torch.are_deterministic_algorithms_enabled()
+    for code, chosen in enumerate(codes.argsort(stable=True).split([*numbers, bad])[:-1]):
+        if len(chosen):
+            yield chosen, code // 2, exactly or bool(code % 2)
 
 
 def _refuse(k: int, rois: Tensor, levels: Tensor, maps: int, images: int) -> None:
@@ -123,7 +138,7 @@ def _refuse(k: int, rois: Tensor, levels: Tensor, maps: int, images: int) -> Non
     raise ValueError(f"roi_align: RoI {k} is not finite: ({', '.join(f'{value:g}' for value in roi)}).")
 
 
-def _check_arguments(
+def check_arguments(
     features: Sequence[Tensor],
     rois: Tensor,
     levels: Tensor | None,
@@ -131,13 +146,12 @@ def _check_arguments(
     scales: Sequence[float],
     sampling_ratio: int,
 ) -> None:
-    """What the compiled operator refuses, but for the values of the boxes."""
+    """Raise a ValueError where the compiled operator does, but for the values of the boxes."""
     first = features[0]
     for index, feature in enumerate(features):
         if feature.dim() != 4:
             raise ValueError(f"roi_align: feature map {index} must be [N, C, H, W], got {tuple(feature.shape)}.")
-        mixed = feature.dtype != first.dtype and not torch.is_autocast_enabled(first.device.type)
-        if feature.shape[1] != first.shape[1] or mixed:
+        if feature.shape[1] != first.shape[1] or feature.dtype != first.dtype:
             raise ValueError(f"roi_align: feature map {index} differs from the first in channels, type or device.")
     if len(scales) != len(features):
         raise ValueError(f"roi_align: {len(features)} feature maps but {len(scales)} spatial scales.")
