@@ -2,7 +2,7 @@
 """Speed, side by side in one process: what is compared is run in turn, and reported are medians.
 
 Examples:
-    python tools/benchmark.py roi_align
+    python tools/benchmark.py roi_align --device cuda
     python tools/benchmark.py masks
     python tools/benchmark.py cost --output cost.png
     python tools/benchmark.py training_step --config-file nuclei/mask_rcnn_lite0_fpn dataset.root=datasets/nuclei
@@ -32,6 +32,7 @@ from benchmarks.tiling import benchmark_tiling
 
 from maskrcnn_plus.allocator import keep_freed_memory
 from maskrcnn_plus.config import load_config
+from maskrcnn_plus.device import usable_device
 from maskrcnn_plus.errors import run_tool
 
 
@@ -63,6 +64,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--sides", default="1500,3000,6000", help="of the mosaics for tiling, pixels (default: %(default)s)"
     )
     parser.add_argument("--rounds", type=int, default=7, help="runs of each (default 7)")
+    parser.add_argument("--device", default="cpu", help="for roi_align, training_step and inference (default: cpu)")
     parser.add_argument("--threads", type=int, help="of PyTorch (default: its own choice)")
     parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to the config")
     return parser.parse_intermixed_args(argv)
@@ -78,9 +80,13 @@ def benchmark(args: argparse.Namespace) -> None:
     keep_freed_memory()  # as the training does; here for all sides
     if args.threads:
         torch.set_num_threads(args.threads)
-    print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
+    device = usable_device(args.device)
+    if device.type == "cuda":
+        print(f"PyTorch {torch.__version__}, {torch.cuda.get_device_name(device)}")
+    else:
+        print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
     if args.what == "roi_align":
-        benchmark_roi_align(args.rounds)
+        benchmark_roi_align(args.rounds, device)
         return
     if args.what == "masks":
         benchmark_masks(args.rounds)
@@ -89,11 +95,11 @@ def benchmark(args: argparse.Namespace) -> None:
         benchmark_cost(args.rounds, args.output)
         return
     if args.what == "inference":
-        benchmark_inference(args.images, tuple(args.size), args.rounds)
+        benchmark_inference(args.images, tuple(args.size), args.rounds, device)
         return
     cfg = load_config(args.config_file, args.opts)
     if args.what == "training_step":
-        benchmark_training_step(cfg, args.rounds)
+        benchmark_training_step(cfg, args.rounds, device)
     elif args.what == "tiling":
         benchmark_tiling(cfg, args.weights, [int(side) for side in args.sides.split(",")])
     else:

@@ -55,19 +55,21 @@ def read_photographs(folder: str, size: tuple[int, int]) -> list[np.ndarray]:
 class Sides:
     """The three models with the same weights; each method predicts one image [H, W, 3]."""
 
-    def __init__(self, photograph: np.ndarray) -> None:
+    def __init__(self, photograph: np.ndarray, device: torch.device) -> None:
+        self.device = device
         short, long = sorted(photograph.shape[:2])
         build = torchvision.models.detection.maskrcnn_resnet50_fpn
         self.torchvision_model = build(weights=None, weights_backbone=None, min_size=short, max_size=long).eval()
         randomise(self.torchvision_model, to_tensor(photograph))
+        self.torchvision_model.to(device)
         config = get_config(CONFIG)
         resize = config.dataloader.test.mapper.augmentations[0]
         resize.short_edge_length, resize.max_size = short, long
         with tempfile.TemporaryDirectory() as folder:
             weights = str(Path(folder) / "model.pth")
             torch.save(self.torchvision_model.state_dict(), weights)
-            self.predictor = Predictor(config, weights, device="cpu", score_threshold=0.0)
-            self.stock_model = instantiate(_stock(config)).eval()
+            self.predictor = Predictor(config, weights, device=str(device), score_threshold=0.0)
+            self.stock_model = instantiate(_stock(config)).eval().to(device)
             load_weights(self.stock_model, weights, class_names=config.dataset.thing_classes, strict=True)
 
     def ours(self, image: np.ndarray) -> Instances:
@@ -75,7 +77,7 @@ class Sides:
 
     @torch.inference_mode()
     def torchvision(self, image: np.ndarray) -> dict[str, Tensor]:
-        (result,) = self.torchvision_model([to_tensor(image)])
+        (result,) = self.torchvision_model([to_tensor(image).to(self.device)])
         result["masks"] = result["masks"][:, 0] >= 0.5  # [N, H, W]
         return result
 
@@ -116,6 +118,13 @@ def agreement(found: Instances, masks: Tensor, expected: dict[str, Tensor]) -> s
     )
 
 
+def clock() -> float:
+    """Seconds, when all that was given to a GPU is done."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def time_stages(model: nn.Module, predict) -> dict[str, float]:
     """Milliseconds of the stages of one prediction."""
     heads = model.roi_heads
@@ -131,12 +140,12 @@ def time_stages(model: nn.Module, predict) -> dict[str, float]:
     hooks = []
     for name, module in parts.items():
         hooks += [
-            module.register_forward_pre_hook(lambda *_, n=name: starts.update({n: time.perf_counter()})),
-            module.register_forward_hook(lambda *_, n=name: spent.update({n: time.perf_counter() - starts[n]})),
+            module.register_forward_pre_hook(lambda *_, n=name: starts.update({n: clock()})),
+            module.register_forward_hook(lambda *_, n=name: spent.update({n: clock() - starts[n]})),
         ]
-    start = time.perf_counter()
+    start = clock()
     predict()
-    total = time.perf_counter() - start
+    total = clock() - start
     for hook in hooks:
         hook.remove()
     mask = spent["mask_pooler"] + spent["mask_head"]
@@ -152,25 +161,22 @@ def time_stages(model: nn.Module, predict) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def convolution_rate() -> float:
+def convolution_rate(device: torch.device) -> float:
     """GFLOP/s of a large convolution, the best of five runs."""
-    x = torch.randn(1, 256, 100, 152).to(memory_format=torch.channels_last)
-    weight = torch.randn(256, 256, 3, 3).to(memory_format=torch.channels_last)
-    times = []
-    for _ in range(6):
-        start = time.perf_counter()
-        F.conv2d(x, weight, padding=1)
-        times.append(time.perf_counter() - start)
-    return 2 * weight.numel() * 100 * 152 / min(times[1:]) / 1e9
+    x = torch.randn(1, 256, 100, 152, device=device).to(memory_format=torch.channels_last)
+    weight = torch.randn(256, 256, 3, 3, device=device).to(memory_format=torch.channels_last)
+    (times,) = time_in_turn([lambda: F.conv2d(x, weight, padding=1)], 5)
+    return 2 * weight.numel() * 100 * 152 / min(times) / 1e6
 
 
-def benchmark_inference(folder: str, size: tuple[int, int], rounds: int) -> None:
+def benchmark_inference(folder: str, size: tuple[int, int], rounds: int, device: torch.device) -> None:
     """Print the agreement, a table of times, the distance to the arithmetic, and the stages."""
     images = read_photographs(folder, size)
-    sides = Sides(images[0])
+    sides = Sides(images[0], device)
     print(f"{len(images)} photographs of {size[0]} x {size[1]}, Mask R-CNN R50-FPN, float32, {rounds} rounds\n")
     for image in images:
-        expected, ours, stock = sides.torchvision(image), sides.ours(image), sides.detectron2(image)
+        expected = {name: value.cpu() for name, value in sides.torchvision(image).items()}
+        ours, stock = sides.ours(image).to("cpu"), sides.detectron2(image).to("cpu")
         print(f"- ours and torchvision: {agreement(ours, ours.pred_masks_rle.to_dense(), expected)}")
         print(f"- Detectron2 and torchvision: {agreement(stock, stock.pred_masks, expected)}")
     print(
@@ -186,7 +192,7 @@ def benchmark_inference(folder: str, size: tuple[int, int], rounds: int) -> None
 
     with FlopCounterMode(display=False) as counter:
         sides.detectron2(images[0])
-    work, rate = counter.get_total_flops() / 1e9, convolution_rate()
+    work, rate = counter.get_total_flops() / 1e9, convolution_rate(device)
     floor = work / rate * 1e3
     print(
         f"\nConvolutions and matrix products of an image, done directly: {work:.0f} GFLOP; at the {rate:.0f} GFLOP/s "

@@ -32,17 +32,17 @@ def stock(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def build_pair(cfg: DictConfig) -> tuple[nn.Module, nn.Module]:
+def build_pair(cfg: DictConfig, device: torch.device) -> tuple[nn.Module, nn.Module]:
     """Our model in channels_last memory and the stock one in contiguous memory, with equal weights."""
     torch.manual_seed(0)
     ours = instantiate(cfg.model)
     theirs = instantiate(stock(cfg).model)
     theirs.load_state_dict(ours.state_dict())
-    return ours.to(memory_format=torch.channels_last), theirs
+    return ours.to(device).to(memory_format=torch.channels_last), theirs.to(device)
 
 
-def benchmark_training_step(cfg: DictConfig, rounds: int) -> None:
-    """Forward, backward and optimizer step of one batch: our parts against Detectron2's."""
+def benchmark_training_step(cfg: DictConfig, rounds: int, device: torch.device) -> None:
+    """Forward, backward and optimizer step of one batch, in the config's precision: our parts against Detectron2's."""
     resolve_classes(cfg, splits=["train"])
     cfg.dataloader.train.num_workers = 0
     batch = next(iter(instantiate(cfg.dataloader.train)))
@@ -52,7 +52,8 @@ def benchmark_training_step(cfg: DictConfig, rounds: int) -> None:
         if isinstance(masks, LabelMapMasks):
             entry["instances"].gt_masks = masks.to_bitmasks()
     steps = []
-    pair = build_pair(cfg)
+    pair = build_pair(cfg, device)
+    amp = getattr(torch, cfg.train.amp.dtype) if cfg.train.amp.enabled else None
     losses = [losses_of(model, examples) for model, examples in zip(pair, (batch, stock_batch), strict=True)]
     for model, examples in zip(pair, (batch, stock_batch), strict=True):
         model.train()
@@ -60,7 +61,8 @@ def benchmark_training_step(cfg: DictConfig, rounds: int) -> None:
 
         def step(model: nn.Module = model, examples: list = examples, optimizer=optimizer) -> dict[str, Tensor]:
             torch.manual_seed(0)
-            results = model(examples)
+            with torch.autocast(device.type, amp, enabled=amp is not None):
+                results = model(examples)
             optimizer.zero_grad()
             sum(results.values()).backward()
             optimizer.step()
@@ -69,7 +71,9 @@ def benchmark_training_step(cfg: DictConfig, rounds: int) -> None:
         steps.append(step)
     with EventStorage(0):
         result = compare(*steps, rounds)
-    print(f"Training step, {len(batch)} images of {tuple(batch[0]['image'].shape[1:])}: ours vs stock {result}")
+    type_ = "float32" if amp is None else cfg.train.amp.dtype
+    size = tuple(batch[0]["image"].shape[1:])
+    print(f"Training step, {len(batch)} images of {size}, {type_}: ours vs stock {result}")
     for name in losses[0]:
         print(f"  {name:14s} {losses[0][name]:.8f} vs {losses[1][name]:.8f}")
 

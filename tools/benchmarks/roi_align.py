@@ -42,14 +42,14 @@ def photograph_boxes(count: int, image: tuple[int, int], generator: torch.Genera
     return boxes.tensor
 
 
-def benchmark_roi_align(rounds: int) -> None:
+def benchmark_roi_align(rounds: int, device: torch.device) -> None:
     """The operator against torchvision's on a stride-4 map of 256 channels, the pooler against Detectron2's."""
     generator = torch.Generator().manual_seed(0)
-    map_ = torch.randn(1, 256, IMAGE[0] // 4, IMAGE[1] // 4, generator=generator)
+    map_ = torch.randn(1, 256, IMAGE[0] // 4, IMAGE[1] // 4, generator=generator).to(device)
     for count, bins, ratio, sides in ROI_ALIGN_CASES:
         boxes = random_boxes(count, sides, generator)
-        rois = torch.cat([torch.zeros(count, 1), boxes], dim=1)
-        cotangent = torch.randn(count, 256, bins, bins, generator=generator)
+        rois = torch.cat([torch.zeros(count, 1), boxes], dim=1).to(device)
+        cotangent = torch.randn(count, 256, bins, bins, generator=generator).to(device)
         print(f"{count} RoIs {bins}x{bins}, sampling {ratio or 'adaptive'}, sides {sides[0]}-{sides[1]} px")
         for layout in (torch.channels_last, torch.contiguous_format):
             input = map_.to(memory_format=layout, copy=True).requires_grad_()
@@ -75,24 +75,36 @@ def benchmark_roi_align(rounds: int) -> None:
             )
             print(f"  {name:13s} forward  {forward}  largest difference {errors[0]:.1e}")
             print(f"  {name:13s} backward {backward}  largest difference {errors[1]:.1e}")
-    _benchmark_pooler(rounds, generator)
+    for dtype in (torch.float32,) if device.type == "cpu" else (torch.float32, torch.bfloat16):
+        for count, images, bins in ((1000, 1, 7), (512, 2, 7), (128, 2, 14)):
+            _benchmark_pooler(rounds, generator, device, dtype, count, images, bins)
 
 
-def _benchmark_pooler(rounds: int, generator: torch.Generator) -> None:
-    """1000 boxes over p2 to p5."""
-    boxes = Boxes(photograph_boxes(1000, IMAGE, generator))
-    maps = [torch.randn(1, 256, int(IMAGE[0] * s), int(IMAGE[1] * s), generator=generator) for s in SCALES]
-    ours, theirs = PyramidROIAlign(7, SCALES, 0), ROIPooler(7, SCALES, 0, "ROIAlignV2")
-    last = [m.to(memory_format=torch.channels_last).requires_grad_() for m in maps]
-    plain = [m.clone().requires_grad_() for m in maps]
-    output, expected = ours(last, [boxes]), theirs(plain, [boxes])
-    print("PyramidROIAlign and ROIPooler, 1000 boxes over p2 to p5, 7x7")
+def _benchmark_pooler(
+    rounds: int,
+    generator: torch.Generator,
+    device: torch.device,
+    dtype: torch.dtype,
+    count: int,
+    images: int,
+    bins: int,
+) -> None:
+    """Boxes of each image over p2 to p5."""
+    boxes = [Boxes(photograph_boxes(count, IMAGE, generator).to(device)) for _ in range(images)]
+    maps = [torch.randn(images, 256, int(IMAGE[0] * s), int(IMAGE[1] * s), generator=generator) for s in SCALES]
+    ours, theirs = PyramidROIAlign(bins, SCALES, 0), ROIPooler(bins, SCALES, 0, "ROIAlignV2")
+    last = [m.to(device, dtype).contiguous(memory_format=torch.channels_last).requires_grad_() for m in maps]
+    plain = [m.to(device, dtype).requires_grad_() for m in maps]
+    output, expected = ours(last, boxes), theirs(plain, boxes)
+    type_ = str(dtype).removeprefix("torch.")
+    print(f"PyramidROIAlign and ROIPooler, {images} x {count} boxes over p2 to p5, {bins}x{bins}, {type_}")
     forward = compare(
-        lambda: ours([m.detach() for m in last], [boxes]), lambda: theirs([m.detach() for m in plain], [boxes]), rounds
+        lambda: ours([m.detach() for m in last], boxes), lambda: theirs([m.detach() for m in plain], boxes), rounds
     )
-    cotangent = torch.randn(output.shape, generator=generator)
+    cotangent = torch.randn(output.shape, generator=generator).to(output)
+    ours_cotangent = cotangent.contiguous(memory_format=torch.channels_last)
     backward = compare(
-        lambda: torch.autograd.grad(output, last, cotangent, retain_graph=True),
+        lambda: torch.autograd.grad(output, last, ours_cotangent, retain_graph=True),
         lambda: torch.autograd.grad(expected, plain, cotangent, retain_graph=True),
         rounds,
     )

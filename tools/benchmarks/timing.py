@@ -6,6 +6,8 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
+import torch
+
 
 def time_in_turn(functions: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
     """Milliseconds of the runs of each function, one function after the other, the first round left out."""
@@ -14,6 +16,8 @@ def time_in_turn(functions: Sequence[Callable[[], object]], rounds: int) -> list
         for function, record in zip(functions, times, strict=True):
             start = time.perf_counter()
             function()
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
             record.append((time.perf_counter() - start) * 1e3)
     return [record[1:] for record in times]
 
@@ -28,4 +32,5 @@ def compare(ours: Callable[[], object], theirs: Callable[[], object], rounds: in
 def median(times: list[float]) -> str:
     """The median with the quartiles, in milliseconds."""
     low, middle, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
-    return f"{middle:8.1f} [{low:.1f}-{high:.1f}]"
+    digits = 1 if middle >= 10 else 3
+    return f"{middle:8.{digits}f} [{low:.{digits}f}-{high:.{digits}f}]"
