@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 _BLOCK = 64  # boxes
+_WARPS = 4
 
 
 @triton.jit
@@ -79,7 +80,13 @@ def batched_nms_triton(boxes: Tensor, scores: Tensor, groups: Tensor, iou_thresh
     keep = torch.zeros(len(order), dtype=torch.int8, device=boxes.device)
     if len(order):
         _suppress[(len(order),)](
-            boxes[order].contiguous(), groups[order].contiguous(), keep, iou_threshold, len(order), BLOCK=_BLOCK
+            boxes[order].contiguous(),
+            groups[order].contiguous(),
+            keep,
+            iou_threshold,
+            len(order),
+            BLOCK=_BLOCK,
+            num_warps=_WARPS,
         )
     kept = order[keep.bool()].sort().values
     return kept[scores[kept].argsort(descending=True, stable=True)]

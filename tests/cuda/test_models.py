@@ -61,15 +61,17 @@ def losses_and_gradients(model, examples):
 
 @pytest.mark.parametrize("name", list_configs())
 def test_a_training_step_and_a_prediction_are_those_of_the_cpu(name):
-    """Float32 on both; the order of sums differs, which training on random weights magnifies."""
+    """Float32 on both. The order of sums differs: of proposals with nearly equal scores another one may be chosen."""
     model, examples = build_model(name, everything=True)
     expected, expected_norm = losses_and_gradients(model, examples)
     found, norm = losses_and_gradients(model.cuda(), examples)
     random_points = "point_rend" in name  # PointRend draws its points on the device
     for loss in expected:
-        tolerance = 0.2 if random_points and "mask" in loss else 2e-3
-        assert found[loss] == pytest.approx(expected[loss], rel=tolerance, abs=1e-4), (loss, found, expected)
-    assert norm == pytest.approx(expected_norm, rel=0.2 if random_points else 2e-2)
+        relative, absolute = (2e-3, 1e-4) if loss.startswith("loss_rpn") else (2e-2, 5e-3)
+        if random_points and "mask" in loss:
+            relative = 0.2
+        assert found[loss] == pytest.approx(expected[loss], rel=relative, abs=absolute), (loss, found, expected)
+    assert norm == pytest.approx(expected_norm, rel=0.2 if random_points else 5e-2)
 
     model.eval().cpu()
     with torch.no_grad(), warnings.catch_warnings():
