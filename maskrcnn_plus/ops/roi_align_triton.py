@@ -20,9 +20,9 @@ import triton.language as tl
 from torch import Tensor
 
 _FIELDS = 6  # of a map: address, images, height, width, scale, number of its first tile
-_TILE = (8, 16)  # pixels (y, x) of a map that one program of the backward has
+_TILE = (4, 16)  # pixels (y, x) of a map that one program of the backward has
 _FORWARD = {"channels": 256, "BX": 16, "num_warps": 8}  # channels and pixels that a program has at once
-_BACKWARD = {"channels": 128, "BK": 128, "num_warps": 4}  # channels and boxes
+_BACKWARD = {"channels": 128, "BK": 128, "num_warps": 2}  # channels and boxes
 
 _captured: list[Tensor] = []  # descriptions that a CUDA graph reads again in each replay
 

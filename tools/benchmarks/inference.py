@@ -73,7 +73,7 @@ class Sides:
             load_weights(self.stock_model, weights, class_names=config.dataset.thing_classes, strict=True)
 
     def ours(self, image: np.ndarray) -> Instances:
-        return self.predictor.predict(image)
+        return self.predictor.predict(image).to("cpu")
 
     @torch.inference_mode()
     def torchvision(self, image: np.ndarray) -> dict[str, Tensor]:
