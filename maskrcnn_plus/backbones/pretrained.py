@@ -1,6 +1,6 @@
 """Pretrained weights for timm feature extractors: timm's download, an installed weights package, or a file.
 
-Where they come from is settled here; which tensor goes where, in `maskrcnn_plus.checkpoints.classification`. Every
+Where they come from is settled here; which tensor goes where, in `maskrcnn_plus.backbones.classification`. Every
 parameter of the extractor must find its tensor, shape by shape.
 """
 
@@ -10,10 +10,10 @@ from pathlib import Path
 import timm
 from torch import nn
 
-from maskrcnn_plus.checkpoints import classification
-from maskrcnn_plus.checkpoints.conversion import WeightsFile
-from maskrcnn_plus.checkpoints.files import read_weights
-from maskrcnn_plus.checkpoints.prefixes import below, find_prefix
+from maskrcnn_plus.backbones import classification
+from maskrcnn_plus.weights.conversion import WeightsFile
+from maskrcnn_plus.weights.files import read_weights
+from maskrcnn_plus.weights.prefixes import below, find_prefix
 
 __all__ = ["load_backbone_weights"]
 

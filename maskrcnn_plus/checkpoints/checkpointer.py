@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.checkpoints.config_record import changed_keys
-from maskrcnn_plus.checkpoints.conversion import WeightsError
-from maskrcnn_plus.checkpoints.files import read_file
 from maskrcnn_plus.special_files import refuse_special_file
+from maskrcnn_plus.weights.conversion import WeightsError
+from maskrcnn_plus.weights.files import read_file
 
 _OF_A_RUN = re.compile(r"model_(\d{7}|final)\.pth")
 

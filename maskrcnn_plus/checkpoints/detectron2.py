@@ -7,15 +7,15 @@ Detectron2, a tensor of the model takes the tensor of the file with the longest 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import nn
 
-from maskrcnn_plus.checkpoints.conversion import Converted, WeightsError, WeightsFile
+from maskrcnn_plus.weights.conversion import Converted, WeightsError, WeightsFile
+from maskrcnn_plus.weights.prefixes import match_by_suffix
 
 NAME = "Detectron2 checkpoint"
 
@@ -56,18 +56,6 @@ def class_names(file: WeightsFile) -> list[str] | None:
     if from_zoo and _num_classes(file) == len(_COCO):
         return list(_COCO)
     return None
-
-
-def match_by_suffix(targets: Iterable[str], names: Collection[str]) -> dict[str, str]:
-    """Target -> the longest of `names` that is equal to it or ends it after a dot; only names with one target."""
-    matched = {}
-    for target in targets:
-        parts = target.split(".")
-        suffixes = (".".join(parts[i:]) for i in range(len(parts)))
-        if name := next((suffix for suffix in suffixes if suffix in names), None):
-            matched[target] = name
-    count = Counter(matched.values())
-    return {target: name for target, name in matched.items() if target == name or count[name] == 1}
 
 
 def _is_caffe2(file: WeightsFile) -> bool:

@@ -10,16 +10,17 @@ import torch
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
-from maskrcnn_plus.checkpoints import classification, detectron2, mmdet, torchvision
+from maskrcnn_plus.backbones import classification
+from maskrcnn_plus.checkpoints import detectron2, mmdet, torchvision
 from maskrcnn_plus.checkpoints.classes import match_rows
-from maskrcnn_plus.checkpoints.conversion import Converted, WeightsError, WeightsFile
-from maskrcnn_plus.checkpoints.files import read_weights
 from maskrcnn_plus.checkpoints.mismatch import describe_mismatch, find_contradiction
-from maskrcnn_plus.checkpoints.prefixes import below, find_prefix
 from maskrcnn_plus.checkpoints.report import LoadReport
 from maskrcnn_plus.checkpoints.sources import local_path
 from maskrcnn_plus.data.classes import Classes
 from maskrcnn_plus.data.coco import class_key
+from maskrcnn_plus.weights.conversion import Converted, WeightsError, WeightsFile
+from maskrcnn_plus.weights.files import read_weights
+from maskrcnn_plus.weights.prefixes import below, find_prefix
 
 # In the order in which they are tried; the last one knows names of models here and takes any others for such.
 _FORMATS = (torchvision, mmdet, classification, detectron2)

@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator, Mapping
 
 from torch import nn
 
-from maskrcnn_plus.checkpoints.conversion import Converted, WeightsFile
 from maskrcnn_plus.checkpoints.report import LoadReport, grouped
+from maskrcnn_plus.weights.conversion import Converted, WeightsFile
 
 _HEADS = "roi_heads."
 _STATISTICS = (".running_mean", ".running_var")

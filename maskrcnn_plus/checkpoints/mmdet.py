@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from maskrcnn_plus.checkpoints.conversion import Converted, WeightsError, WeightsFile
+from maskrcnn_plus.weights.conversion import Converted, WeightsError, WeightsFile
 
 NAME = "MMDetection detector"
 

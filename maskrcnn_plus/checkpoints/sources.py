@@ -12,7 +12,7 @@ import torch
 import torchvision
 from detectron2.utils.file_io import Detectron2Handler, PathManager
 
-from maskrcnn_plus.checkpoints.conversion import WeightsError
+from maskrcnn_plus.weights.conversion import WeightsError
 
 _TORCHVISION = "torchvision://"
 _NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}

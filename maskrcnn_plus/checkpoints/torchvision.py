@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
-from maskrcnn_plus.checkpoints.conversion import Converted, WeightsError, WeightsFile
+from maskrcnn_plus.weights.conversion import Converted, WeightsError, WeightsFile
 
 NAME = "torchvision detection model"
 

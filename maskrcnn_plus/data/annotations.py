@@ -18,7 +18,7 @@ from detectron2.structures import BoxMode
 from maskrcnn_plus.masks.label_map import masks_to_rles
 from maskrcnn_plus.masks.measure import rle_boxes
 from maskrcnn_plus.masks.polygons import check_polygons
-from maskrcnn_plus.masks.runs import canonical_rles
+from maskrcnn_plus.rle import canonical_rles
 
 POINTS = "polygons as points [[x, y], ...]: taken as [x, y, x, y, ...]"
 FLAT = "a polygon that is not in a list of polygons: taken for the only one"

@@ -16,7 +16,7 @@ from detectron2.structures import BoxMode
 from maskrcnn_plus.data.annotations import BOX_MODES, boxes_agree
 from maskrcnn_plus.masks.measure import rle_boxes
 from maskrcnn_plus.masks.polygons import MAX_OUTLINE
-from maskrcnn_plus.masks.runs import canonical_rles
+from maskrcnn_plus.rle import canonical_rles
 
 _CHUNK = 4000  # annotations at once
 

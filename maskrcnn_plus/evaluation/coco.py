@@ -30,7 +30,7 @@ from maskrcnn_plus.data.stream import SKIPPED
 from maskrcnn_plus.evaluation.ground_truth import ground_truth_rles, image_name, load_ground_truth
 from maskrcnn_plus.evaluation.predictions import LeftOut, gather_images, predicted_rles, prediction_of
 from maskrcnn_plus.masks.measure import rle_areas
-from maskrcnn_plus.masks.runs import canonical_rles
+from maskrcnn_plus.rle import canonical_rles
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 COCO_MAX_DETECTIONS = 100

@@ -17,8 +17,11 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import torch
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.structures import BoxMode
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import BoxMode, Instances
 from detectron2.utils.logger import create_small_table
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from maskrcnn_plus.data.stream import SKIPPED
 from maskrcnn_plus.evaluation.coco import IOU_THRESHOLDS
@@ -31,7 +34,7 @@ AREA_RANGES = {"": (0, np.inf), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**
 
 
 class ProposalRecallEvaluator(DatasetEvaluator):
-    """Detectron2 evaluator of the average recall (AR) of proposals, from `ProposalNetwork` or `proposals_of`."""
+    """Detectron2 evaluator of the average recall (AR) of proposals, from `ProposalNetwork` or `predict_proposals`."""
 
     def __init__(
         self, dataset_name: str, limits: Sequence[int] = (100, 300, 1000), on_error: str | None = None
@@ -82,7 +85,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
                 self._counts[entry["image_id"]] = LeftOut(entry[SKIPPED])
                 continue
             boxes, areas = _objects_of(truth)
-            ious = _pairwise_iou(_proposals_of(output, truth), boxes)
+            ious = _pairwise_iou(_get_proposals(output, truth), boxes)
             self._counts[entry["image_id"]] = count_found(ious, areas, self._limits)
 
     def evaluate(self) -> OrderedDict:
@@ -160,6 +163,41 @@ def coverage(ious: np.ndarray, least: float) -> np.ndarray:
     return covered
 
 
+@torch.no_grad()
+def predict_proposals(model: nn.Module, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+    """Run the backbone and the proposal generator of a model, and nothing after them.
+
+    `inference_on_dataset(functools.partial(predict_proposals, model), loader, ProposalRecallEvaluator(name))` measures
+    them.
+
+    Args:
+        model: a `GeneralizedRCNN` in evaluation mode (`MaskRCNNPlus` is one), or one in `DistributedDataParallel`.
+        batched_inputs: a dict an image: `image` [C, h, w], and `height` and `width` of the original image in pixels,
+            those of `image` where they are absent.
+
+    Returns:
+        {"proposals": Instances} an image, as of Detectron2's `ProposalNetwork`: `proposal_boxes` xyxy in pixels of
+        the original image and `objectness_logits`, the best first. Their number is limited by the second number of the
+        proposal generator's `post_nms_topk`.
+
+    Raises:
+        ValueError: the model is in training mode or has no proposal generator.
+    """
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    if model.training:
+        raise ValueError("predict_proposals takes a model in evaluation mode: call model.eval() before.")
+    if getattr(model, "proposal_generator", None) is None:
+        raise ValueError(f"{type(model).__name__} has no proposal generator; its proposals come with its inputs.")
+    images = model.preprocess_image(batched_inputs)
+    proposals, _ = model.proposal_generator(images, model.backbone(images.tensor), None)
+    outputs = []
+    for each, entry in zip(proposals, batched_inputs, strict=True):
+        height, width = entry.get("height", each.image_size[0]), entry.get("width", each.image_size[1])
+        outputs.append({"proposals": detector_postprocess(each, height, width)})
+    return outputs
+
+
 def _pairwise_iou(proposals: np.ndarray, objects: np.ndarray) -> np.ndarray:
     """IoU [D, G] of boxes [D, 4] and [G, 4], all xyxy."""
     if not len(proposals) or not len(objects):
@@ -168,13 +206,13 @@ def _pairwise_iou(proposals: np.ndarray, objects: np.ndarray) -> np.ndarray:
     return coco_mask.iou(*as_xywh, [0] * len(objects))
 
 
-def _proposals_of(output: dict[str, Any], dataset_dict: dict[str, Any]) -> np.ndarray:
+def _get_proposals(output: dict[str, Any], dataset_dict: dict[str, Any]) -> np.ndarray:
     """Boxes [D, 4] xyxy of the proposals of one image, the best first."""
     proposals = output.get("proposals")
     if proposals is None or not (proposals.has("proposal_boxes") and proposals.has("objectness_logits")):
         raise ValueError(
             f"{image_name(dataset_dict)}: the model gave no proposals with proposal_boxes and objectness_logits; "
-            "maskrcnn_plus.inference.proposals.proposals_of gives those of a whole Mask R-CNN."
+            "maskrcnn_plus.evaluation.proposals.predict_proposals gives those of a whole Mask R-CNN."
         )
     size = (dataset_dict["height"], dataset_dict["width"])
     if tuple(proposals.image_size) != size:

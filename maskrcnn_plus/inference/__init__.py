@@ -2,7 +2,6 @@
 
 from maskrcnn_plus.inference.optimize import optimize_for_inference
 from maskrcnn_plus.inference.predictor import Predictor
-from maskrcnn_plus.inference.proposals import proposals_of
 from maskrcnn_plus.inference.tiling import predict_tiled
 
-__all__ = ["Predictor", "optimize_for_inference", "predict_tiled", "proposals_of"]
+__all__ = ["Predictor", "optimize_for_inference", "predict_tiled"]

@@ -34,6 +34,7 @@ from maskrcnn_plus.data.channels import ChannelRule, rule_of
 from maskrcnn_plus.data.classes import resolve_classes
 from maskrcnn_plus.data.images import read_image
 from maskrcnn_plus.data.mapper import InstanceMapper
+from maskrcnn_plus.data.pixel_size import tiff_pixel_size
 from maskrcnn_plus.data.windows import ImageWindows, open_windows
 from maskrcnn_plus.device import usable_device
 from maskrcnn_plus.inference.optimize import optimize_for_inference
@@ -42,7 +43,6 @@ from maskrcnn_plus.input_channels import follow_dataset_channels
 from maskrcnn_plus.mask_rcnn import without_dense_masks
 from maskrcnn_plus.masks.label_map import masks_to_rles
 from maskrcnn_plus.masks.rle_masks import RLEMasks
-from maskrcnn_plus.results.pixel_size import tiff_pixel_size
 
 RANDOM = "random"
 """In place of a file of weights."""

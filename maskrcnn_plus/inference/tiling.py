@@ -41,12 +41,12 @@ from tqdm import tqdm
 from maskrcnn_plus.allocator import HeapLimit
 from maskrcnn_plus.data.augmentation import ScaleImage
 from maskrcnn_plus.data.channels import rule_of
+from maskrcnn_plus.data.pixel_size import tiff_pixel_size
 from maskrcnn_plus.data.windows import ImageWindows, open_windows
 from maskrcnn_plus.inference.predictions import Predictions
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.masks.merge import TileObjects, merge_tiles
 from maskrcnn_plus.masks.rle_masks import RLEMasks
-from maskrcnn_plus.results.pixel_size import tiff_pixel_size
 
 INPUT_SIDE = 1024
 """Side of a tile in pixels of the network's input, where the config's mapper does not set it."""

@@ -14,7 +14,7 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import torch
 
-from maskrcnn_plus.masks.runs import Runs, decode_lengths, decode_runs, encode_runs, pixels_in_rows
+from maskrcnn_plus.rle import Runs, decode_lengths, decode_runs, encode_runs, pixels_in_rows
 
 
 def label_map_to_rles(label_map: np.ndarray, label_ids: Sequence[int]) -> list[dict[str, Any]]:

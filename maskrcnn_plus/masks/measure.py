@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as coco_mask
 
-from maskrcnn_plus.masks.runs import canonical_rles, decode_runs, encode_runs, join_runs
+from maskrcnn_plus.rle import canonical_rles, decode_runs, encode_runs, join_runs
 
 
 def rle_areas(rles: Sequence[dict[str, Any]]) -> np.ndarray:

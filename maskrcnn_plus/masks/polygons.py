@@ -16,7 +16,7 @@ import pycocotools.mask as coco_mask
 import torch
 from detectron2.structures import BitMasks, PolygonMasks
 
-from maskrcnn_plus.masks.runs import MAX_PIXELS, canonical_rles
+from maskrcnn_plus.rle import MAX_PIXELS, canonical_rles
 
 MAX_OUTLINE = 10_000_000
 """Pixels that the outline of an object may be long: the circumference of an image of 2.5 million pixels a side."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from maskrcnn_plus.masks.label_map import masks_to_rles, normalize_rle
 from maskrcnn_plus.masks.measure import rle_areas, rle_boxes
-from maskrcnn_plus.masks.runs import decode_runs, encode_runs
+from maskrcnn_plus.rle import decode_runs, encode_runs
 
 
 class RLEMasks(Sequence[dict[str, Any]]):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
 
-from maskrcnn_plus.masks.runs import encode_runs, join_runs
+from maskrcnn_plus.rle import encode_runs, join_runs
 
 Window = tuple[Tensor, int, int]  # bool [h, w], x and y of the first
 

@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from maskrcnn_plus.masks.runs import decode_runs, ranges
+from maskrcnn_plus.rle import decode_runs, ranges
 
 Polygon = list[np.ndarray]
 """Rings of corners [K, 2] (x, y), not closed: the outer ring, of positive area by the shoelace formula, then holes, of

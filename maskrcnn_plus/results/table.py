@@ -18,8 +18,8 @@ from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.windows import ImageWindows
 from maskrcnn_plus.masks.measure import rle_areas, rle_centroids, rle_perimeters
-from maskrcnn_plus.masks.runs import decode_runs, pixels_in_rows
 from maskrcnn_plus.results.overlay import class_label
+from maskrcnn_plus.rle import decode_runs, pixels_in_rows
 
 _LENGTHS = ("x0", "y0", "x1", "y1", "area", "centroid_x", "centroid_y", "perimeter")
 _BAND_PIXELS = 1 << 24

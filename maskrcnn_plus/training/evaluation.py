@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from maskrcnn_plus.build import build
-from maskrcnn_plus.inference.proposals import proposals_of
+from maskrcnn_plus.evaluation.proposals import predict_proposals
 from maskrcnn_plus.mask_rcnn import without_dense_masks
 from maskrcnn_plus.training.data import RunData
 from maskrcnn_plus.training.signals import StoppableEvaluator, StoppableLoader, StopSignals
@@ -45,7 +45,7 @@ def evaluate(
     if OmegaConf.select(cfg, "train.eval_proposals"):
         evaluator = StoppableEvaluator(build(cfg, "dataloader.proposal_evaluator"), signals)
         with inference_context(model):
-            results.update(inference_on_dataset(functools.partial(proposals_of, model), loader, evaluator) or {})
+            results.update(inference_on_dataset(functools.partial(predict_proposals, model), loader, evaluator) or {})
     if results:
         print_csv_format(results)
     return results

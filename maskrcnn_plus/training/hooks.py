@@ -18,8 +18,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.checkpoints.checkpointer import Checkpointer
-from maskrcnn_plus.checkpoints.conversion import WeightsError
-from maskrcnn_plus.checkpoints.files import read_file
+from maskrcnn_plus.weights.conversion import WeightsError
+from maskrcnn_plus.weights.files import read_file
 
 logger = logging.getLogger(__name__)
 

@@ -20,12 +20,12 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from maskrcnn_plus.checkpoints.conversion import WeightsError
 from maskrcnn_plus.data.stream import SKIPPED
 from maskrcnn_plus.device import emulates_bfloat16
 from maskrcnn_plus.training.fast_gradients import use_fast_gradients
 from maskrcnn_plus.training.optimizer_state import parameters_of, restore_optimizer
 from maskrcnn_plus.training.skipped import SkippedImages
+from maskrcnn_plus.weights.conversion import WeightsError
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_plus.checkpoints.conversion import WeightsError
+from maskrcnn_plus.weights.conversion import WeightsError
 
 # What optimizers keep in the shape of the parameter.
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")

@@ -9,7 +9,7 @@ from PIL import Image
 from maskrcnn_plus.apps.predict_files.inputs import InputFile
 from maskrcnn_plus.apps.predict_files.sources import images_of
 from maskrcnn_plus.data.images import ImageReadError
-from maskrcnn_plus.results.pixel_size import tiff_pixel_size
+from maskrcnn_plus.data.pixel_size import tiff_pixel_size
 
 
 def images(path, channels=3):

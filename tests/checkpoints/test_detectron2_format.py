@@ -9,8 +9,8 @@ from detectron2.modeling.backbone import FPN, BasicStem, ResNet
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import nn
 
-from maskrcnn_plus.checkpoints.conversion import WeightsError, WeightsFile
 from maskrcnn_plus.checkpoints.detectron2 import class_names, convert, match_by_suffix, matches
+from maskrcnn_plus.weights.conversion import WeightsError, WeightsFile
 
 CAFFE2 = {"__author__": "Caffe2"}
 

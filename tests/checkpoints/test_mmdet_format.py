@@ -13,8 +13,8 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from maskrcnn_plus.backbones import TimmBackbone
 from maskrcnn_plus.checkpoints import mmdet
-from maskrcnn_plus.checkpoints.conversion import WeightsError, WeightsFile
 from maskrcnn_plus.config import get_config
+from maskrcnn_plus.weights.conversion import WeightsError, WeightsFile
 
 R50 = "zoo/mmdet_mask_rcnn_r50_fpn"
 

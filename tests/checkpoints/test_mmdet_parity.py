@@ -21,11 +21,11 @@ from detectron2.modeling import build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
 
 from maskrcnn_plus.checkpoints import load_weights, mmdet
-from maskrcnn_plus.checkpoints.conversion import WeightsFile
-from maskrcnn_plus.checkpoints.files import read_weights
 from maskrcnn_plus.config import detectron2_config, get_config
 from maskrcnn_plus.data.resize_mmcv import MMCVResize
 from maskrcnn_plus.masks.rle_masks import instance_masks
+from maskrcnn_plus.weights.conversion import WeightsFile
+from maskrcnn_plus.weights.files import read_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 PHOTOS = ROOT.parent / "shared" / "data" / "coco_tiny" / "images"

@@ -13,8 +13,8 @@ from torchvision.ops.misc import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm
 
 from maskrcnn_plus.backbones import TimmBackbone
 from maskrcnn_plus.checkpoints import torchvision as torchvision_format
-from maskrcnn_plus.checkpoints.conversion import WeightsError, WeightsFile
 from maskrcnn_plus.config import get_config
+from maskrcnn_plus.weights.conversion import WeightsError, WeightsFile
 
 CLS_SCORE = "roi_heads.box_predictor.cls_score.weight"
 BBOX_PRED = "roi_heads.box_predictor.bbox_pred.weight"

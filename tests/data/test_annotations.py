@@ -13,7 +13,7 @@ from maskrcnn_plus.data.check import DataError, check_dataset
 from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.data.screening import screen
 from maskrcnn_plus.evaluation.ground_truth import ground_truth_rles
-from maskrcnn_plus.masks.runs import canonical_rles
+from maskrcnn_plus.rle import canonical_rles
 
 H, W = 40, 60
 SQUARE = [10.0, 5.0, 30.0, 5.0, 30.0, 25.0, 10.0, 25.0]

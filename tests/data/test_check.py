@@ -12,7 +12,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from maskrcnn_plus.data.check import DataError, check_dataset, checked_dataset
-from maskrcnn_plus.masks.runs import canonical_rles
+from maskrcnn_plus.rle import canonical_rles
 
 POLYGON = [2.0, 2.0, 8.0, 2.0, 8.0, 8.0]
 

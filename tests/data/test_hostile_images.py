@@ -17,8 +17,8 @@ from maskrcnn_plus.data import limits
 from maskrcnn_plus.data.check import DataError, check_dataset
 from maskrcnn_plus.data.images import ImageReadError, read_image, read_image_size, read_label_map
 from maskrcnn_plus.data.limits import pixel_limit
+from maskrcnn_plus.data.pixel_size import tiff_pixel_size
 from maskrcnn_plus.data.windows import open_windows
-from maskrcnn_plus.results.pixel_size import tiff_pixel_size
 
 
 def open_by_windows(path):

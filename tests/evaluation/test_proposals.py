@@ -18,8 +18,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from torch import nn
 
 from maskrcnn_plus.config import detectron2_config
-from maskrcnn_plus.evaluation.proposals import ProposalRecallEvaluator, count_found, coverage
-from maskrcnn_plus.inference.proposals import proposals_of
+from maskrcnn_plus.evaluation.proposals import ProposalRecallEvaluator, count_found, coverage, predict_proposals
 from maskrcnn_plus.mask_rcnn import MaskRCNNPlus
 
 SIZE = 256
@@ -205,7 +204,7 @@ def test_bad_proposals_and_objects_name_the_image(register):
     for boxes, logits in (([[0.0, 0, float("nan"), 5]], [1.0]), ([[0.0, 0, 5, 5]], [float("inf")])):
         with pytest.raises(ValueError, match=r"im\.png.*NaN or infinite"):
             evaluator.process(entries, [proposed(boxes, logits)])
-    with pytest.raises(ValueError, match=r"im\.png.*no proposals.*proposals_of"):
+    with pytest.raises(ValueError, match=r"im\.png.*no proposals.*predict_proposals"):
         evaluator.process(entries, [{"instances": Instances((SIZE, SIZE))}])
     scaled = {"proposals": Instances((128, 128), **proposed([[0, 0, 9, 9]])["proposals"].get_fields())}
     with pytest.raises(ValueError, match=r"im\.png.*\(128, 128\).*\(256, 256\)"):
@@ -268,9 +267,9 @@ def images(scales=(1.0, 2.0)):
     ]
 
 
-def test_proposals_of_a_detector_equal_those_of_a_proposal_network(parts):
+def test_predicted_proposals_of_a_detector_equal_those_of_a_proposal_network(parts):
     model = MaskRCNNPlus(**parts, roi_heads=nn.Identity()).eval()
-    found, expected = proposals_of(model, images()), ProposalNetwork(**parts).eval()(images())
+    found, expected = predict_proposals(model, images()), ProposalNetwork(**parts).eval()(images())
     for mine, theirs, each in zip(found, expected, images(), strict=True):
         mine, theirs = mine["proposals"], theirs["proposals"]
         assert mine.image_size == theirs.image_size == (each["height"], each["width"])
@@ -280,7 +279,7 @@ def test_proposals_of_a_detector_equal_those_of_a_proposal_network(parts):
         assert not mine.proposal_boxes.tensor.requires_grad
     assert found[1]["proposals"].proposal_boxes.tensor[:, 2].max() <= 50
     without_size = [{"image": each["image"]} for each in images()]
-    assert [tuple(each["proposals"].image_size) for each in proposals_of(model, without_size)] == [
+    assert [tuple(each["proposals"].image_size) for each in predict_proposals(model, without_size)] == [
         (96, 128),
         (128, 100),
     ]
@@ -291,11 +290,11 @@ def test_a_detector_goes_through_detectron2s_loop(parts, register):
     model = MaskRCNNPlus(**parts, roi_heads=nn.Identity()).eval()
     loader, entries = [[dict(each, image_id=k)] for k, each in enumerate(images())], []
     for batch in loader:
-        boxes = proposals_of(model, batch)[0]["proposals"].proposal_boxes.tensor
+        boxes = predict_proposals(model, batch)[0]["proposals"].proposal_boxes.tensor
         size = {key: batch[0][key] for key in ("height", "width")}
         entries.append(entry(batch[0]["image_id"], boxes.tolist(), **size))
     evaluator = ProposalRecallEvaluator(register(entries), limits=(10, 1000))
-    results = inference_on_dataset(functools.partial(proposals_of, model), loader, evaluator)
+    results = inference_on_dataset(functools.partial(predict_proposals, model), loader, evaluator)
     print_csv_format(results)
     flat = flatten_results_dict(results)
     assert flat["box_proposals/AR@1000"] == 100
@@ -306,7 +305,7 @@ def test_a_detector_goes_through_detectron2s_loop(parts, register):
 def test_models_that_cannot_give_proposals(parts):
     model = MaskRCNNPlus(**parts, roi_heads=nn.Identity())
     with pytest.raises(ValueError, match=r"model\.eval"):
-        proposals_of(model.train(), images())
+        predict_proposals(model.train(), images())
     model = MaskRCNNPlus(**{**parts, "proposal_generator": None}, roi_heads=nn.Identity()).eval()
     with pytest.raises(ValueError, match="MaskRCNNPlus has no proposal generator"):
-        proposals_of(model, images())
+        predict_proposals(model, images())

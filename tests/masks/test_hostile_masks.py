@@ -18,7 +18,7 @@ from maskrcnn_plus.masks.covered import uncovered
 from maskrcnn_plus.masks.measure import rle_areas, rle_ious, rle_overlaps, rle_union
 from maskrcnn_plus.masks.polygons import polygons_to_bitmasks, polygons_to_mask, polygons_to_rle
 from maskrcnn_plus.masks.rle_masks import RLEMasks
-from maskrcnn_plus.masks.runs import canonical_rles
+from maskrcnn_plus.rle import canonical_rles
 
 H, W = 6, 7
 GOOD = {"size": [H, W], "counts": [10, 5, 27]}

@@ -151,7 +151,7 @@ def test_rles_to_label_map_equals_a_dense_loop():
 
 
 def test_bands_of_a_label_map_are_its_rows(monkeypatch):
-    monkeypatch.setattr("maskrcnn_plus.masks.runs.PIXELS_AT_ONCE", 60)
+    monkeypatch.setattr("maskrcnn_plus.rle.PIXELS_AT_ONCE", 60)
     rng = np.random.default_rng(3)
     for count, rows in itertools.product((0, 1, 9, 30), (1, 4, 19, 50)):
         rles, scores = masks_to_rles(random_masks(rng, count, 19, 26)), rng.integers(0, 4, count) / 4

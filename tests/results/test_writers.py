@@ -154,7 +154,7 @@ def test_table_equals_measures_of_dense_masks(tmp_path, channels, dtype):
 def test_intensities_of_many_pixels_in_parts(tmp_path, monkeypatch):
     instances, image = random_instances(6, 12), image_of(channels=1)
     whole = write_results(tmp_path, "a", instances, image, formats=["csv"])["csv"].read_text()
-    monkeypatch.setattr("maskrcnn_plus.masks.runs.PIXELS_AT_ONCE", 50)
+    monkeypatch.setattr("maskrcnn_plus.rle.PIXELS_AT_ONCE", 50)
     monkeypatch.setattr("maskrcnn_plus.results.table._BAND_PIXELS", 7 * WIDTH)
     assert write_results(tmp_path, "a", instances, image, formats=["csv"])["csv"].read_text() == whole
 

@@ -43,7 +43,7 @@ class Model(nn.Module):
         return {"loss": (output - target).square().mean() + 0.1 * torch.rand(())}
 
     def preprocess_image(self, batch):
-        """What `proposals_of` wants."""
+        """What `predict_proposals` wants."""
         call([{"index": entry["index"] + 100} for entry in batch])
         return types.SimpleNamespace(tensor=torch.zeros(len(batch), 1, 8, 8))
 

@@ -26,8 +26,7 @@ from maskrcnn_plus.config import find_config, skip_pretrained
 from maskrcnn_plus.data import resolve_classes
 from maskrcnn_plus.device import usable_device
 from maskrcnn_plus.evaluation.matching import DEFAULT_THRESHOLDS
-from maskrcnn_plus.evaluation.proposals import ProposalRecallEvaluator
-from maskrcnn_plus.inference.proposals import proposals_of
+from maskrcnn_plus.evaluation.proposals import ProposalRecallEvaluator, predict_proposals
 
 AP_FIGURES = ("AP50", "AP75", "AP90", "mAP")
 RECALL = "AR@300"
@@ -99,7 +98,7 @@ def evaluate_run(cfg: DictConfig, folder: Path) -> dict[str, float]:
         name = instantiate(name)
     loader = instantiate(cfg.dataloader.test)
     recall = inference_on_dataset(
-        functools.partial(proposals_of, model), loader, ProposalRecallEvaluator(name, limits=(300,))
+        functools.partial(predict_proposals, model), loader, ProposalRecallEvaluator(name, limits=(300,))
     )
     return {key: figures[key] for key in AP_FIGURES} | {RECALL: recall["box_proposals"][RECALL] / 100}
 

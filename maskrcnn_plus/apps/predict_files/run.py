@@ -28,6 +28,7 @@ from maskrcnn_plus.apps.predict_files.sources import SourceImage, images_of
 from maskrcnn_plus.data.channels import rule_of
 from maskrcnn_plus.data.images import read_image, read_image_size
 from maskrcnn_plus.data.limits import pixel_limit
+from maskrcnn_plus.data.pixel_size import tiff_pixel_size
 from maskrcnn_plus.data.windows import ImageWindows
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.inference.tile_choice import TileChoice
@@ -36,7 +37,6 @@ from maskrcnn_plus.masks.rle_masks import encode_masks
 from maskrcnn_plus.results import DEFAULT_FORMATS, FORMATS, NEED_IMAGE, check_formats, write_results
 from maskrcnn_plus.results.coco import merge_coco
 from maskrcnn_plus.results.overlay import draw_overlay, picture_of
-from maskrcnn_plus.results.pixel_size import tiff_pixel_size
 from maskrcnn_plus.results.report import MAX_PICTURES, ReportEntry, report_entry, write_report
 from maskrcnn_plus.results.table import merge_tables
 

@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 
 from maskrcnn_plus.checkpoints import WeightsError
-from maskrcnn_plus.checkpoints.files import read_file, read_weights
-from maskrcnn_plus.checkpoints.safe_pickle import load_pickle
+from maskrcnn_plus.weights.files import read_file, read_weights
+from maskrcnn_plus.weights.safe_pickle import load_pickle
 
 
 class HistoryBuffer:

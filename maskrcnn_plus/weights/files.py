@@ -18,12 +18,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from maskrcnn_plus.checkpoints.conversion import WeightsError, WeightsFile
-from maskrcnn_plus.checkpoints.pickle_reader import MALFORMED, UnsafePickleError
-from maskrcnn_plus.checkpoints.prefixes import unwrapped
-from maskrcnn_plus.checkpoints.safe_pickle import check_unrolled, load_pickle
-from maskrcnn_plus.checkpoints.torch_file import LEGACY_MAGIC, read_legacy, read_zip
 from maskrcnn_plus.special_files import refuse_special_file
+from maskrcnn_plus.weights.conversion import WeightsError, WeightsFile
+from maskrcnn_plus.weights.pickle_reader import MALFORMED, UnsafePickleError
+from maskrcnn_plus.weights.prefixes import unwrapped
+from maskrcnn_plus.weights.safe_pickle import check_unrolled, load_pickle
+from maskrcnn_plus.weights.torch_file import LEGACY_MAGIC, read_legacy, read_zip
 
 # Entries under which training programs keep the weights; the averaged ones (EMA) first.
 _AVERAGED = ("ema", "model_ema", "state_dict_ema", "ema_state", "ema_model")

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from maskrcnn_plus.checkpoints.pickle_reader import (
+from maskrcnn_plus.weights.pickle_reader import (
     MALFORMED,
     Function,
     Globals,

@@ -20,8 +20,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from maskrcnn_plus.checkpoints.pickle_reader import Function, Globals, Part, PickleReader, UnsafePickleError, fill
-from maskrcnn_plus.checkpoints.safe_pickle import check_shape, plain_globals
+from maskrcnn_plus.weights.pickle_reader import Function, Globals, Part, PickleReader, UnsafePickleError, fill
+from maskrcnn_plus.weights.safe_pickle import check_shape, plain_globals
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The pickled number with which a file before PyTorch 1.6 begins."""

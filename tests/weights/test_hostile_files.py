@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 
 from maskrcnn_plus.checkpoints import WeightsError
-from maskrcnn_plus.checkpoints.files import read_weights
+from maskrcnn_plus.weights.files import read_weights
 
 MEMORY = 2 << 30  # bytes more than the process has before
 SECONDS = 10  # for a file

@@ -4,7 +4,7 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
 
-from maskrcnn_plus.masks.runs import decode_lengths, decode_runs, encode_runs, join_runs, ranges, split_pieces
+from maskrcnn_plus.rle import decode_lengths, decode_runs, encode_runs, join_runs, ranges, split_pieces
 
 
 def random_rles(seed, count):
@@ -46,7 +46,7 @@ def test_ranges_are_written_out_in_their_order():
 
 
 def test_pieces_are_split_in_their_order_into_parts_of_bounded_size(monkeypatch):
-    monkeypatch.setattr("maskrcnn_plus.masks.runs.PIXELS_AT_ONCE", 50)
+    monkeypatch.setattr("maskrcnn_plus.rle.PIXELS_AT_ONCE", 50)
     lengths = np.random.default_rng(3).integers(1, 20, 40)
     parts = split_pieces(np.arange(100, 140), lengths)
     assert np.concatenate(parts).tolist() == list(range(100, 140))

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
-from maskrcnn_plus.checkpoints.conversion import WeightsFile
+from maskrcnn_plus.weights.conversion import WeightsFile
 
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _AVERAGED = re.compile(r"(^|[._])(ema|averaged|teacher|shadow)([._]|$)")
@@ -51,6 +51,18 @@ def below(file: WeightsFile, prefix: str) -> WeightsFile:
     """The file with the tensors below a prefix only, without it in their names."""
     tensors = {name.removeprefix(prefix): tensor for name, tensor in file.tensors.items() if name.startswith(prefix)}
     return file._replace(tensors=tensors)
+
+
+def match_by_suffix(targets: Iterable[str], names: Collection[str]) -> dict[str, str]:
+    """Target -> the longest of `names` that is equal to it or ends it after a dot; only names with one target."""
+    matched = {}
+    for target in targets:
+        parts = target.split(".")
+        suffixes = (".".join(parts[i:]) for i in range(len(parts)))
+        if name := next((suffix for suffix in suffixes if suffix in names), None):
+            matched[target] = name
+    count = Counter(matched.values())
+    return {target: name for target, name in matched.items() if target == name or count[name] == 1}
 
 
 def _prefixes(names: Collection[str]) -> list[str]:

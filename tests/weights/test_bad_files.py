@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 
 from maskrcnn_plus.checkpoints import WeightsError
-from maskrcnn_plus.checkpoints.files import read_weights
-from maskrcnn_plus.checkpoints.safe_pickle import UnsafePickleError, load_pickle
+from maskrcnn_plus.weights.files import read_weights
+from maskrcnn_plus.weights.safe_pickle import UnsafePickleError, load_pickle
 
 MEBI = 1 << 20
 

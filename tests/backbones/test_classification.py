@@ -13,9 +13,9 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from torch import nn
 
 from maskrcnn_plus.backbones import TimmBackbone
+from maskrcnn_plus.backbones.classification import class_names, convert, matches
 from maskrcnn_plus.checkpoints import load_weights
-from maskrcnn_plus.checkpoints.classification import class_names, convert, matches
-from maskrcnn_plus.checkpoints.conversion import WeightsFile
+from maskrcnn_plus.weights.conversion import WeightsFile
 
 PHOTOS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "coco_tiny" / "images"
 FEATURES = ["res2", "res3", "res4", "res5"]

@@ -16,8 +16,8 @@ import timm
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from maskrcnn_plus.checkpoints.conversion import Converted, WeightsFile
-from maskrcnn_plus.checkpoints.detectron2 import match_by_suffix
+from maskrcnn_plus.weights.conversion import Converted, WeightsFile
+from maskrcnn_plus.weights.prefixes import match_by_suffix
 
 NAME = "classification network (timm, torchvision, EfficientNet-PyTorch)"
 

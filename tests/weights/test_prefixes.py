@@ -15,11 +15,11 @@ from torch import nn
 
 from maskrcnn_plus.backbones import TimmBackbone
 from maskrcnn_plus.checkpoints import WeightsError, load_weights
-from maskrcnn_plus.checkpoints.conversion import WeightsFile
-from maskrcnn_plus.checkpoints.files import read_weights
 from maskrcnn_plus.checkpoints.load import _convert, _strip_prefix
-from maskrcnn_plus.checkpoints.prefixes import unwrapped
 from maskrcnn_plus.config import get_config, skip_pretrained
+from maskrcnn_plus.weights.conversion import WeightsFile
+from maskrcnn_plus.weights.files import read_weights
+from maskrcnn_plus.weights.prefixes import unwrapped
 
 
 def shipped(name):
