@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from maskrcnn_plus.data.stream import SKIPPED
+from maskrcnn_plus.masks.adapters import adapt_masks
 from maskrcnn_plus.masks.label_masks import LabelMapMasks
-from maskrcnn_plus.masks.polygons import polygons_to_bitmasks
 
 _FIELDS = {"gt_boxes", "gt_classes", "gt_masks"}
 
@@ -115,9 +115,9 @@ class CopyPasteMapper:
         chosen = self._choose(masks, pasted)
         if len(chosen) == 0:
             return example
-        below = _areas(masks)
+        below = adapt_masks(masks).area()
         combined, covering = _cover(masks, pasted[chosen])
-        visible = _areas(combined)[: len(masks)]
+        visible = adapt_masks(combined).area()[: len(masks)]
         kept = (visible == below) | ((visible >= self.min_area) & (visible >= self.min_visible * below))
         kept = torch.cat([kept & (visible > 0), torch.ones(len(chosen), dtype=torch.bool)])  # [N + K]
         combined = combined[kept]
@@ -134,7 +134,7 @@ class CopyPasteMapper:
 
     def _choose(self, masks: LabelMapMasks | BitMasks, pasted: LabelMapMasks | BitMasks) -> Tensor:
         """Return which of the K masks to paste, int64, in random order."""
-        areas = _areas(pasted)
+        areas = adapt_masks(pasted).area()
         candidates = ((areas >= self.min_area) & (areas > 0)).nonzero()[:, 0].numpy()
         if len(candidates) == 0:
             return torch.zeros(0, dtype=torch.int64)
@@ -143,7 +143,7 @@ class CopyPasteMapper:
         order = np.random.permutation(candidates)  # noqa: NPY002
         if self.max_overlap == 1:
             return torch.from_numpy(order[:number])
-        free = self.max_overlap * _areas(masks).double()  # [N] pixels that each object may still lose
+        free = self.max_overlap * adapt_masks(masks).area().double()  # [N] pixels that each object may still lose
         boxes = pasted.get_bounding_boxes().tensor.int().tolist()
         chosen = []
         for index in order.tolist():
@@ -195,11 +195,10 @@ def _padding(pixels: Tensor, size: tuple[int, int]) -> tuple[int, int, int, int]
 def _fit(instances: Instances, size: tuple[int, int]) -> LabelMapMasks | BitMasks:
     """Return the masks as pixels, cut or filled right and below to `size`."""
     masks = instances.gt_masks if instances.has("gt_masks") else PolygonMasks([])
-    if isinstance(masks, PolygonMasks):
-        masks = polygons_to_bitmasks(masks, *instances.image_size)
     if isinstance(masks, LabelMapMasks):
         return LabelMapMasks(pad(masks.label_map, _padding(masks.label_map, size)), masks.label_ids)
-    return BitMasks(pad(masks.tensor, _padding(masks.tensor, size)))
+    bitmaps = adapt_masks(masks, instances.image_size).to_bitmasks().tensor
+    return BitMasks(pad(bitmaps, _padding(bitmaps, size)))
 
 
 def _of_one_kind(
@@ -220,11 +219,6 @@ def _renumbered(masks: LabelMapMasks, start: int) -> LabelMapMasks:
     slot = torch.searchsorted(ids, masks.label_map).clamp_(max=len(ids) - 1)  # [h, w]
     label_map = torch.where(ids[slot] == masks.label_map, slot + start, 0)
     return LabelMapMasks(label_map, torch.searchsorted(ids, masks.label_ids) + start)
-
-
-def _areas(masks: LabelMapMasks | BitMasks) -> Tensor:
-    """Return the number of pixels of each mask, int64 [N]."""
-    return masks.area() if isinstance(masks, LabelMapMasks) else masks.tensor.flatten(1).sum(1)
 
 
 def _lost_pixels(

@@ -14,11 +14,11 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.projects.point_rend import PointRendMaskHead, add_pointrend_config
-from detectron2.structures import BitMasks, Instances, PolygonMasks
+from detectron2.structures import Instances
 from torch import Tensor
 
 from maskrcnn_plus.config import with_defaults
-from maskrcnn_plus.masks.polygons import polygons_to_bitmasks
+from maskrcnn_plus.masks.adapters import adapt_masks
 from maskrcnn_plus.scripting import NotScriptable
 
 
@@ -149,11 +149,8 @@ class PointRendHead(NotScriptable, PointRendMaskHead):
 
 def _with_bitmasks(instances: Instances) -> Instances:
     """The same with `BitMasks`."""
-    if len(instances) == 0 or isinstance(instances.gt_masks, BitMasks):
+    if len(instances) == 0:
         return instances
-    fields, masks = dict(instances.get_fields()), instances.gt_masks
-    if isinstance(masks, PolygonMasks):
-        fields["gt_masks"] = polygons_to_bitmasks(masks, *instances.image_size).to(instances.gt_classes.device)
-    else:
-        fields["gt_masks"] = masks.to_bitmasks()
-    return Instances(instances.image_size, **fields)
+    fields = dict(instances.get_fields())
+    masks = adapt_masks(fields["gt_masks"], instances.image_size).to_bitmasks()
+    return Instances(instances.image_size, **{**fields, "gt_masks": masks.to(instances.gt_classes.device)})

@@ -16,12 +16,10 @@ from detectron2.layers import ROIAlign
 from detectron2.structures import BitMasks, Boxes
 from torch import Tensor
 
-from maskrcnn_plus.masks import chunks
-
-_MAX_BOX_SIDE = 1 << 20  # pixels; RoIAlign takes a sample a pixel
+from maskrcnn_plus.masks.ground_truth import PixelMasks
 
 
-class IndexedBitMasks(BitMasks):
+class IndexedBitMasks(PixelMasks, BitMasks):
     """Drop-in for `BitMasks` that keeps the bitmaps once and an index into them.
 
     Attributes:
@@ -75,38 +73,26 @@ class IndexedBitMasks(BitMasks):
         """Tell the numbers of RoIs and bitmaps."""
         return f"IndexedBitMasks(num_instances={len(self)}, num_bitmaps={len(self.bitmaps)})"
 
-    def nonempty(self) -> Tensor:
-        """Return which masks have a pixel, bool [R]."""
-        return BitMasks(self.bitmaps).nonempty()[self.index]
+    def area(self) -> Tensor:
+        """Return the number of pixels of each mask, int64 [R]; a bitmap that RoIs share is counted once."""
+        used, places = self.index.unique(return_inverse=True)
+        counts = [int(self.bitmaps[k].count_nonzero()) for k in used.tolist()]
+        return torch.tensor(counts, dtype=torch.int64, device=self.device)[places]
+
+    def get_bitmaps(self, chosen: slice) -> Tensor:
+        """Return the chosen k masks as bool [k, H, W]."""
+        return self.bitmaps[self.index[chosen]]
+
+    def to_bitmasks(self) -> BitMasks:
+        """Return itself, which is a `BitMasks`."""
+        return self
 
     def get_bounding_boxes(self) -> Boxes:
         """Return the tight boxes, xyxy [R, 4] with the far corner one beyond the last pixel; 0 if empty."""
         return BitMasks(self.bitmaps).get_bounding_boxes()[self.index.cpu()]
 
-    @torch.no_grad()
-    def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
-        """Cut mask i by box i and resize it to mask_size x mask_size: `BitMasks.crop_and_resize`, bit for bit.
-
-        Args:
-            boxes: [R, 4] xyxy in absolute pixels; may be sub-pixel, empty or reach outside the image.
-            mask_size: side M of the result.
-
-        Returns:
-            bool [R, M, M] on the device of the bitmaps.
-
-        Raises:
-            ValueError: the number of boxes is not R, or a box is not finite or has a side above 2**20 pixels.
-        """
-        if boxes.shape != (len(self), 4):
-            raise ValueError(f"Expected boxes of shape ({len(self)}, 4), one a mask, got {tuple(boxes.shape)}.")
-        boxes = boxes.to(self.device, torch.float32)
-        result = torch.zeros(len(self), mask_size, mask_size, dtype=torch.bool, device=self.device)
-        if result.numel() == 0 or self.bitmaps.numel() == 0:
-            return result
-        if chunks.prefers_chunks(self.device):
-            return chunks.crop_bitmaps(lambda chosen: self[chosen].tensor, self.image_size, boxes, mask_size)
-        if not bool(((boxes[:, 2:] - boxes[:, :2]).abs() <= _MAX_BOX_SIDE).all()) or not bool(boxes.isfinite().all()):
-            raise ValueError(f"Boxes must be finite and at most {_MAX_BOX_SIDE} pixels a side: clip them to the image.")
+    def _crop(self, boxes: Tensor, result: Tensor) -> None:
+        mask_size = result.shape[-1]
         align = ROIAlign((mask_size, mask_size), 1.0, 0, aligned=True)
         rois = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], dim=1)  # [R, 5], all of image 0
         windows = self._windows(boxes)
@@ -119,7 +105,10 @@ class IndexedBitMasks(BitMasks):
             canvas[0, 0, top:bottom, left:right] = self.bitmaps[bitmap, top:bottom, left:right]
             result[chosen] = align(canvas, rois[chosen])[:, 0] >= 0.5  # [k, 1, M, M] -> [k, M, M]
             canvas[0, 0, top:bottom, left:right] = 0
-        return result
+
+    def _count_inside(self, windows: list[list[int]]) -> list[Tensor]:
+        pairs = zip(self.index.tolist(), windows, strict=True)
+        return [self.bitmaps[k, y0:y1, x0:x1].count_nonzero() for k, (x0, y0, x1, y1) in pairs]
 
     def _windows(self, boxes: Tensor) -> list[list[int]]:
         """(top, bottom, left, right) of the pixels that the RoIs of each bitmap may read."""

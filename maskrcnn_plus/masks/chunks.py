@@ -16,7 +16,7 @@ from torchvision.ops import roi_align
 BitmapsOf = Callable[[slice], Tensor]  # RoIs [begin, end) -> bool [k, H, W]
 
 _CHUNK_NUMEL = 1 << 24  # pixels of a chunk
-_MAX_BOX_SIDE = 1 << 20  # pixels; RoIAlign takes a sample a pixel
+MAX_BOX_SIDE = 1 << 20  # pixels; RoIAlign takes a sample a pixel
 
 
 def prefers_chunks(device: torch.device) -> bool:
@@ -36,8 +36,8 @@ def crop_bitmaps(bitmaps_of: BitmapsOf, image_size: tuple[int, int], boxes: Tens
     Returns:
         bool [R, M, M].
     """
-    usable = ((boxes[:, 2:] - boxes[:, :2]).abs() <= _MAX_BOX_SIDE).all() & boxes.isfinite().all()
-    torch._assert_async(usable, f"Boxes must be finite and at most {_MAX_BOX_SIDE} pixels a side: clip them.")
+    usable = ((boxes[:, 2:] - boxes[:, :2]).abs() <= MAX_BOX_SIDE).all() & boxes.isfinite().all()
+    torch._assert_async(usable, f"Boxes must be finite and at most {MAX_BOX_SIDE} pixels a side: clip them.")
     crops = [boxes.new_zeros(0, mask_size, mask_size, dtype=torch.bool)]
     with torch.autocast(boxes.device.type, enabled=False):
         for chosen in _chunks(len(boxes), image_size):

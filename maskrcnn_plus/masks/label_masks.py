@@ -19,16 +19,15 @@ import torch
 from detectron2.structures import BitMasks, Boxes
 from torch import Tensor
 
-from maskrcnn_plus.masks import chunks
+from maskrcnn_plus.masks.ground_truth import PixelMasks
 
 # Numbers held by the largest temporary of a chunk. Small enough for a CPU's cache, large enough to hide call overhead.
 _CHUNK_NUMEL = 1 << 18
-_MAX_BOX_SIDE = 1 << 20
 # Matrix products may run in reduced precision (TF32, bfloat16), whose error stays below this.
 _TIE_MARGIN = 0.01
 
 
-class LabelMapMasks:
+class LabelMapMasks(PixelMasks):
     """N masks of one image: mask i is `label_map == label_ids[i]`.
 
     It takes the place of `detectron2.structures.BitMasks` in training: the same indexing, `to`, `crop_and_resize`,
@@ -88,12 +87,8 @@ class LabelMapMasks:
         """Move to a device; takes the arguments of `torch.Tensor.to`."""
         return LabelMapMasks(self.label_map.to(*args, **kwargs), self.label_ids.to(*args, **kwargs))
 
-    def to_bitmasks(self) -> BitMasks:
-        """Return the same masks as BitMasks, which allocates N*H*W bytes."""
-        return BitMasks(self.bitmaps(slice(None)))
-
-    def bitmaps(self, chosen: slice) -> Tensor:
-        """The chosen K masks as bool [K, H, W]."""
+    def get_bitmaps(self, chosen: slice) -> Tensor:
+        """Return the chosen K masks as bool [K, H, W]."""
         return self.label_map[None] == self.label_ids[chosen, None, None]
 
     @staticmethod
@@ -120,10 +115,6 @@ class LabelMapMasks:
     def area(self) -> Tensor:
         """Return the number of pixels of each mask, int64 [N]."""
         return self._measure()[0]
-
-    def nonempty(self) -> Tensor:
-        """Return which masks have a pixel, bool [N]."""
-        return self.area() > 0
 
     def get_bounding_boxes(self) -> Boxes:
         """Return the tight boxes, float32 xyxy [N, 4] with the far corner one beyond the last pixel; 0 if empty."""
@@ -157,34 +148,8 @@ class LabelMapMasks:
         boxes = torch.cat([top_left, bottom_right]).T.float()  # [U, 4]
         return areas[slot], boxes[slot]
 
-    @torch.no_grad()
-    def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
-        """Cut mask i by box i and resize it to mask_size x mask_size, as `BitMasks.crop_and_resize` does.
-
-        On a CPU whose torchvision rounds after every operation (x86-64) the result is equal bit for bit. Where the
-        compiler fuses multiplications and additions, bins whose coverage is 0.5 up to rounding may differ.
-
-        Args:
-            boxes: [N, 4] xyxy in absolute pixels; may be sub-pixel, empty or reach outside the image.
-            mask_size: side M of the result.
-
-        Returns:
-            bool [N, M, M] on the device of the label image.
-
-        Raises:
-            ValueError: the number of boxes is not N, or a box is not finite or has a side above 2**20 pixels.
-        """
-        if boxes.shape != (len(self), 4):
-            raise ValueError(f"Expected boxes of shape ({len(self)}, 4), one a mask, got {tuple(boxes.shape)}.")
-        boxes = boxes.to(device=self.device, dtype=torch.float32)
-        result = torch.zeros(len(self), mask_size, mask_size, dtype=torch.bool, device=self.device)
-        if result.numel() == 0 or self.label_map.numel() == 0:
-            return result
-        if chunks.prefers_chunks(self.device):
-            return chunks.crop_bitmaps(self.bitmaps, self.image_size, boxes, mask_size)
-        sides = boxes[:, 2:] - boxes[:, :2]  # [N, 2], x then y
-        if not bool((sides.abs() <= _MAX_BOX_SIDE).all()) or not bool(boxes.isfinite().all()):
-            raise ValueError(f"Boxes must be finite and at most {_MAX_BOX_SIDE} pixels a side: clip them to the image.")
+    def _crop(self, boxes: Tensor, result: Tensor) -> None:
+        sides, mask_size = boxes[:, 2:] - boxes[:, :2], result.shape[-1]  # [N, 2], x then y
         ties = []
         with torch.autocast(self.device.type, enabled=False):
             for index in _chunks_of_similar_size(sides, self.image_size, mask_size):
@@ -193,7 +158,10 @@ class LabelMapMasks:
                 roi, row, column = ((coverage - 0.5).abs_() < _TIE_MARGIN).nonzero(as_tuple=True)
                 ties.append(torch.stack([index[roi], row, column]))  # [3, F]
         self._settle_ties(result, torch.cat(ties, dim=1), boxes)
-        return result
+
+    def _count_inside(self, windows: list[list[int]]) -> list[Tensor]:
+        labels = zip(self.label_ids, windows, strict=True)
+        return [(self.label_map[y0:y1, x0:x1] == label).sum() for label, (x0, y0, x1, y1) in labels]
 
     def _coverage(self, boxes: Tensor, label_ids: Tensor, mask_size: int) -> Tensor:
         """Return the part [K, M, M] of each bin that the RoI's mask covers, up to the precision of a matrix product."""

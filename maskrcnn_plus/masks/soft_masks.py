@@ -8,17 +8,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from detectron2.structures import BitMasks, PolygonMasks
+from detectron2.structures import BitMasks, Boxes
 from torch import Tensor
 from torch.nn import functional as F
 
-from maskrcnn_plus.masks.label_masks import LabelMapMasks
+from maskrcnn_plus.masks.ground_truth import GroundTruthMasks
 
 _SUBSAMPLES = 4  # a cell and axis
 
 
-class SoftMasks:
-    """Masks of another type with soft crops.
+class SoftMasks(GroundTruthMasks):
+    """Masks of another type with soft crops; everything else is theirs.
 
     Detectron2's mask loss takes targets in [0, 1]: its cross-entropy as they are, its accuracy above 0.5.
 
@@ -26,8 +26,12 @@ class SoftMasks:
         masks: the R masks behind it.
     """
 
-    def __init__(self, masks: LabelMapMasks | BitMasks | PolygonMasks) -> None:
-        """Keep a reference to the masks, of any type with `crop_and_resize`, indexing, `to`, `device` and a length."""
+    def __init__(self, masks: GroundTruthMasks) -> None:
+        """Keep a reference.
+
+        Args:
+            masks: R masks. Of another type, one with `crop_and_resize`, it has what that type has.
+        """
         self.masks = masks
 
     def __len__(self) -> int:
@@ -47,9 +51,30 @@ class SoftMasks:
         """The device of the masks."""
         return self.masks.device
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.masks.image_size
+
     def to(self, *args: Any, **kwargs: Any) -> SoftMasks:
         """Move to a device; takes the arguments of `torch.Tensor.to`."""
         return SoftMasks(self.masks.to(*args, **kwargs))
+
+    def area(self) -> Tensor:
+        """Return the number of pixels of each mask, int64 [R]."""
+        return self.masks.area()
+
+    def areas_in_boxes(self, boxes: Tensor) -> Tensor:
+        """Count the pixels of each mask and those in its box, float32 [2, R]."""
+        return self.masks.areas_in_boxes(boxes)
+
+    def get_bounding_boxes(self) -> Boxes:
+        """Return the tight boxes, xyxy [R, 4]."""
+        return self.masks.get_bounding_boxes()
+
+    def to_bitmasks(self) -> BitMasks:
+        """Return the masks as bitmaps, without anything soft."""
+        return self.masks.to_bitmasks()
 
     def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
         """Cut mask i by box i: the mean of a crop of four times the side.

@@ -20,11 +20,11 @@ from detectron2.modeling.roi_heads import (
     select_foreground_proposals,
 )
 from detectron2.projects.point_rend import PointRendMaskHead
-from detectron2.structures import BitMasks, Instances
+from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from maskrcnn_plus.config import with_defaults
-from maskrcnn_plus.masks.bit_crops import IndexedBitMasks
+from maskrcnn_plus.masks.adapters import adapt_masks
 from maskrcnn_plus.masks.soft_masks import SoftMasks
 from maskrcnn_plus.roi.box_predictor import FastRCNNOutput
 from maskrcnn_plus.roi.pooler import PyramidROIAlign
@@ -110,7 +110,7 @@ class DenseROIHeads(NotScriptable, StandardROIHeads):
             N Instances of R proposals with `gt_classes` (K is background) and, where the image has objects, the other
             fields of their targets.
         """
-        return super().label_and_sample_proposals(proposals, [self._with_light_masks(each) for each in targets])
+        return super().label_and_sample_proposals(proposals, [self._adapt_masks(each) for each in targets])
 
     def _forward_mask(
         self, features: dict[str, Tensor], instances: list[Instances]
@@ -120,14 +120,12 @@ class DenseROIHeads(NotScriptable, StandardROIHeads):
             instances = [self._sample(each) for each in positives]
         return super()._forward_mask(features, instances)
 
-    def _with_light_masks(self, targets: Instances) -> Instances:
+    def _adapt_masks(self, targets: Instances) -> Instances:
         if not targets.has("gt_masks"):
             return targets
         fields = dict(targets.get_fields())
-        if type(fields["gt_masks"]) is BitMasks:
-            fields["gt_masks"] = IndexedBitMasks(fields["gt_masks"].tensor)
-        if self.soft_mask_targets:
-            fields["gt_masks"] = SoftMasks(fields["gt_masks"])
+        masks = adapt_masks(fields["gt_masks"], targets.image_size)
+        fields["gt_masks"] = SoftMasks(masks) if self.soft_mask_targets else masks
         return Instances(targets.image_size, **fields)
 
     def _sample(self, positives: Instances) -> Instances:
