@@ -1,7 +1,8 @@
 """Memory that PyTorch frees on a CPU stays with the process.
 
 glibc gives large blocks back to the kernel as soon as they are freed and gets them anew, page by page, for the next
-tensor; a training step of Mask R-CNN spends a tenth of its time on that.
+tensor; a training step of Mask R-CNN spends a tenth of its time on that. It is a setting of the whole process, which
+the command lines make; in a program of your own call `keep_freed_memory()`.
 """
 
 from __future__ import annotations

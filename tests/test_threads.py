@@ -1,4 +1,4 @@
-"""OpenMP, as it tells itself when PyTorch loads it, lets threads wait briefly, in the tools too."""
+"""In the tools OpenMP, as it tells itself when PyTorch loads it, lets threads wait briefly."""
 
 import os
 import platform
@@ -7,21 +7,19 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from maskrcnn_plus.threads import SPINS
+from tuning import SPINS
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
-PACKAGE = [sys.executable, "-c", "import maskrcnn_plus"]
+TRAIN = [sys.executable, TOOLS / "train_net.py", "--help"]
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="PyTorch has GNU's OpenMP on Linux")
 
 
 @pytest.mark.parametrize(
     ("command", "environment", "spins"),
     [
-        (PACKAGE, {}, SPINS),
-        (PACKAGE, {"GOMP_SPINCOUNT": "777"}, 777),
-        (PACKAGE, {"OMP_WAIT_POLICY": "PASSIVE"}, 0),
-        ([sys.executable, TOOLS / "train_net.py", "--help"], {}, SPINS),
+        (TRAIN, {}, SPINS),
+        (TRAIN, {"GOMP_SPINCOUNT": "777"}, 777),
+        (TRAIN, {"OMP_WAIT_POLICY": "PASSIVE"}, 0),
         ([sys.executable, TOOLS / "predict.py", "--help"], {}, SPINS),
         ([sys.executable, TOOLS / "ablate.py", "--help"], {}, SPINS),
     ],

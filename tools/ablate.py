@@ -31,7 +31,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import maskrcnn_plus  # noqa: F401 - before PyTorch, see maskrcnn_plus.threads
+from tuning import shorten_thread_waits
+
+shorten_thread_waits()  # before PyTorch is loaded
 
 # isort: split
 

@@ -18,7 +18,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import maskrcnn_plus  # noqa: F401 - before PyTorch, see maskrcnn_plus.threads
+from tuning import keep_memory_on_cpu, shorten_thread_waits
+
+shorten_thread_waits()  # before PyTorch is loaded
 
 # isort: split
 
@@ -34,7 +36,7 @@ from maskrcnn_plus.apps.predict_files.run import explain_no_objects
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.config import load_config, score_threshold_of
 from maskrcnn_plus.data import resolve_classes
-from maskrcnn_plus.data.channels import rule_of
+from maskrcnn_plus.data.channels import get_rule
 from maskrcnn_plus.data.images import read_image
 from maskrcnn_plus.errors import run_tool
 from maskrcnn_plus.evaluation.errors import DETECTION_KINDS, FOUND, OBJECT_KINDS, sort_errors
@@ -85,6 +87,7 @@ def draw_errors(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, args.opts)
     threshold = score_threshold_of(cfg, args.score_threshold)
     predictor = Predictor(cfg, args.weights, score_threshold=threshold)
+    keep_memory_on_cpu(predictor.device)
     resolve_classes(cfg, predictor.classes, ["test"])
     images = sorted_images(predictor, cfg, args.iou)
     print(table(images))
@@ -142,7 +145,7 @@ def table(images: Sequence[dict]) -> str:
 def draw(image: dict, zoom: int, predictor: Predictor) -> np.ndarray:
     """BGR picture [zoom H + legend, zoom W, 3] of an image of H x W pixels."""
     name, channels = image["file_name"], getattr(predictor.mapper, "channels", 3)
-    pixels = read_image(name, rule_of(predictor.mapper), getattr(predictor.mapper, "percentiles", None))
+    pixels = read_image(name, get_rule(predictor.mapper), getattr(predictor.mapper, "percentiles", None))
     shown = display_image(pixels, channels, name)
     canvas = cv2.cvtColor(cv2.resize(shown, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC), cv2.COLOR_RGB2BGR)
     for rles, kinds, is_object in (

@@ -36,6 +36,12 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 
+from tuning import keep_memory_on_cpu, shorten_thread_waits
+
+shorten_thread_waits()  # before PyTorch is loaded
+
+# isort: split
+
 from maskrcnn_plus.apps.predict_files.run import predict_files
 from maskrcnn_plus.config import load_config, score_threshold_of
 from maskrcnn_plus.data.limits import MAX_PIXELS
@@ -98,6 +104,7 @@ def predict(args: argparse.Namespace) -> int:
     cfg = load_config(args.config_file, args.opts)
     threshold = score_threshold_of(cfg, args.score_threshold)
     predictor = Predictor(cfg, args.weights, device=args.device, score_threshold=threshold)
+    keep_memory_on_cpu(predictor.device)
     details = {
         "Config": args.config_file,
         "Weights": args.weights,

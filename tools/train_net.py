@@ -18,7 +18,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-import maskrcnn_plus  # noqa: F401 - before PyTorch, see maskrcnn_plus.threads
+from tuning import keep_memory_on_cpu, shorten_thread_waits
+
+shorten_thread_waits()  # before PyTorch is loaded
 
 # isort: split
 
@@ -50,7 +52,9 @@ def train(args: argparse.Namespace) -> None:
     """Train or evaluate in this process; what goes wrong ends it with a line."""
 
     def work() -> None:
-        run(args, load_config(args.config_file, args.opts))
+        cfg = load_config(args.config_file, args.opts)
+        keep_memory_on_cpu(cfg.train.device)
+        run(args, cfg)
 
     if code := run_tool("train_net", work, overrides=args.opts, failure=1):
         sys.exit(code)

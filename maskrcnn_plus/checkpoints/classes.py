@@ -6,19 +6,29 @@ four for each class; the mask head's `predictor` one. Heads that do not tell cla
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from detectron2.modeling.roi_heads import BaseMaskRCNNHead
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from torch import Tensor, nn
 
 from maskrcnn_plus.data.coco import class_key
 
-_HEAD = re.compile(
-    r"(?:.*\.)?(?:box_predictor\.(?:\d+\.)?(?P<cls>cls_score)|box_predictor\.(?:\d+\.)?(?P<box>bbox_pred)"
-    r"|mask_head\.(?:mask_head\.|mask_iou_head\.)?(?P<mask>predictor|boundary_predictor|fc_mask_iou))\.(?:weight|bias)"
-)
+
+class ClassLayer(NamedTuple):
+    """A layer with rows of classes.
+
+    Attributes:
+        per_class: rows of a class.
+        background: whether rows of the background, then any further ones, follow.
+        in_cascade: it is of a stage of a cascade, whose boxes do not tell classes apart.
+    """
+
+    per_class: int
+    background: bool = False
+    in_cascade: bool = False
 
 
 class Rows(NamedTuple):
@@ -35,40 +45,64 @@ class Rows(NamedTuple):
     complete: bool
 
 
+def find_class_layers(model: nn.Module) -> dict[str, ClassLayer]:
+    """The tensors with rows of classes, by their names in the model.
+
+    A head says which of its layers they are of: `class_layers` has the rows of a class by the layer's name, e.g.
+    {"predictor": 1}. Detectron2's box predictors and mask heads are known.
+    """
+    stages = {id(part) for parent in model.modules() if isinstance(parent, nn.ModuleList) for part in parent}
+    found = {}
+    for name, module in model.named_modules():
+        if hasattr(module, "class_layers"):
+            layers = {layer: ClassLayer(rows) for layer, rows in module.class_layers.items()}
+        elif isinstance(module, FastRCNNOutputLayers):
+            boxes = ClassLayer(4, in_cascade=id(module) in stages)
+            layers = {"cls_score": ClassLayer(1, background=True), "bbox_pred": boxes}
+        elif isinstance(module, BaseMaskRCNNHead) and hasattr(module, "predictor"):
+            layers = {"predictor": ClassLayer(1)}
+        else:
+            continue
+        prefix = f"{name}." if name else ""
+        found |= {f"{prefix}{layer}.{leaf}": kind for layer, kind in layers.items() for leaf in ("weight", "bias")}
+    return found
+
+
 def match_rows(
-    name: str, stored: Tensor, initial: Tensor, file_names: Sequence[str], model_names: Sequence[str]
+    layer: ClassLayer, stored: Tensor, initial: Tensor, file_names: Sequence[str], model_names: Sequence[str]
 ) -> Rows | None:
     """Fill a tensor of a class head from the rows of the same classes, by their names in any case.
 
     Args:
-        name: of the tensor in the model.
+        layer: what the rows of the tensor are.
         stored: [rows of the file, ...], in the layout of Detectron2 (the background last).
         initial: [rows of the model, ...], the tensor that the model was built with.
         file_names, model_names: the classes in the order of the rows.
 
     Returns:
-        None where the tensor is of no class head, of one that does not tell classes apart, of other layers, or of other
-        classes throughout, so that it is to be treated like any other tensor.
+        None where the tensor is of a head that does not tell classes apart, of other layers, or of other classes
+        throughout, so that it is to be treated like any other tensor.
     """
-    match = _HEAD.fullmatch(name)
-    if not match or stored.shape[1:] != initial.shape[1:]:
+    if stored.shape[1:] != initial.shape[1:]:
         return None
     in_file, in_model = len(file_names), len(model_names)
-    per_class = 4 if match["box"] else 1
-    if match["cls"]:
+    per_class = layer.per_class
+    if layer.background:
         further = len(initial) - in_model
         if len(stored) < in_file + 1 or further < 1:
             return None
-    elif (len(stored), len(initial)) != (per_class * in_file, per_class * in_model) or _is_agnostic(name, initial):
+    elif (len(stored), len(initial)) != (per_class * in_file, per_class * in_model) or (
+        layer.in_cascade and len(initial) == per_class
+    ):
         return None
     position = {class_key(class_name): index for index, class_name in reversed(list(enumerate(file_names)))}
     sources = [position.get(class_key(class_name)) for class_name in model_names]
     pairs = [(target, source) for target, source in enumerate(sources) if source is not None]
-    if not (pairs or match["cls"]) and stored.shape != initial.shape:
+    if not (pairs or layer.background) and stored.shape != initial.shape:
         return None
     target_rows = [target * per_class + k for target, _ in pairs for k in range(per_class)]
     source_rows = [source * per_class + k for _, source in pairs for k in range(per_class)]
-    if match["cls"]:
+    if layer.background:
         # The background, and unused classes behind it where both have as many.
         tail = further if further == len(stored) - in_file else 1
         target_rows += range(in_model, in_model + tail)
@@ -80,11 +114,6 @@ def match_rows(
     tensor = initial.detach().cpu().to(common, copy=True)
     tensor[torch.tensor(target_rows, dtype=torch.long)] = stored[torch.tensor(source_rows, dtype=torch.long)].to(common)
     return Rows(tensor, _describe(model_names, sources), complete)
-
-
-def _is_agnostic(name: str, initial: Tensor) -> bool:
-    """Of one class, by the layout alone: heads of cascades do not tell classes apart."""
-    return len(initial) == 4 and re.search(r"box_predictor\.\d+\.bbox_pred", name) is not None
 
 
 def _describe(model_names: Sequence[str], sources: Sequence[int | None]) -> str:

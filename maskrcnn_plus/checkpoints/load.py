@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maskrcnn_plus.backbones import classification
 from maskrcnn_plus.checkpoints import detectron2, mmdet, torchvision
-from maskrcnn_plus.checkpoints.classes import match_rows
+from maskrcnn_plus.checkpoints.classes import find_class_layers, match_rows
 from maskrcnn_plus.checkpoints.mismatch import describe_mismatch, find_contradiction
 from maskrcnn_plus.checkpoints.report import LoadReport
 from maskrcnn_plus.checkpoints.sources import local_path
@@ -161,6 +161,7 @@ def _match(
 ) -> dict[str, Tensor]:
     """The tensors to copy, in the model's shapes, with their fate written into the report."""
     buffers = {name for name, _ in model.named_buffers()}
+    layers = find_class_layers(model) if file_names and class_names else {}
     tensors = {}
     for name, initial in _tensors_of(model).items():
         if name not in converted:
@@ -168,7 +169,7 @@ def _match(
             (report.own if is_own else report.missing).append(name)
             continue
         stored, _, how = converted[name]
-        rows = match_rows(name, stored, initial, file_names, class_names) if file_names and class_names else None
+        rows = match_rows(layers[name], stored, initial, file_names, class_names) if name in layers else None
         complete = True
         if rows is not None:
             stored, complete = rows.tensor, rows.complete

@@ -114,7 +114,7 @@ def as_rule(channels: int | ChannelRule | None) -> ChannelRule:
     return channels if isinstance(channels, ChannelRule) else ChannelRule(channels)
 
 
-def rule_of(mapper: Any) -> ChannelRule:
+def get_rule(mapper: Any) -> ChannelRule:
     """The rule of a mapper; that of three channels where it has none."""
     return getattr(mapper, "rule", None) or ChannelRule(getattr(mapper, "channels", 3))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
 from maskrcnn_plus.data.check import DataError, report_problems
+from maskrcnn_plus.data.coco_ids import canonical_id, id_order
 from maskrcnn_plus.data.crowds import find_crowds, is_true
 from maskrcnn_plus.data.images import ImageReadError, read_image_size
 from maskrcnn_plus.special_files import refuse_special_file
@@ -91,7 +91,7 @@ def read_coco(json_file: str, image_root: str, on_error: str = "raise") -> CocoD
     report_problems([f"{json_file}, {problem}" for problem in problems], on_error)
     if notes:
         warn_once(f"{json_file}: " + "\n  ".join(["what was assumed:", *notes] if len(notes) > 1 else notes))
-    ordered = {id(record): record for _, record in sorted(records.items(), key=lambda item: _order(item[0]))}
+    ordered = {id(record): record for _, record in sorted(records.items(), key=lambda item: id_order(item[0]))}
     return CocoData(categories, list(ordered.values()))
 
 
@@ -148,7 +148,7 @@ def _categories(content: dict[str, Any], json_file: str) -> tuple[list[Category]
     annotations = (entry for entry in content["annotations"] if isinstance(entry, dict))
     only = next(iter(names)) if len(names) == 1 else None
     counts = Counter(only if (i := entry.get("category_id")) is None else canonical_id(i) for entry in annotations)
-    keys = sorted(names, key=_order)
+    keys = sorted(names, key=id_order)
     return [Category(own[key], names[key], counts[key]) for key in keys], {key: i for i, key in enumerate(keys)}
 
 
@@ -267,30 +267,6 @@ def warn_once(text: str) -> None:
     if text not in _said:
         _said.add(text)
         logger.warning(text)
-
-
-def canonical_id(value: Any) -> int | float | str | None:
-    """What an id is looked up by: 1, 1.0 and "1" are the same; None of what is no id."""
-    if isinstance(value, str):
-        value = value.strip()
-        return int(value) if value.lstrip("-").isdecimal() and str(_int(value)) == value else value or None
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if not isinstance(value, float) or not math.isfinite(value):
-        return None
-    return int(value) if value.is_integer() else value
-
-
-def _int(text: str) -> int | None:
-    try:
-        return int(text)
-    except ValueError:  # "--1", or thousands of digits
-        return None
-
-
-def _order(key: Any) -> tuple[bool, Any]:
-    """Numbers first, as ids of both kinds cannot be compared."""
-    return isinstance(key, str), key
 
 
 def _find_file(image_root: str, name: str) -> tuple[str, bool]:

@@ -25,7 +25,7 @@ from maskrcnn_plus.data.pillow_files import (
     open_pillow,
     pil_orientation,
 )
-from maskrcnn_plus.data.pixels import check_percentiles, match_channels, rescale
+from maskrcnn_plus.data.pixels import check_percentiles, convert_pixels
 from maskrcnn_plus.data.read_error import ImageReadError
 from maskrcnn_plus.data.tiff_files import (
     check_segments,
@@ -73,13 +73,7 @@ def read_image(
     rule = as_rule(channels)
     check_percentiles(percentiles)
     with reading(path) as local_path:
-        decoded = decode(path, local_path, rule)
-        pixels = decoded.pixels
-        indices = rule.indices(path, pixels.shape[2], decoded.alpha, decoded.names)
-        if indices != list(range(pixels.shape[2])):
-            pixels = pixels[:, :, indices]
-        pixels = match_channels(path, pixels, rule.count)
-        return np.ascontiguousarray(rescale(path, pixels, percentiles))
+        return convert_pixels(path, decode(path, local_path, rule), rule, rule.count, percentiles)
 
 
 def read_label_map(path: str) -> np.ndarray:
@@ -130,7 +124,7 @@ def read_image_size(path: str, rule: ChannelRule | None = None, whole: bool = Tr
                 width, height = series.sizes.get("width", 0), series.sizes.get("height", 0)
                 if whole and width and height:
                     check_size(path, height, width, series.keyframe.nbytes / (height * width))
-                check_segments(path, series.keyframe, tiff.filehandle.size)
+                check_segments(path, [series.keyframe], tiff)
                 orientation = tiff_orientation(tiff)
         else:
             with open_pillow(path, local_path) as image:

@@ -13,36 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import detection_utils
 from detectron2.data import transforms as T
-from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
-from fvcore.transforms.transform import (
-    CropTransform,
-    HFlipTransform,
-    NoOpTransform,
-    Transform,
-    TransformList,
-    VFlipTransform,
-)
+from detectron2.structures import BitMasks, Boxes, Instances
+from fvcore.transforms.transform import Transform, TransformList
 
-from maskrcnn_plus.data.annotations import box_corners, has_mask, normalize_segmentation, read_box
-from maskrcnn_plus.data.augmentation import CropResizeTransform, IntensityTransform, Rotate90Transform, clip_polygon
+from maskrcnn_plus.data.annotations import has_mask
 from maskrcnn_plus.data.channels import ChannelRule
-from maskrcnn_plus.data.images import read_image, read_label_map
+from maskrcnn_plus.data.images import read_image
 from maskrcnn_plus.data.pixels import prepare_image
 from maskrcnn_plus.data.stream import SKIPPED
-from maskrcnn_plus.masks.label_masks import LabelMapMasks
-
-# These move whole pixels or leave them alone, in any dtype. Others may know uint8 and floats only.
-_TAKE_INTEGERS = (
-    CropResizeTransform,
-    Rotate90Transform,
-    IntensityTransform,
-    HFlipTransform,
-    VFlipTransform,
-    CropTransform,
-    NoOpTransform,
-)
+from maskrcnn_plus.data.transformed import transform_box, transform_label_map, transform_segmentations
 
 _SMALLEST_SIDE = 1e-5  # pixels of a box that is not empty, as in Detectron2
 
@@ -200,19 +180,19 @@ class InstanceMapper:
                 raise ValueError(f"{where} has no 'category_id': give it the number of its class.")
         classes = torch.tensor([annotation["category_id"] for _, annotation in annotations], dtype=torch.int64)
         if "label_file_name" in dataset_dict:
-            masks = _label_map_masks(dataset_dict["label_file_name"], name, annotations, size, transforms, out_size)
+            masks = transform_label_map(dataset_dict["label_file_name"], name, annotations, size, transforms, out_size)
             areas = masks.area()
         elif self.use_masks or all(has_mask(annotation) for _, annotation in annotations):
-            masks = _coco_masks(annotations, size, transforms, out_size)
+            masks = transform_segmentations(annotations, size, transforms, out_size)
             areas = masks.tensor.flatten(1).sum(1) if isinstance(masks, BitMasks) else masks.area()
         else:
             masks = None
-            boxes = [_transform_box(*each, size, transforms, out_size) for each in annotations]
+            boxes = [transform_box(*each, size, transforms, out_size) for each in annotations]
             boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
             areas = boxes.area()
 
         if masks is not None and not self.recompute_boxes and "label_file_name" not in dataset_dict:
-            boxes = [_transform_box(*each, size, transforms, out_size) for each in annotations]
+            boxes = [transform_box(*each, size, transforms, out_size) for each in annotations]
             boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
             areas = torch.where(boxes.nonempty(_SMALLEST_SIDE), areas, 0)
         elif masks is not None:
@@ -232,101 +212,3 @@ def _to_tensor(image: np.ndarray) -> torch.Tensor:
         image = image[:, :, None]
     dtype = np.uint8 if image.dtype == np.uint8 else np.float32
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=dtype))  # [C, h, w]
-
-
-def _label_map_masks(
-    label_name: str,
-    name: str,
-    annotations: list[tuple[str, dict[str, Any]]],
-    size: tuple[int, int],
-    transforms: TransformList,
-    out_size: tuple[int, int],
-) -> LabelMapMasks:
-    """Read and transform the label image once for all annotations."""
-    for where, annotation in annotations:
-        if not annotation.get("label_id"):
-            raise ValueError(
-                f"{where} needs the key 'label_id', its value in {label_name} and not 0 (the background), "
-                f"got {annotation.get('label_id')!r}."
-            )
-    label_map = read_label_map(label_name)
-    if label_map.shape != size:
-        raise ValueError(
-            f"{name} is {size[1]}x{size[0]} pixels but its label image {label_name} is "
-            f"{label_map.shape[1]}x{label_map.shape[0]}: give both the same size."
-        )
-    for transform in transforms.transforms:
-        label_map = _transform_labels(label_map, transform, label_name)
-    if label_map.shape != out_size:
-        raise ValueError(f"The augmentations give {name} the size {out_size} but {label_name} {label_map.shape}.")
-    label_ids = torch.tensor([annotation["label_id"] for _, annotation in annotations], dtype=torch.int64)
-    return LabelMapMasks(torch.from_numpy(np.ascontiguousarray(label_map)), label_ids)
-
-
-def _transform_labels(label_map: np.ndarray, transform: Transform, label_name: str) -> np.ndarray:
-    """Apply one transform to an int32 label image [H, W] without losing labels."""
-    if isinstance(transform, _TAKE_INTEGERS):
-        return transform.apply_segmentation(label_map)
-    if label_map.max(initial=0) >= 2**24:
-        raise ValueError(
-            f"{label_name} holds labels of 2**24 and more, which {transform} cannot carry: renumber its labels."
-        )
-    transformed = transform.apply_segmentation(label_map.astype(np.float32))
-    labels = np.rint(transformed).astype(np.int32)
-    if not np.array_equal(labels, transformed):
-        raise ValueError(f"{transform} mixes the labels of {label_name}: its apply_segmentation must not interpolate.")
-    return labels
-
-
-def _transform_box(
-    where: str,
-    annotation: dict[str, Any],
-    size: tuple[int, int],
-    transforms: TransformList,
-    out_size: tuple[int, int],
-) -> list[float]:
-    """Return the box of an annotation in the augmented image, xyxy and clipped to it."""
-    if "bbox" not in annotation or "bbox_mode" not in annotation:
-        raise ValueError(f"{where} needs the keys 'bbox' and 'bbox_mode'.")
-    try:
-        corners = box_corners(read_box(annotation)[0], annotation["bbox_mode"], size)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    box = {"bbox": corners, "bbox_mode": BoxMode.XYXY_ABS}
-    return detection_utils.transform_instance_annotations(box, transforms, out_size)["bbox"].tolist()
-
-
-def _coco_masks(
-    annotations: list[tuple[str, dict[str, Any]]],
-    size: tuple[int, int],
-    transforms: TransformList,
-    out_size: tuple[int, int],
-) -> PolygonMasks | BitMasks:
-    """Return the masks of COCO annotations, cut to the augmented image: polygons unless an annotation has an RLE."""
-    transformed = []
-    for where, annotation in annotations:
-        segmentation = _read_segmentation(where, annotation, size)
-        moved = {"bbox": [0, 0, 0, 0], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "segmentation": segmentation}
-        moved = detection_utils.transform_instance_annotations(moved, transforms, out_size)
-        if isinstance(segmentation, list):
-            polygons = [clip_polygon(p.reshape(-1, 2), out_size[1], out_size[0]) for p in moved["segmentation"]]
-            moved["segmentation"] = [polygon.reshape(-1) for polygon in polygons if len(polygon)]
-        transformed.append(moved)
-    if not transformed:
-        return PolygonMasks([])
-    only_polygons = all(isinstance(moved["segmentation"], list) for moved in transformed)
-    mask_format = "polygon" if only_polygons else "bitmask"
-    return detection_utils.annotations_to_instances(transformed, out_size, mask_format=mask_format).gt_masks
-
-
-def _read_segmentation(
-    where: str, annotation: dict[str, Any], size: tuple[int, int]
-) -> list[np.ndarray] | dict[str, Any]:
-    """Return polygons as copies, which transforms may change in place, or a compressed RLE of the image's size."""
-    if not has_mask(annotation):
-        raise ValueError(f"{where} needs a 'segmentation' (polygons or RLE); train with use_masks=False without masks.")
-    try:
-        segmentation, _ = normalize_segmentation(annotation["segmentation"], size)
-    except ValueError as error:
-        raise ValueError(f"{where} has a mask that cannot be used: {error}") from error
-    return segmentation if isinstance(segmentation, dict) else [np.array(each) for each in segmentation]

@@ -9,12 +9,12 @@ Shape shorthand: H, W image height and width, C channels.
 from __future__ import annotations
 
 import os
-import threading
+import struct
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from maskrcnn_plus.data.limits import check_density, check_size
 from maskrcnn_plus.data.read_error import ImageReadError
@@ -22,8 +22,6 @@ from maskrcnn_plus.data.read_error import ImageReadError
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
 ANIMATED = ("GIF", "WEBP", "PNG")
 ORIENTATION_TAG = 274
-
-_size_limit_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -44,18 +42,13 @@ class Decoded:
 def open_pillow(name: str, local_path: str) -> Image.Image:
     """Open a file by its header; its pixels are decoded at first use.
 
-    Pillow's own limit of the size, which is below that of common scientific images, gives way to `check_size`.
+    Pillow's own limit of the size, which is below that of common scientific images, is not asked: `check_size` is.
 
     Raises:
         ImageReadError: the image is too large to be decoded, or the file too small for it.
         OSError: it is in none of `FORMATS`.
     """
-    with _size_limit_lock:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            image = Image.open(local_path, formats=FORMATS)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+    image = _open_without_limit(local_path)
     width, height = image.size
     bands = len(image.getbands())
     try:
@@ -68,6 +61,22 @@ def open_pillow(name: str, local_path: str) -> Image.Image:
         image.close()
         raise
     return image
+
+
+def _open_without_limit(local_path: str) -> Image.Image:
+    """`Image.open` of `FORMATS` without its limit of the size, which is one of the whole process."""
+    Image.init()
+    with open(local_path, "rb") as file:
+        prefix = file.read(16)
+    for name in FORMATS:
+        open_as, accepts = Image.OPEN[name]
+        if accepts is not None and accepts(prefix) is not True:  # it may be a text that says what is missing
+            continue
+        try:
+            return open_as(local_path)
+        except (SyntaxError, IndexError, TypeError, struct.error):  # what plugins raise for files of another format
+            continue
+    raise UnidentifiedImageError(f"cannot identify image file {local_path!r}")
 
 
 def is_animated(image: Image.Image) -> bool:

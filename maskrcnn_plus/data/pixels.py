@@ -9,6 +9,7 @@ import math
 import numpy as np
 
 from maskrcnn_plus.data.channels import ChannelRule, alpha_of_array, as_rule
+from maskrcnn_plus.data.pillow_files import Decoded
 from maskrcnn_plus.data.read_error import ImageReadError
 
 __all__ = ["ImageReadError", "check_percentiles", "intensity_range", "match_channels", "prepare_image", "rescale"]
@@ -53,10 +54,35 @@ def prepare_image(
             f"{name} has the shape {pixels.shape}: an image [H, W] or [H, W, C] with at least one pixel is needed."
         )
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels  # [H, W, C]
-    if not picked:
-        pixels = pixels[:, :, rule.indices(name, pixels.shape[2], alpha_of_array(name, pixels, rule))]
-    pixels = match_channels(name, pixels, rule.count)
-    return np.ascontiguousarray(rescale(name, pixels, percentiles, limits))
+    decoded = Decoded(pixels, () if picked else alpha_of_array(name, pixels, rule))
+    return convert_pixels(name, decoded, ChannelRule(None) if picked else rule, rule.count, percentiles, limits)
+
+
+def convert_pixels(
+    name: str,
+    decoded: Decoded,
+    rule: ChannelRule,
+    count: int | None,
+    percentiles: tuple[float, float] | None,
+    limits: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """Pick the channels of an image, bring grey and RGB to each other, and map the values to 0..255.
+
+    Args:
+        name: of the image in errors.
+        decoded: the image in its own depth.
+        rule: picks the channels.
+        count: C of the result; None keeps those that are picked.
+        percentiles, limits: see `prepare_image`.
+
+    Returns:
+        [H, W, C], uint8 or float32.
+    """
+    pixels = decoded.pixels
+    indices = rule.indices(name, pixels.shape[2], decoded.alpha, decoded.names)
+    if indices != list(range(pixels.shape[2])):
+        pixels = pixels[:, :, indices]
+    return np.ascontiguousarray(rescale(name, match_channels(name, pixels, count), percentiles, limits))
 
 
 def intensity_range(pixels: np.ndarray, percentiles: tuple[float, float]) -> tuple[float, float]:

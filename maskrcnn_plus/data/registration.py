@@ -7,9 +7,7 @@ A label image has the size of its image; 0 is background and k > 0 is the k-th o
     root/train/images/ID.png   root/train/labels/ID.png   root/val/images/...
 """
 
-import difflib
 import itertools
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +21,9 @@ from scipy import ndimage
 
 from maskrcnn_plus.data.check import DataError, report_problems
 from maskrcnn_plus.data.check_cache import fingerprint, pack, remembered, unpack
+from maskrcnn_plus.data.folders import list_files, read_splits, suggest
 from maskrcnn_plus.data.images import IMAGE_SUFFIXES, ImageReadError, read_image_size, read_label_map
 from maskrcnn_plus.data.label_check import label_warnings, measure_labels
-from maskrcnn_plus.special_files import refuse_special_file
 
 __all__ = ["label_map_annotations", "register_label_maps", "register_source"]
 
@@ -160,12 +158,12 @@ class LabelMapFolder:
         """Read the folder; label images that are known are not read again."""
         folder, ids = self._find_split()
         problems: list[str] = []
-        images = _list_files(os.path.join(folder, self.image_dir), IMAGE_SUFFIXES, problems)
-        labels = _list_files(os.path.join(folder, self.label_dir), _LABEL_SUFFIXES, problems)
+        images = list_files(os.path.join(folder, self.image_dir), IMAGE_SUFFIXES, problems)
+        labels = list_files(os.path.join(folder, self.label_dir), _LABEL_SUFFIXES, problems)
         pairs = {}
         for image_id in sorted(images) if ids is None else ids:
             if image_id not in images:
-                near = _suggest(image_id, images)
+                near = suggest(image_id, images)
                 problems.append(
                     f"{os.path.join(folder, 'splits.json')}: split '{self.split}' names the image {image_id!r}, but "
                     f"{os.path.join(folder, self.image_dir)} has no file of this name (without extension).{near}"
@@ -201,7 +199,7 @@ class LabelMapFolder:
             )
         if self.split is None:
             return self.root, None
-        lists = _read_splits(os.path.join(self.root, "splits.json"))
+        lists = read_splits(os.path.join(self.root, "splits.json"))
         if self.split in lists:
             return self.root, lists[self.split]
         if os.path.isdir(os.path.join(self.root, self.split, self.image_dir)):
@@ -211,51 +209,9 @@ class LabelMapFolder:
         splits = [*lists, *folders]
         raise DataError(
             f"{self.root}: there is no split '{self.split}'. "
-            + (f"Available: {', '.join(splits)}.{_suggest(self.split, splits)}" if splits else "")
+            + (f"Available: {', '.join(splits)}.{suggest(self.split, splits)}" if splits else "")
             + ("" if splits else f"Add splits.json or folders {self.split}/{self.image_dir}, or use no split.")
         )
-
-
-def _read_splits(path: str) -> dict[str, list[str]]:
-    """Read splits.json; a missing file has no splits."""
-    if not os.path.exists(path):
-        return {}
-    expected = 'It must look like {"train": ["image1", "image2"], "val": ["image3"]}, names without extension.'
-    try:
-        refuse_special_file(path)
-        with open(path, encoding="utf-8") as file:
-            splits = json.load(file)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}). {expected}") from error
-    if not isinstance(splits, dict) or not all(isinstance(ids, list) for ids in splits.values()):
-        raise DataError(f"{path}: this is not an object with a list for each split. {expected}")
-    for split, ids in splits.items():
-        if not all(isinstance(image_id, str) for image_id in ids):
-            raise DataError(f"{path}: the split '{split}' holds something else than strings. {expected}")
-        if len(set(ids)) < len(ids):
-            twice = next(image_id for image_id in ids if ids.count(image_id) > 1)
-            raise DataError(
-                f"{path}: the split '{split}' names the image {twice!r} more than once. Remove one of them."
-            )
-    return splits
-
-
-def _list_files(folder: str, suffixes: Sequence[str], problems: list[str]) -> dict[str, str]:
-    """Map file name without extension -> path, for visible files with one of the extensions."""
-    if not os.path.isdir(folder):
-        raise DataError(
-            f"{folder}: there is no such folder. A data set needs a folder of images and one of label images."
-        )
-    files: dict[str, str] = {}
-    for entry in sorted(os.listdir(folder)):
-        stem, suffix = os.path.splitext(entry)
-        if entry.startswith(".") or suffix.lower() not in suffixes:
-            continue
-        path = os.path.join(folder, entry)
-        if stem in files:
-            problems.append(f"{path}: {files[stem]} has the same name with another extension. Remove one of them.")
-        files.setdefault(stem, path)
-    return files
 
 
 def _read_folder(pairs: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
@@ -314,9 +270,3 @@ def _annotation(label_id: int, area: int, box: list[float], category: int) -> di
         "area": area,
         "iscrowd": 0,
     }
-
-
-def _suggest(name: str, known: Sequence[str] | Mapping[str, str]) -> str:
-    """Return ' Did you mean ...?' for the names closest to `name`, or nothing."""
-    near = difflib.get_close_matches(name, list(known), n=2)
-    return f" Did you mean {' or '.join(repr(entry) for entry in near)}?" if near else ""

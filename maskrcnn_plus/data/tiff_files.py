@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+from collections.abc import Iterable
 from xml.etree import ElementTree
 
 import numpy as np
@@ -98,18 +99,16 @@ def decode_tiff(name: str, local_path: str, rule: ChannelRule, as_labels: bool =
     """Decode a grey, RGB or multi-channel TIFF; None for palette, CMYK and compressions that are left to Pillow."""
     with open_tiff(name, local_path) as tiff:
         series, page = single_series(name, tiff, rule), tiff.pages[0]
-        if page.photometric not in (MINISWHITE, MINISBLACK, RGB):
+        if not is_grey_or_rgb(page):
             return None
         height, width = series.sizes.get("height", 0), series.sizes.get("width", 0)
         if height and width:
             check_size(name, height, width, series.nbytes / (height * width))
-        for each in series.pages:
-            if each is not None:
-                check_segments(name, each, tiff.filehandle.size)
+        check_segments(name, series.pages, tiff)
         try:
             pixels = series.asarray()
         except ValueError as error:
-            if "imagecodecs" not in str(error):
+            if not lacks_codec(error):
                 raise
             if len(series.pages) > 1 or page.samplesperpixel not in (1, 3, 4):
                 raise ImageReadError(
@@ -117,23 +116,67 @@ def decode_tiff(name: str, local_path: str, rule: ChannelRule, as_labels: bool =
                     "imagecodecs, or save the file without compression."
                 ) from error
             return None
-        orientation, alpha, names = tiff_orientation(tiff), alpha_of_page(page), channel_names(tiff, 0)
-    if page.photometric == MINISWHITE and not as_labels and pixels.dtype.kind in "ub":
+        return finish_tiff(name, tiff, 0, pixels, series.axes, rule, as_labels)
+
+
+def finish_tiff(
+    name: str,
+    tiff: tifffile.TiffFile,
+    index: int,
+    pixels: np.ndarray,
+    axes: str,
+    rule: ChannelRule,
+    as_labels: bool = False,
+) -> Decoded:
+    """Make an upright image of what tifffile has decoded: [H, W, C] in which 0 is black.
+
+    Args:
+        name: of the image in messages.
+        tiff: the open file.
+        index: of the series that the pixels are of.
+        pixels: of the series, or a part of it that is one image.
+        axes: tifffile's letters of their axes.
+        rule: says what is projected.
+        as_labels: keep the values of images whose white is 0.
+    """
+    page = tiff.series[index].keyframe
+    if is_inverted(page) and not as_labels:
         pixels = ~pixels
-    pixels = image_of_axes(name, pixels, series.axes, rule)
-    return Decoded(upright(pixels, orientation), alpha if pixels.shape[2] == page.samplesperpixel else (), names)
+    pixels = image_of_axes(name, pixels, axes, rule)
+    alpha = alpha_of_page(page) if pixels.shape[2] == page.samplesperpixel else ()
+    return Decoded(upright(pixels, tiff_orientation(tiff)), alpha, channel_names(tiff, index))
 
 
-def check_segments(name: str, page: tifffile.TiffPage | tifffile.TiffFrame, file_bytes: int) -> None:
-    """Refuse a page that has fewer tiles or strips than its size needs, or one that is larger than the file.
+def is_grey_or_rgb(page: tifffile.TiffPage) -> bool:
+    """Whether the samples of a page are grey values or colours as they are; others are left to Pillow."""
+    return page.photometric in (MINISWHITE, MINISBLACK, RGB)
+
+
+def is_inverted(page: tifffile.TiffPage) -> bool:
+    """Whether 0 is white in a page."""
+    return page.photometric == MINISWHITE and page.dtype.kind in "ub"
+
+
+def lacks_codec(error: ValueError) -> bool:
+    """Whether tifffile has no decoder of a compression here."""
+    return "imagecodecs" in str(error)
+
+
+def check_segments(
+    name: str, pages: Iterable[tifffile.TiffPage | tifffile.TiffFrame | None], tiff: tifffile.TiffFile
+) -> None:
+    """Refuse pages that have fewer tiles or strips than their size needs, or one that is larger than the file.
 
     Raises:
         ImageReadError: naming the file.
     """
-    key = page.keyframe
-    needed = math.prod(key.chunked) if key.is_tiled or key.compression != 1 else 0
-    if len(page.databytecounts) < needed or any(count > file_bytes for count in page.databytecounts):
-        raise ImageReadError(f"{name}: the file is truncated or damaged. Copy it again or remove it.")
+    for page in pages:
+        if page is None:
+            continue
+        key = page.keyframe
+        needed = math.prod(key.chunked) if key.is_tiled or key.compression != 1 else 0
+        if len(page.databytecounts) < needed or any(count > tiff.filehandle.size for count in page.databytecounts):
+            raise ImageReadError(f"{name}: the file is truncated or damaged. Copy it again or remove it.")
 
 
 def image_of_axes(name: str, pixels: np.ndarray, axes: str, rule: ChannelRule, projected: str = "ZIQ") -> np.ndarray:

@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from maskrcnn_plus.data.stream import SKIPPED
-from maskrcnn_plus.evaluation.coco import IOU_THRESHOLDS
+from maskrcnn_plus.evaluation.coco_api import IOU_THRESHOLDS
 from maskrcnn_plus.evaluation.ground_truth import ground_truth_rles, image_name, load_ground_truth
 from maskrcnn_plus.evaluation.predictions import LeftOut, gather_images
 from maskrcnn_plus.masks.measure import rle_areas

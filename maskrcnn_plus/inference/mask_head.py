@@ -7,11 +7,12 @@ S x S pixels, a mask 2S x 2S.
 from __future__ import annotations
 
 import torch
-from detectron2.layers import cat
 from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference
 from detectron2.structures import Instances
 from torch import Tensor, nn
+
+from maskrcnn_plus.mask_heads.classes import get_class_rows
 
 _OBJECTS = 16  # whose feature maps stay near the core
 
@@ -49,10 +50,7 @@ class SelectiveMaskHead(nn.Module):
             x: [R, C, S, S] of the objects of all images.
             instances: of each image, with `pred_classes` where the masks are of classes.
         """
-        if len(self.bias) > 1:
-            classes = cat([each.pred_classes for each in instances])
-        else:
-            classes = torch.zeros(len(x), dtype=torch.int64)
+        classes = get_class_rows(instances, "pred_classes", len(self.bias), x.device)
         logits = x.new_empty(len(x), 1, 2 * x.shape[2], 2 * x.shape[3])
         for start in range(0, len(x), _OBJECTS):
             part = slice(start, start + _OBJECTS)

@@ -17,26 +17,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import DatasetMapper
-from detectron2.data import transforms as T
-from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.structures import Instances
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 from torch import nn
 
-from maskrcnn_plus.allocator import keep_freed_memory
 from maskrcnn_plus.build import build
 from maskrcnn_plus.checkpoints import load_weights, read_classes
 from maskrcnn_plus.config import get_config, skip_pretrained
 from maskrcnn_plus.data import pixels
-from maskrcnn_plus.data.channels import ChannelRule, rule_of
+from maskrcnn_plus.data.channels import ChannelRule, get_rule
 from maskrcnn_plus.data.classes import resolve_classes
-from maskrcnn_plus.data.images import read_image
 from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.data.pixel_size import tiff_pixel_size
 from maskrcnn_plus.data.windows import ImageWindows, open_windows
 from maskrcnn_plus.device import usable_device
+from maskrcnn_plus.inference.examples import AnyImage, make_example
 from maskrcnn_plus.inference.optimize import optimize_for_inference
 from maskrcnn_plus.inference.predictions import Predictions
 from maskrcnn_plus.input_channels import follow_dataset_channels
@@ -46,9 +41,6 @@ from maskrcnn_plus.masks.rle_masks import RLEMasks
 
 RANDOM = "random"
 """In place of a file of weights."""
-
-AnyImage = str | os.PathLike | np.ndarray | ImageWindows
-"""A path, an array [H, W] or [H, W, C] in RGB order, or an image of `open_windows`, which is read as a whole."""
 
 
 class Predictor:
@@ -90,8 +82,6 @@ class Predictor:
             raise ValueError(f"score_threshold is {score_threshold}, it must be between 0 and 1")
         self.device = usable_device(device or OmegaConf.select(config, "train.device") or "auto")
         self.score_threshold = score_threshold
-        if self.device.type == "cpu":
-            keep_freed_memory()
         if weights != RANDOM:
             skip_pretrained(config)
         classes = resolve_classes(config, read_classes(weights) if weights != RANDOM else None, splits=())
@@ -185,7 +175,7 @@ class Predictor:
             return None
         with contextlib.ExitStack() as stack:
             windows = stack.enter_context(open_windows(image)) if isinstance(image, np.ndarray) else image
-            rule = rule_of(self.mapper)
+            rule = get_rule(self.mapper)
             picked = windows.pick(rule)
             sample = picked.read(0, 0, picked.shape[1], picked.shape[0]) if windows is not image else picked.sample()
         if sample.dtype.kind == "f" and not np.isfinite(sample).all():
@@ -196,9 +186,9 @@ class Predictor:
 
     def scale_of(self, height: int, width: int) -> float:
         """Pixels of the network's input for one of an image of height x width pixels (of the longer side)."""
-        channels = rule_of(self.mapper).count or 3
+        channels = get_rule(self.mapper).count or 3
         blank = ImageWindows("the image", np.zeros((height, width, channels), dtype=np.uint8)).pick(ChannelRule(None))
-        example = self._example(blank, "the image", None)
+        example = make_example(self.mapper, blank, "the image", None)
         return max(example["image"].shape[1:]) / max(height, width)
 
     @property
@@ -227,7 +217,7 @@ class Predictor:
         results: dict[int, Predictions] = {}
         waiting: dict[tuple[int, ...], dict[int, dict[str, Any]]] = defaultdict(dict)
         for index, (image, name) in enumerate(images):
-            example = self._example(image, name, intensity_range)
+            example = make_example(self.mapper, image, name, intensity_range)
             self._warn_if_shrunk(example, os.fspath(image) if isinstance(image, (str, os.PathLike)) else name)
             group = waiting[self._padded_shape(example["image"])]
             group[index] = example
@@ -265,17 +255,6 @@ class Predictor:
         grain = max(getattr(getattr(self.model, "backbone", None), "size_divisibility", 1), 1)
         return (image.shape[0], *(-(-side // grain) * grain for side in image.shape[1:]))
 
-    def _example(self, image: AnyImage, name: str, limits: tuple[float, float] | None) -> dict[str, Any]:
-        """The model's input for an image."""
-        if isinstance(image, (str, os.PathLike, ImageWindows)):
-            name = image.name if isinstance(image, ImageWindows) else os.fspath(image)
-        try:
-            return self._map(image, name, limits)
-        except (ValueError, RuntimeError) as error:  # such as augmentations that shrink a narrow image to nothing
-            if name in str(error):
-                raise
-            raise ValueError(f"{name} cannot be made an input of the network: {error}") from error
-
     def _warn_if_shrunk(self, example: dict[str, Any], name: str) -> None:
         """Say that objects are seen at less than half of their usual size, where a limit of the longer side does it."""
         size = example.get("height", 0), example.get("width", 0)
@@ -288,38 +267,6 @@ class Predictor:
                 f"width) to {scale:.2g} times its size, where others are seen at {usual:.2g}: small objects may be "
                 "missed. Predict it by tiles (predict_tiled, or --tile auto)."
             )
-
-    def _map(self, image: AnyImage, name: str, limits: tuple[float, float] | None) -> dict[str, Any]:
-        if isinstance(image, np.ndarray | ImageWindows):
-            if isinstance(image, ImageWindows):
-                image = image.pick(rule_of(self.mapper))
-                array, picked = image.reduced(1), True
-            else:
-                array, picked = image, False
-            if isinstance(self.mapper, InstanceMapper):
-                return self.mapper.map_image(array, name, limits, picked)
-            if isinstance(self.mapper, DatasetMapper):
-                return _map_8_bit(self.mapper, pixels.prepare_image(array, name=name, picked=picked))
-            raise TypeError(
-                f"{name} is an array, but the config's mapper ({type(self.mapper).__name__}) reads files only: give a "
-                "path, or set `dataloader.test.mapper` to an InstanceMapper"
-            )
-        if not isinstance(image, (str, os.PathLike)):
-            raise TypeError(f"{name} is a {type(image).__name__}: give a path or an array [H, W] or [H, W, C]")
-        if limits is not None:
-            raise ValueError(f"{name}: intensity_range is for arrays, a file is normalised as a whole")
-        if isinstance(self.mapper, DatasetMapper):
-            return _map_8_bit(self.mapper, read_image(name))
-        return self.mapper({"file_name": name})
-
-
-def _map_8_bit(mapper: DatasetMapper, image: np.ndarray) -> dict[str, Any]:
-    """Detectron2's mapper for RGB [H, W, 3] in 0..255: 8 bits, in its order of channels, augmented."""
-    image = image if image.dtype == np.uint8 else np.rint(image).astype(np.uint8)
-    aug_input = T.AugInput(convert_PIL_to_numpy(Image.fromarray(image), mapper.image_format))
-    mapper.augmentations(aug_input)
-    tensor = torch.from_numpy(np.array(aug_input.image.transpose(2, 0, 1), order="C"))  # [C, h, w]
-    return {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
 
 
 def _check_weights(config: DictConfig, weights: str | None) -> None:

@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 from maskrcnn_plus.allocator import HeapLimit
 from maskrcnn_plus.data.augmentation import ScaleImage
-from maskrcnn_plus.data.channels import rule_of
+from maskrcnn_plus.data.channels import get_rule
 from maskrcnn_plus.data.pixel_size import tiff_pixel_size
 from maskrcnn_plus.data.windows import ImageWindows, open_windows
 from maskrcnn_plus.inference.predictions import Predictions
@@ -98,7 +98,7 @@ def predict_tiled(
     """
     if isinstance(source, ImageWindows):
         return _predict_windows(predictor, source, tile_size, overlap, scale, progress)
-    with open_windows(source, rule=rule_of(predictor.mapper)) as windows:
+    with open_windows(source, rule=get_rule(predictor.mapper)) as windows:
         return _predict_windows(predictor, windows, tile_size, overlap, scale, progress)
 
 
@@ -159,7 +159,7 @@ def _predict_windows(
     height, width, _ = windows.shape
     if height * width >= 2**32:
         raise ValueError(f"{windows.name}: {height} x {width} pixels are more than the 2**32 - 1 that an RLE can count")
-    windows = windows.pick(rule_of(predictor.mapper))
+    windows = windows.pick(get_rule(predictor.mapper))
     tiling = plan_tiling(predictor, tile_size, overlap, scale)
     predictor = _at_scale(predictor, tiling.scale, *(min(side, tiling.tile_size) for side in (height, width)))
     limits = predictor.intensity_range(windows)

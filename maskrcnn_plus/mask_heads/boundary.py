@@ -11,7 +11,7 @@ stride, M = S / s * 2^upsamplings side of the masks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import fvcore.nn.weight_init as weight_init
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskrcnn_plus.config import with_defaults
+from maskrcnn_plus.mask_heads.classes import get_class_rows, select_class
 from maskrcnn_plus.mask_heads.targets import boundary_targets, mask_targets
 from maskrcnn_plus.scripting import NotScriptable
 
@@ -31,6 +32,8 @@ from maskrcnn_plus.scripting import NotScriptable
 @ROI_MASK_HEAD_REGISTRY.register()
 class BoundaryMaskHead(NotScriptable, nn.Module):
     """Mask head of BMask R-CNN: a mask branch and a boundary branch, fused in both directions."""
+
+    class_layers: ClassVar[dict[str, int]] = {"predictor": 1, "boundary_predictor": 1}
 
     @configurable
     def __init__(
@@ -207,12 +210,8 @@ class BoundaryMaskHead(NotScriptable, nn.Module):
         if count == 0:
             return {"loss_mask": mask_logits.sum() * 0, "loss_boundary": boundary_logits.sum() * 0}
         targets = mask_targets(instances, mask_logits.shape[-1]).to(mask_logits.device)  # [R, M, M]
-        if mask_logits.shape[1] == 1:
-            mask_logits, boundary_logits = mask_logits[:, 0], boundary_logits[:, 0]  # [R, M, M]
-        else:
-            classes = torch.cat([each.gt_classes for each in instances if len(each)]).to(mask_logits.device).long()
-            rois = torch.arange(count, device=classes.device)
-            mask_logits, boundary_logits = mask_logits[rois, classes], boundary_logits[rois, classes]  # [R, M, M]
+        rows = get_class_rows(instances, "gt_classes", mask_logits.shape[1], mask_logits.device)
+        mask_logits, boundary_logits = select_class(mask_logits, rows), select_class(boundary_logits, rows)  # [R, M, M]
         mask_loss = F.binary_cross_entropy_with_logits(mask_logits, targets.to(mask_logits.dtype))
         edges = boundary_loss(boundary_logits, boundary_targets(targets), self.dice_weight)
         return {"loss_mask": self.loss_weight * mask_loss, "loss_boundary": self.boundary_loss_weight * edges}

@@ -12,7 +12,7 @@ RoI, S x S predicted mask.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import fvcore.nn.weight_init as weight_init
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskrcnn_plus.config import with_defaults
+from maskrcnn_plus.mask_heads.classes import get_class_rows, select_class
 from maskrcnn_plus.mask_heads.mask_iou_targets import areas_in_boxes, mask_iou_targets
 from maskrcnn_plus.mask_heads.targets import mask_targets
 from maskrcnn_plus.scripting import NotScriptable
@@ -43,6 +44,8 @@ class SplitMaskHead(Protocol):
 
 class MaskIoUHead(nn.Module):
     """Regresses the IoU of a predicted mask with its object from the RoI's features and that mask."""
+
+    class_layers: ClassVar[dict[str, int]] = {"fc_mask_iou": 1}
 
     def __init__(
         self,
@@ -227,9 +230,8 @@ class MaskScoringHead(NotScriptable, nn.Module):
 
     def _iou_loss(self, x: Tensor, logits: Tensor, instances: list[Instances]) -> Tensor:
         found = [each for each in instances if len(each)]  # other images may lack the fields
-        classes = torch.cat([each.gt_classes for each in found]) if found else torch.zeros(0).to(x.device, torch.int64)
-        logits = _of_class(logits, classes)  # [R, S, S]
-        ious = _of_class(self.mask_iou_head(x, logits[:, None].sigmoid()), classes)  # [R]
+        logits = _select(logits, found, "gt_classes")  # [R, S, S]
+        ious = _select(self.mask_iou_head(x, logits[:, None].sigmoid()), found, "gt_classes")  # [R]
         targets = mask_targets(found, logits.shape[1]).to(logits.device)
         areas = [areas_in_boxes(each.gt_masks, each.proposal_boxes.tensor) for each in found]
         areas = torch.cat(areas, dim=1).to(logits.device) if found else targets.new_zeros(2, 0)
@@ -237,8 +239,7 @@ class MaskScoringHead(NotScriptable, nn.Module):
 
     def _score(self, x: Tensor, instances: list[Instances]) -> None:
         masks = torch.cat([each.pred_masks for each in instances])  # [R, 1, S, S]
-        classes = torch.cat([each.pred_classes for each in instances])
-        ious = _of_class(self.mask_iou_head(x, masks), classes).clamp(0, 1)  # [R]
+        ious = _select(self.mask_iou_head(x, masks), instances, "pred_classes").clamp(0, 1)  # [R]
         for each, mask_ious in zip(instances, ious.split([len(each) for each in instances]), strict=True):
             each.mask_ious = mask_ious.float()
             if self.rescore and each.has("scores"):  # boxes that a caller gives need none
@@ -262,8 +263,6 @@ def mask_iou_loss(pred_ious: Tensor, target_ious: Tensor, min_iou: float = 0.0) 
     return 0.5 * errors.sum() / learned.sum().clamp(min=1)
 
 
-def _of_class(values: Tensor, classes: Tensor) -> Tensor:
-    """Of values [R, K, ...] those of one class a row, [R, ...]."""
-    if values.shape[1] == 1:
-        return values[:, 0]
-    return values[torch.arange(len(values), device=values.device), classes.to(values.device, torch.int64)]
+def _select(values: Tensor, instances: Sequence[Instances], field: str) -> Tensor:
+    """Of values [R, K, ...] those of each RoI's class, [R, ...]."""
+    return select_class(values, get_class_rows(instances, field, values.shape[1], values.device))

@@ -102,6 +102,45 @@ def polygons_to_bitmasks(masks: PolygonMasks, height: int, width: int) -> BitMas
     return BitMasks(torch.from_numpy(np.stack([polygons_to_mask(each, height, width) for each in masks.polygons])))
 
 
+def clip_polygon(polygon: np.ndarray, width: float, height: float) -> np.ndarray:
+    """Cut a polygon to [0, width] x [0, height] (Sutherland and Hodgman 1974).
+
+    A concave polygon that falls apart stays one polygon whose parts are joined along the border, which leaves its area
+    unchanged.
+
+    Args:
+        polygon: [N, 2] points (x, y) in pixels.
+        width, height: size of the image in pixels.
+
+    Returns:
+        float64 [K, 2]; K is 0 when nothing is left.
+
+    Raises:
+        ValueError: a point is not finite.
+    """
+    points = np.asarray(polygon, dtype=np.float64)
+    if not np.isfinite(points).all():
+        raise ValueError("A polygon has points that are not finite: an augmentation has scaled it beyond all numbers.")
+    for axis, limit, sign in ((0, 0.0, 1), (0, float(width), -1), (1, 0.0, 1), (1, float(height), -1)):
+        depth = sign * (points[:, axis] - limit)  # >= 0 inside
+        if (depth >= 0).all():
+            continue
+        kept = []
+        for i in range(len(points)):
+            before, after = depth[i - 1], depth[i]
+            if (before >= 0) != (after >= 0):
+                share = 0.5 * before / (0.5 * before - 0.5 * after)  # differences of the largest numbers are infinite
+                ends = points[[i - 1, i]]
+                crossing = ends[0] * (1 - share) + ends[1] * share
+                crossing = crossing.clip(ends.min(axis=0), ends.max(axis=0))  # rounding leaves the segment
+                crossing[axis] = limit
+                kept.append(crossing)
+            if after >= 0:
+                kept.append(points[i])
+        points = np.array(kept).reshape(-1, 2)
+    return points if len(points) >= 3 else np.zeros((0, 2))
+
+
 def _short(value: Any) -> str:
     """The beginning of a value's text."""
     text = repr(value)

@@ -23,7 +23,6 @@ from maskrcnn_plus.scripting import NotScriptable
 class BatchedRPN(NotScriptable, RPN):
     """Drop-in for Detectron2's RPN: same arguments, weights, losses and proposals; faster on CPUs."""
 
-    @torch.no_grad()
     def predict_proposals(
         self,
         anchors: list[Boxes],
@@ -45,22 +44,56 @@ class BatchedRPN(NotScriptable, RPN):
         Raises:
             FloatingPointError: in training, where a prediction is not finite.
         """
-        boxes, scores = [], []
-        for anchors_l, logits_l, deltas_l in zip(anchors, pred_objectness_logits, pred_anchor_deltas, strict=True):
-            boxes_l, scores_l = decode_best(
-                self.box2box_transform, anchors_l.tensor[None], logits_l, deltas_l, self.pre_nms_topk[self.training]
-            )
-            boxes.append(boxes_l)
-            scores.append(scores_l)
-        return choose_proposals(
-            boxes,
-            scores,
-            image_sizes,
-            nms_thresh=self.nms_thresh,
-            post_nms_topk=self.post_nms_topk[self.training],
-            min_box_size=self.min_box_size,
-            training=self.training,
+        return self.select_proposals(
+            [each.tensor[None] for each in anchors], pred_objectness_logits, pred_anchor_deltas, image_sizes
         )
+
+    @torch.no_grad()
+    def select_proposals(
+        self,
+        anchors: Sequence[Tensor],
+        logits: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        image_sizes: list[tuple[int, int]],
+    ) -> list[Instances]:
+        """Decode the best anchors, clip them to their images, drop the small and suppress the doubles of each level.
+
+        Args:
+            anchors: L tensors [1 or N, P_l, 4] xyxy in pixels, for all images or each its own.
+            logits: L tensors [N, P_l], what the proposals are ranked by.
+            deltas: L tensors [N, P_l, 4].
+            image_sizes: (height, width) in pixels of each image.
+
+        Returns:
+            N Instances with `proposal_boxes` and `objectness_logits`, the best first.
+
+        Raises:
+            FloatingPointError: in training, where a prediction is not finite; else such boxes are dropped.
+        """
+        limit, transform = self.pre_nms_topk[self.training], self.box2box_transform
+        best = [decode_best(transform, *each, limit) for each in zip(anchors, logits, deltas, strict=True)]
+        boxes, scores = zip(*best, strict=True)  # L of [N, k_l, 4], L of [N, k_l]
+        levels = torch.cat(
+            [torch.full_like(scores_l, index, dtype=torch.int64) for index, scores_l in enumerate(scores)], 1
+        )
+        num_levels, boxes, scores = len(boxes), torch.cat(boxes, 1), torch.cat(scores, 1)  # [N, K, ...]
+
+        usable = torch.isfinite(boxes).all(dim=2) & torch.isfinite(scores)
+        if self.training and not usable.all():
+            raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. Training has diverged.")
+        boxes = clip_to_images(boxes, image_sizes)
+        sides = boxes[..., 2:] - boxes[..., :2]
+        usable &= (sides > self.min_box_size).all(dim=2)
+
+        images, places = usable.nonzero(as_tuple=True)
+        boxes, scores, levels = boxes[images, places], scores[images, places], levels[images, places]
+        num_images = len(image_sizes)
+        keep = batched_nms(boxes, scores, images * num_levels + levels, self.nms_thresh)
+        results = []
+        for size, chosen in zip(image_sizes, _by_image(keep, images[keep], num_images), strict=True):
+            chosen = chosen[: self.post_nms_topk[self.training]]
+            results.append(Instances(size, proposal_boxes=Boxes(boxes[chosen]), objectness_logits=scores[chosen]))
+        return results
 
 
 def decode_best(
@@ -83,56 +116,6 @@ def decode_best(
     anchors = anchors.expand(len(deltas), -1, -1).gather(1, places)
     boxes = transform.apply_deltas(deltas.gather(1, places).flatten(0, 1), anchors.flatten(0, 1))  # [N * k, 4]
     return boxes.view(anchors.shape), logits  # [N, k, 4]
-
-
-def choose_proposals(
-    boxes: list[Tensor],
-    logits: list[Tensor],
-    image_sizes: list[tuple[int, int]],
-    *,
-    nms_thresh: float,
-    post_nms_topk: int,
-    min_box_size: float,
-    training: bool,
-) -> list[Instances]:
-    """Clip boxes to their images, drop the small and suppress the doubles of each level.
-
-    Args:
-        boxes: L tensors [N, k_l, 4] xyxy in pixels.
-        logits: L tensors [N, k_l].
-        image_sizes: (height, width) in pixels of each image.
-        nms_thresh: a box goes whose IoU with a better one of its image and level is above it.
-        post_nms_topk: the number of proposals of an image.
-        min_box_size: a box goes that has a side of this many pixels or less.
-        training: whether boxes and logits that are not finite are an error; they are dropped else.
-
-    Returns:
-        N Instances with `proposal_boxes` and `objectness_logits`, the best first.
-
-    Raises:
-        FloatingPointError: in training, where a prediction is not finite.
-    """
-    levels = torch.cat(
-        [torch.full_like(logits_l, index, dtype=torch.int64) for index, logits_l in enumerate(logits)], 1
-    )
-    num_levels, boxes, scores = len(boxes), torch.cat(boxes, 1), torch.cat(logits, 1)  # [N, K, ...]
-
-    usable = torch.isfinite(boxes).all(dim=2) & torch.isfinite(scores)
-    if training and not usable.all():
-        raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. Training has diverged.")
-    boxes = clip_to_images(boxes, image_sizes)
-    sides = boxes[..., 2:] - boxes[..., :2]
-    usable &= (sides > min_box_size).all(dim=2)
-
-    images, places = usable.nonzero(as_tuple=True)
-    boxes, scores, levels = boxes[images, places], scores[images, places], levels[images, places]
-    num_images = len(image_sizes)
-    keep = batched_nms(boxes, scores, images * num_levels + levels, nms_thresh)
-    results = []
-    for size, chosen in zip(image_sizes, _by_image(keep, images[keep], num_images), strict=True):
-        chosen = chosen[:post_nms_topk]
-        results.append(Instances(size, proposal_boxes=Boxes(boxes[chosen]), objectness_logits=scores[chosen]))
-    return results
 
 
 def clip_to_images(boxes: Tensor, image_sizes: Sequence[tuple[int, int] | Tensor]) -> Tensor:

@@ -22,16 +22,15 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
-from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from maskrcnn_plus.config import with_defaults
 from maskrcnn_plus.rpn.adaptive_conv import AdaptiveConv2d
-from maskrcnn_plus.rpn.batched import choose_proposals, clip_to_images, decode_best
+from maskrcnn_plus.rpn.batched import BatchedRPN, clip_to_images
 from maskrcnn_plus.rpn.cascade_targets import box_iou_loss, paint_regions
-from maskrcnn_plus.scripting import NotScriptable
 
 __all__ = ["CascadeRPN", "CascadeRPNHead", "square_anchors"]
 
@@ -89,7 +88,7 @@ class CascadeRPNHead(nn.Module):
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
-class CascadeRPN(NotScriptable, RPN):
+class CascadeRPN(BatchedRPN):
     """Drop-in for Detectron2's RPN whose boxes are regressed twice, each time from features at the right places."""
 
     @configurable
@@ -238,22 +237,7 @@ class CascadeRPN(NotScriptable, RPN):
             losses = self._initial_losses(first_anchors, initial_deltas, gt_boxes, map_sizes)
             losses |= self._final_losses(anchors, logits, deltas, gt_boxes)
             losses = {name: value * self.loss_weight[name] for name, value in losses.items()}
-        with torch.no_grad():
-            limit = self.pre_nms_topk[self.training]
-            best = [
-                decode_best(self.box2box_transform, *each, limit) for each in zip(anchors, logits, deltas, strict=True)
-            ]
-            boxes, scores = (list(each) for each in zip(*best, strict=True))
-            proposals = choose_proposals(
-                boxes,
-                scores,
-                images.image_sizes,
-                nms_thresh=self.nms_thresh,
-                post_nms_topk=self.post_nms_topk[self.training],
-                min_box_size=self.min_box_size,
-                training=self.training,
-            )
-        return proposals, losses
+        return self.select_proposals(anchors, logits, deltas, images.image_sizes), losses
 
     @torch.no_grad()
     def _refine(

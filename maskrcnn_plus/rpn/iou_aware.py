@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec, cat
-from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY, StandardRPNHead
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.structures.boxes import matched_pairwise_iou
@@ -25,7 +25,6 @@ from torch.nn import functional as F
 
 from maskrcnn_plus.config import with_defaults
 from maskrcnn_plus.rpn.batched import BatchedRPN
-from maskrcnn_plus.scripting import NotScriptable
 
 
 @RPN_HEAD_REGISTRY.register()
@@ -64,7 +63,7 @@ class IoUAwareRPNHead(StandardRPNHead):
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
-class IoUAwareRPN(NotScriptable, RPN):
+class IoUAwareRPN(BatchedRPN):
     """Drop-in for Detectron2's RPN with an `IoUAwareRPNHead`; its proposals are chosen like those of `BatchedRPN`."""
 
     @configurable
@@ -182,8 +181,6 @@ class IoUAwareRPN(NotScriptable, RPN):
             with torch.no_grad():
                 scores = [geometric_mean_logits(*pair) for pair in zip(objectness, quality, strict=True)]
         return self.predict_proposals(anchors, scores, deltas, images.image_sizes), losses
-
-    predict_proposals = BatchedRPN.predict_proposals
 
     @torch.no_grad()
     def sample_quality(

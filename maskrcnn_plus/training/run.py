@@ -17,7 +17,6 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from torch import nn
 
-from maskrcnn_plus.allocator import keep_freed_memory
 from maskrcnn_plus.atomic import TEMPORARY, write_atomically
 from maskrcnn_plus.build import build
 from maskrcnn_plus.checkpoints import Checkpointer, load_weights, read_classes
@@ -90,12 +89,10 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> dict[str, Any]:
 
 
 def set_up(args: argparse.Namespace, cfg: DictConfig, folder: str) -> None:
-    """Seeds, allocator, and log and config in `folder`, by Detectron2's `default_setup`; channels by `dataset`."""
+    """Seeds, and log and config in `folder`, by Detectron2's `default_setup`; channels by `dataset`."""
     changed = cfg.copy()
     changed.train.output_dir = folder
     default_setup(changed, args)
-    if cfg.train.device == "cpu":
-        keep_freed_memory()
     setup_logger(folder, distributed_rank=comm.get_rank(), name="maskrcnn_plus")
     follow_dataset_channels(cfg)
 

@@ -2,8 +2,14 @@
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.roi_heads import FastRCNNConvFCHead, FastRCNNOutputLayers, KRCNNConvDeconvUpsampleHead
+from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
+from torch import nn
 
-from maskrcnn_plus.checkpoints.classes import match_rows
+from maskrcnn_plus.checkpoints import classes
+from maskrcnn_plus.mask_heads import BoundaryMaskHead, MaskIoUHead, MaskScoringHead
 
 FILE, MODEL = ["person", "Dog", "cell", "cat"], ["cat", "nucleus", "DOG "]
 CLS, BOX, MASK = (
@@ -11,6 +17,56 @@ CLS, BOX, MASK = (
     "roi_heads.box_predictor.bbox_pred.bias",
     "roi_heads.mask_head.predictor.weight",
 )
+
+
+SHAPE = ShapeSpec(channels=2, height=4, width=4)
+
+
+def _predictor():
+    return FastRCNNOutputLayers(SHAPE, box2box_transform=Box2BoxTransform((1, 1, 1, 1)), num_classes=2)
+
+
+def _model(box_predictor, mask_head):
+    parts = {
+        "box_head": FastRCNNConvFCHead(SHAPE, conv_dims=[], fc_dims=[2]),
+        "box_predictor": box_predictor,
+        "mask_head": mask_head,
+        "keypoint_head": KRCNNConvDeconvUpsampleHead(SHAPE, num_keypoints=3, conv_dims=[2]),
+    }
+    backbone = nn.ModuleDict({"cls_score": nn.Linear(2, 4)})
+    return nn.ModuleDict({"backbone": backbone, "roi_heads": nn.ModuleDict(parts)})
+
+
+LAYERS = {
+    **classes.find_class_layers(
+        _model(
+            nn.ModuleList(_predictor() for _ in range(3)),
+            MaskScoringHead(
+                mask_head=BoundaryMaskHead(SHAPE, num_classes=2, conv_dims=[2, 2]),
+                mask_iou_head=MaskIoUHead(SHAPE, num_classes=2, conv_dims=[2], fc_dims=[2]),
+            ),
+        )
+    ),
+    **classes.find_class_layers(_model(_predictor(), MaskRCNNConvUpsampleHead(SHAPE, num_classes=2, conv_dims=[2, 2]))),
+    **classes.find_class_layers(nn.ModuleDict({"box_predictor": _predictor()})),
+}
+
+
+def match_rows(name, *args):
+    return classes.match_rows(LAYERS[name], *args) if name in LAYERS else None
+
+
+def test_layers_of_classes_are_found_in_heads_that_say_so_and_in_detectron2s():
+    parts = {name.removeprefix("roi_heads.").removesuffix(".weight") for name in LAYERS if name.endswith("weight")}
+    stages = {f"box_predictor.{stage}.{layer}" for stage in range(3) for layer in ("cls_score", "bbox_pred")}
+    assert parts == stages | {
+        "box_predictor.cls_score",
+        "box_predictor.bbox_pred",
+        "mask_head.predictor",
+        "mask_head.mask_head.predictor",
+        "mask_head.mask_head.boundary_predictor",
+        "mask_head.mask_iou_head.fc_mask_iou",
+    }
 
 
 def _random(*shape, seed):

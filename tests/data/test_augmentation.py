@@ -15,8 +15,8 @@ from maskrcnn_plus.data.augmentation import (
     RandomScaleCrop,
     Rotate90Transform,
     ScaleImage,
-    clip_polygon,
 )
+from maskrcnn_plus.masks.polygons import clip_polygon
 
 
 @pytest.fixture(autouse=True)

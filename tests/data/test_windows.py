@@ -6,9 +6,10 @@ import pytest
 import tifffile
 from PIL import Image
 
-from maskrcnn_plus.data import windows as windows_module
+from maskrcnn_plus.data import image_windows
 from maskrcnn_plus.data.images import ImageReadError, read_image
-from maskrcnn_plus.data.windows import TiffWindows, open_windows
+from maskrcnn_plus.data.tiff_windows import TiffWindows
+from maskrcnn_plus.data.windows import open_windows
 
 RNG = np.random.default_rng(0)
 
@@ -56,7 +57,7 @@ def assert_reads_as(source, whole, page=None):
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "bool"])
 @pytest.mark.parametrize("side", [(83, 61), (1, 61), (83, 1)])
 def test_reduced_pixels_are_means_of_blocks(monkeypatch, factor, dtype, side):
-    monkeypatch.setattr(windows_module, "CACHE_BYTES", 4 * 61 * 3 * 15)  # bands of some rows
+    monkeypatch.setattr(image_windows, "CACHE_BYTES", 4 * 61 * 3 * 15)  # bands of some rows
     image = RNG.random((*side, 3)) > 0.5 if dtype == "bool" else pixels((*side, 3), dtype)
     with open_windows(image) as windows:
         reduced = windows.reduced(factor)
@@ -147,7 +148,7 @@ def test_segments_are_decoded_once_a_row_of_windows_and_the_cache_is_bounded(tmp
     path = str(tmp_path / "strips.tif")
     image = pixels((400, 300), "uint16")
     write(path, image, rowsperstrip=10, compression="zlib")
-    monkeypatch.setattr(windows_module, "CACHE_BYTES", 12 * 10 * 300 * 2)
+    monkeypatch.setattr(image_windows, "CACHE_BYTES", 12 * 10 * 300 * 2)
     with open_windows(path) as windows:
         assert type(windows) is TiffWindows
         decoded = []
@@ -158,7 +159,7 @@ def test_segments_are_decoded_once_a_row_of_windows_and_the_cache_is_bounded(tmp
         for y in range(0, 400, 100):
             for x in range(0, 300, 60):
                 np.testing.assert_array_equal(windows.read(x, y, 60, 100)[:, :, 0], image[y : y + 100, x : x + 60])
-                assert sum(segment.nbytes for segment in windows._cache.values()) <= windows_module.CACHE_BYTES
+                assert sum(segment.nbytes for segment in windows._cache.values()) <= image_windows.CACHE_BYTES
         assert sorted(decoded) == list(range(1, 40))  # strip 0 came with the opening
 
 
@@ -166,8 +167,8 @@ def test_the_sample_of_a_large_image_is_a_grid_of_its_pixels(tmp_path, monkeypat
     path = str(tmp_path / "large.tif")
     image = pixels((300, 200), "uint8")
     write(path, image, tile=(32, 32), compression="zlib")
-    monkeypatch.setattr(windows_module, "SAMPLE_VALUES", 300 * 200 // 9 + 1)
-    monkeypatch.setattr(windows_module, "CACHE_BYTES", 4 * 200 * 50)  # bands of 48 rows
+    monkeypatch.setattr(image_windows, "SAMPLE_VALUES", 300 * 200 // 9 + 1)
+    monkeypatch.setattr(image_windows, "CACHE_BYTES", 4 * 200 * 50)  # bands of 48 rows
     with open_windows(path) as windows:
         np.testing.assert_array_equal(windows.sample()[:, :, 0], image[::3, ::3])
 

@@ -13,7 +13,7 @@ from detectron2.evaluation import COCOEvaluator, inference_on_dataset, print_csv
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from maskrcnn_plus.evaluation import COCOMaskEvaluator
-from maskrcnn_plus.evaluation.coco import coco_dataset, precision_and_recall, summarize
+from maskrcnn_plus.evaluation.coco_api import coco_dataset, precision_and_recall, summarize
 from maskrcnn_plus.masks.label_map import masks_to_rles
 
 HEIGHT, WIDTH = 150, 180

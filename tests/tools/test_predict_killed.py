@@ -24,6 +24,7 @@ dataloader = dict(test=dict(mapper=L(InstanceMapper)(is_train=False, augmentatio
 # (0 for none) after that time, and answers with its status. A process that has ended keeps its number until then.
 SERVER = f"""
 import importlib.util, os, sys, time
+sys.path.insert(0, {str(ROOT / "tools")!r})
 spec = importlib.util.spec_from_file_location("predict_tool", {str(ROOT / "tools" / "predict.py")!r})
 tool = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tool)

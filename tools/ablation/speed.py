@@ -19,9 +19,9 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog
 from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
+from tuning import keep_memory_on_cpu
 
 from ablation.plan import Plan, write_json
-from maskrcnn_plus.allocator import keep_freed_memory
 from maskrcnn_plus.data import resolve_classes
 from maskrcnn_plus.device import usable_device
 from maskrcnn_plus.inference.predictor import Predictor
@@ -107,8 +107,7 @@ def training_step(cfg: DictConfig, num_batches: int) -> tuple[Callable[[], None]
         A function that runs one iteration on the next batch, starting again after `num_batches`; the parameters.
     """
     cfg.train.device = str(usable_device(cfg.train.device))
-    if cfg.train.device == "cpu":
-        keep_freed_memory()
+    keep_memory_on_cpu(cfg.train.device)
     cfg.dataloader.train.num_workers = 0
     torch.manual_seed(cfg.train.seed)
     resolve_classes(cfg, splits=["train"])

@@ -25,7 +25,7 @@ from maskrcnn_plus.apps.predict_files.fingerprint import predictor_fingerprint
 from maskrcnn_plus.apps.predict_files.inputs import InputFile, list_inputs
 from maskrcnn_plus.apps.predict_files.records import Records, file_state
 from maskrcnn_plus.apps.predict_files.sources import SourceImage, images_of
-from maskrcnn_plus.data.channels import rule_of
+from maskrcnn_plus.data.channels import get_rule
 from maskrcnn_plus.data.images import read_image, read_image_size
 from maskrcnn_plus.data.limits import pixel_limit
 from maskrcnn_plus.data.pixel_size import tiff_pixel_size
@@ -163,7 +163,7 @@ class _Run:
         self.predictor, self.formats, self.pixel_size = predictor, tuple(formats), pixel_size
         self.with_report = with_report
         self.kinds = (*self.formats, *["report"] * with_report)  # that a record must have
-        self.rule = rule_of(predictor.mapper)
+        self.rule = get_rule(predictor.mapper)
         self.channels = self.rule.count or 3
         self.tiles = TileChoice(predictor, tile)
         self.summary = RunSummary()

@@ -1,0 +1,76 @@
+"""Frames of videos, as OpenCV decodes them, and of animations, as Pillow does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+
+import cv2
+from PIL import Image
+
+from maskrcnn_plus.data.channels import ChannelRule
+from maskrcnn_plus.data.image_windows import ImageWindows
+from maskrcnn_plus.data.images import reading
+from maskrcnn_plus.data.limits import check_size
+from maskrcnn_plus.data.pillow_files import Decoded, decode_frame
+from maskrcnn_plus.data.read_error import ImageReadError
+from maskrcnn_plus.data.windows import open_decoded
+
+Opener = Callable[[], AbstractContextManager[ImageWindows]]
+
+_TRUNCATED = 0.9  # of the frames that a video says it has; the figure is often a little off
+_CONTAINERS = (
+    *((0, magic) for magic in (b"RIFF", b"\x1aE\xdf\xa3", b"0&\xb2u", b"\0\0\1\xba", b"\0\0\1\xb3", b"\x47")),
+    *((4, box) for box in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")),
+)
+"""How videos begin. What OpenCV would take for a playlist of other files and addresses does not."""
+
+
+def list_animation_frames(image: Image.Image, path: str, rule: ChannelRule) -> list[Opener]:
+    """Openers of the frames of an open animation."""
+    return [
+        partial(open_decoded, partial(_decode_animation_frame, image, path, number), path, rule)
+        for number in range(image.n_frames)
+    ]
+
+
+def _decode_animation_frame(image: Image.Image, path: str, number: int) -> Decoded:
+    with reading(path):
+        image.seek(number)
+        return decode_frame(image)
+
+
+def iterate_video_frames(path: str) -> Iterator[tuple[int, Opener]]:
+    """Openers of the frames of a video in turn, each until the next is asked for, with their number as the file has it.
+
+    Raises:
+        ImageReadError: the file is missing or is no video; or it breaks off early, after its last frame.
+    """
+    with reading(path), open(path, "rb") as content:
+        start = content.read(16)
+    known = any(start[at : at + len(magic)] == magic for at, magic in _CONTAINERS)
+    # The whole path, which nothing takes for an address or a pipeline.
+    capture = cv2.VideoCapture(os.path.abspath(path)) if known else cv2.VideoCapture()
+    try:
+        sides = [max(int(capture.get(side)), 0) for side in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH)]
+        check_size(path, *sides, pixel_bytes=8)
+        count, number = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0), 0
+        while capture.grab():
+            number += 1
+            yield count, partial(open_decoded, partial(_decode_video_frame, capture, path), path)
+        if number < _TRUNCATED * count or number == 0:
+            raise ImageReadError(
+                f"{path}: only {number} of {count or 'its'} frames can be read. The video is truncated, damaged "
+                "or in a format that OpenCV does not know: convert it to MP4 (H.264)."
+            )
+    finally:
+        capture.release()
+
+
+def _decode_video_frame(capture: cv2.VideoCapture, path: str) -> Decoded:
+    decoded, frame = capture.retrieve()
+    if not decoded:
+        raise ImageReadError(f"{path}: a frame cannot be decoded. The video is damaged: convert it again.")
+    return Decoded(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))

@@ -1,0 +1,90 @@
+"""An image in whatever form -> the input of the network, through the mapper of a config's evaluation.
+
+Shape shorthand: H, W image height and width, C channels; [h, w] the image as the network sees it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import convert_PIL_to_numpy
+from PIL import Image
+
+from maskrcnn_plus.data.channels import get_rule
+from maskrcnn_plus.data.images import read_image
+from maskrcnn_plus.data.mapper import InstanceMapper
+from maskrcnn_plus.data.pixels import prepare_image
+from maskrcnn_plus.data.windows import ImageWindows
+
+AnyImage = str | os.PathLike | np.ndarray | ImageWindows
+"""A path, an array [H, W] or [H, W, C] in RGB order, or an image of `open_windows`, which is read as a whole."""
+
+
+def make_example(
+    mapper: Callable[[dict[str, Any]], dict[str, Any]],
+    image: AnyImage,
+    name: str,
+    limits: tuple[float, float] | None = None,
+) -> dict[str, Any]:
+    """Make the model's input for an image.
+
+    Args:
+        mapper: `dataloader.test.mapper` of a config.
+        image: a path, an array or windows.
+        name: of an array in errors; others have one.
+        limits: grey values that become black and white, of an array or windows; None takes the image's own.
+
+    Returns:
+        `image` [C, h, w], `height` and `width` of the image as given.
+
+    Raises:
+        ValueError, OSError: the image cannot be used; the message names it.
+        TypeError: something else than an image.
+    """
+    if isinstance(image, (str, os.PathLike, ImageWindows)):
+        name = image.name if isinstance(image, ImageWindows) else os.fspath(image)
+    try:
+        return _map(mapper, image, name, limits)
+    except (ValueError, RuntimeError) as error:  # such as augmentations that shrink a narrow image to nothing
+        if name in str(error):
+            raise
+        raise ValueError(f"{name} cannot be made an input of the network: {error}") from error
+
+
+def _map(mapper: Callable, image: AnyImage, name: str, limits: tuple[float, float] | None) -> dict[str, Any]:
+    if isinstance(image, np.ndarray | ImageWindows):
+        if isinstance(image, ImageWindows):
+            image = image.pick(get_rule(mapper))
+            array, picked = image.reduced(1), True
+        else:
+            array, picked = image, False
+        if isinstance(mapper, InstanceMapper):
+            return mapper.map_image(array, name, limits, picked)
+        if isinstance(mapper, DatasetMapper):
+            return _map_8_bit(mapper, prepare_image(array, name=name, picked=picked))
+        raise TypeError(
+            f"{name} is an array, but the config's mapper ({type(mapper).__name__}) reads files only: give a "
+            "path, or set `dataloader.test.mapper` to an InstanceMapper"
+        )
+    if not isinstance(image, (str, os.PathLike)):
+        raise TypeError(f"{name} is a {type(image).__name__}: give a path or an array [H, W] or [H, W, C]")
+    if limits is not None:
+        raise ValueError(f"{name}: intensity_range is for arrays, a file is normalised as a whole")
+    if isinstance(mapper, DatasetMapper):
+        return _map_8_bit(mapper, read_image(name))
+    return mapper({"file_name": name})
+
+
+def _map_8_bit(mapper: DatasetMapper, image: np.ndarray) -> dict[str, Any]:
+    """Detectron2's mapper for RGB [H, W, 3] in 0..255: 8 bits, in its order of channels, augmented."""
+    image = image if image.dtype == np.uint8 else np.rint(image).astype(np.uint8)
+    aug_input = T.AugInput(convert_PIL_to_numpy(Image.fromarray(image), mapper.image_format))
+    mapper.augmentations(aug_input)
+    tensor = torch.from_numpy(np.array(aug_input.image.transpose(2, 0, 1), order="C"))  # [C, h, w]
+    return {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
