@@ -1,4 +1,4 @@
-"""What this package brings: the parts in Detectron2's registries, and all that its rooms (subpackages) export."""
+"""The components of this package: those in Detectron2's registries, and all that its subpackages export."""
 
 import importlib
 import inspect
@@ -72,12 +72,14 @@ def list_components() -> list[Component]:
 
 
 def _exported() -> dict[str, Any]:
-    """Path -> what the `__all__` of a room names. Importing the rooms also fills the registries."""
+    """Path -> what the `__all__` of a subpackage names. Importing the subpackages also fills the registries."""
     exported = {}
     for module in pkgutil.iter_modules(maskrcnn_plus.__path__, f"{maskrcnn_plus.__name__}."):
         if module.ispkg:
-            room = importlib.import_module(module.name)
-            exported.update({f"{module.name}.{name}": getattr(room, name) for name in getattr(room, "__all__", ())})
+            package = importlib.import_module(module.name)
+            exported.update(
+                {f"{module.name}.{name}": getattr(package, name) for name in getattr(package, "__all__", ())}
+            )
     return exported
 
 

@@ -152,7 +152,7 @@ def skip_pretrained(cfg: DictConfig) -> None:
             node.weights = ""
 
 
-def score_threshold_of(cfg: DictConfig, chosen: float | None = None) -> float:
+def get_score_threshold(cfg: DictConfig, chosen: float | None = None) -> float:
     """The least score of a detection that is shown: `chosen`, else the config's `dataset.score_threshold`, else 0.5."""
     threshold = OmegaConf.select(cfg, "dataset.score_threshold") if chosen is None else chosen
     return 0.5 if threshold is None else float(threshold)

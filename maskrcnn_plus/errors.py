@@ -29,14 +29,15 @@ class UserError(ValueError):
 
 
 class ConfigError(UserError):
-    """A value of the config that cannot be used.
-
-    Args:
-        message: names the key and its value.
-        key: the key, or that of the part of the config that could not be built.
-    """
+    """A value of the config that cannot be used."""
 
     def __init__(self, message: str, key: str = "") -> None:
+        """Keep the message and the key.
+
+        Args:
+            message: names the key and its value.
+            key: the key, or that of the part of the config that could not be built.
+        """
         super().__init__(message)
         self.key = key
 

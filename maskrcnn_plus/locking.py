@@ -52,10 +52,10 @@ def lock_folder(folder: str | Path, file: str | Path, remedy: str) -> IO:
     return opened
 
 
-def _let_go() -> None:
+def _release() -> None:
     """A forked process closes its copies, which would hold the locks beyond the end of their owner."""
     for opened in list(_held):
         opened.close()
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_release)

@@ -17,7 +17,7 @@ from detectron2.structures import Instances
 from torch import nn
 
 from maskrcnn_plus.config import with_defaults
-from maskrcnn_plus.masks.covered import uncovered
+from maskrcnn_plus.masks.covered import suppress_covered
 from maskrcnn_plus.masks.measure import rle_areas
 from maskrcnn_plus.masks.rle_masks import RLEMasks, add_dense_masks
 from maskrcnn_plus.ops.paste_masks_rle import paste_masks_rle
@@ -126,7 +126,8 @@ class MaskRCNNPlus(NotScriptable, GeneralizedRCNN):
             result = result[torch.from_numpy(rle_areas(list(result.pred_masks_rle)) >= self.min_mask_area)]
         if self.max_covered < 1:
             rles, scores, classes = result.pred_masks_rle, result.scores.detach().cpu(), result.pred_classes.cpu()
-            result = result[torch.from_numpy(uncovered(list(rles), scores.numpy(), classes.numpy(), self.max_covered))]
+            kept = suppress_covered(list(rles), scores.numpy(), classes.numpy(), self.max_covered)
+            result = result[torch.from_numpy(kept)]
         return result
 
 

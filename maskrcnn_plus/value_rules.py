@@ -22,7 +22,7 @@ class Rule(NamedTuple):
     convert: Callable[[Any], Any]
 
 
-def whole(least: int, most: int = 2**31 - 1) -> Rule:
+def integer(least: int, most: int = 2**31 - 1) -> Rule:
     """An integer in a range, both ends included."""
 
     def convert(value: Any) -> int:
@@ -61,7 +61,7 @@ def optional(rule: Rule) -> Rule:
     return Rule(f"{rule.wanted}, or null", lambda value: None if value is None else rule.convert(value))
 
 
-def several(rule: Rule, least: int = 0, most: float = math.inf, increasing: bool = False) -> Rule:
+def sequence(rule: Rule, least: int = 0, most: float = math.inf, increasing: bool = False) -> Rule:
     """A list of what another rule accepts, with a number of items in a range."""
 
     def convert(value: Any) -> list:
@@ -97,7 +97,7 @@ def either(*rules: Rule) -> Rule:
     return Rule(", or ".join(rule.wanted for rule in rules), convert)
 
 
-def part() -> Rule:
+def component() -> Rule:
     """A callable with its arguments, as LazyCall makes it, or a mapping of which only a part is used."""
     return Rule("a component (_target_ and its arguments)", lambda value: _accept(value, isinstance(value, DictConfig)))
 

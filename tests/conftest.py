@@ -46,7 +46,7 @@ def _operators(request):
 
 @pytest.fixture(scope="module", autouse=True)
 def _data_sets_are_forgotten():
-    """Rooms register data sets of the same names with other sizes."""
+    """Test modules register data sets of the same names with other sizes."""
     before = set(DatasetCatalog.list())
     yield
     for name in set(DatasetCatalog.list()) - before:

@@ -134,9 +134,9 @@ def test_roi_heads_have_detectron2s_first_weights_and_results_and_our_poolers(ou
 def test_keypoint_heads_have_our_pooler_and_other_poolers_stay():
     module, _ = heads_of("DenseROIHeads", keypoints=True)
     assert type(module.keypoint_pooler) is PyramidROIAlign
-    assert PyramidROIAlign.of(module.keypoint_pooler) is module.keypoint_pooler
+    assert PyramidROIAlign.from_pooler(module.keypoint_pooler) is module.keypoint_pooler
     pooler = ROIPooler(7, (1 / 4, 1 / 8), 2, "ROIAlignRotated")
-    assert PyramidROIAlign.of(pooler) is pooler
+    assert PyramidROIAlign.from_pooler(pooler) is pooler
 
 
 def test_the_lines_of_the_guide_build_our_parts():

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from maskrcnn_plus.apps.predict_files.inputs import list_inputs
 from maskrcnn_plus.apps.predict_files.run import explain_no_objects
 from maskrcnn_plus.atomic import write_atomically
-from maskrcnn_plus.config import load_config, score_threshold_of
+from maskrcnn_plus.config import get_score_threshold, load_config
 from maskrcnn_plus.data import resolve_classes
 from maskrcnn_plus.data.channels import get_rule
 from maskrcnn_plus.data.images import read_image
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def draw_errors(args: argparse.Namespace) -> None:
     """Predict, count and draw as the arguments say."""
     cfg = load_config(args.config_file, args.opts)
-    threshold = score_threshold_of(cfg, args.score_threshold)
+    threshold = get_score_threshold(cfg, args.score_threshold)
     predictor = Predictor(cfg, args.weights, score_threshold=threshold)
     keep_memory_on_cpu(predictor.device)
     resolve_classes(cfg, predictor.classes, ["test"])

@@ -43,7 +43,7 @@ shorten_thread_waits()  # before PyTorch is loaded
 # isort: split
 
 from maskrcnn_plus.apps.predict_files.run import predict_files
-from maskrcnn_plus.config import load_config, score_threshold_of
+from maskrcnn_plus.config import get_score_threshold, load_config
 from maskrcnn_plus.data.limits import MAX_PIXELS
 from maskrcnn_plus.errors import run_tool
 from maskrcnn_plus.inference.predictor import Predictor
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def predict(args: argparse.Namespace) -> int:
     """Predict what the arguments name; gives the exit code."""
     cfg = load_config(args.config_file, args.opts)
-    threshold = score_threshold_of(cfg, args.score_threshold)
+    threshold = get_score_threshold(cfg, args.score_threshold)
     predictor = Predictor(cfg, args.weights, device=args.device, score_threshold=threshold)
     keep_memory_on_cpu(predictor.device)
     details = {

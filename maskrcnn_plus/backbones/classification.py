@@ -71,7 +71,7 @@ def convert(file: WeightsFile, model: nn.Module) -> dict[str, Converted]:
         renamed = _rename_resnet(file.tensors)
         names = {target: renamed[name] for target, name in match_by_suffix(targets, renamed).items()}
     else:
-        names = _match_timm(targets, _names_of_timm(file.tensors))
+        names = _match_timm(targets, _convert_to_timm_names(file.tensors))
     return {target: _fit_channels(file.tensors[name], name, targets[target]) for target, name in names.items()}
 
 
@@ -106,7 +106,7 @@ def _rename_resnet(names: Collection[str]) -> dict[str, str]:
     return renamed
 
 
-def _names_of_timm(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def _convert_to_timm_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """timm's name -> name in the file; EfficientNet-PyTorch's are translated, others are timm's already."""
     if "_conv_stem.weight" not in tensors:
         return {name: name for name in tensors}

@@ -13,7 +13,7 @@ from torch import nn
 from maskrcnn_plus.backbones import classification
 from maskrcnn_plus.weights.conversion import WeightsFile
 from maskrcnn_plus.weights.files import read_weights
-from maskrcnn_plus.weights.prefixes import below, find_prefix
+from maskrcnn_plus.weights.prefixes import find_prefix, select_prefix
 
 __all__ = ["load_backbone_weights"]
 
@@ -54,7 +54,7 @@ def load_backbone_weights(
         if not path.is_file():
             raise FileNotFoundError(f'weights {str(path)!r}: no such file, and none of "", "timm" and "package"')
         file = read_weights(str(path))
-        file = below(file, find_prefix(file, lambda candidate: len(classification.convert(candidate, model))))
+        file = select_prefix(file, find_prefix(file, lambda candidate: len(classification.convert(candidate, model))))
     _copy_tensors(model, file, name)
 
 

@@ -42,25 +42,6 @@ ANY_SIZE_OPTIONS = {
 class TimmBackbone(Backbone):
     """The feature maps of a timm network under Detectron2's names.
 
-    Args:
-        name: timm's name of the network, with or without a tag: "resnet50", "convnext_tiny.fb_in22k".
-        out_features: which feature maps to return: "res2", "res3", "res4", "res5" at stride 4, 8, 16, 32, and
-            "stem" (also called "res1") at stride 2. Where a network has several at a stride, it is the deepest.
-            Stages after the last of them are not built, except where the network fuses all its stages (HRNet).
-        in_chans: channels C of the input.
-        weights: "" random, "timm" timm's download, "package" an installed weights package, or a file; see
-            `load_backbone_weights`.
-        freeze_at: as in Detectron2's ResNet: 0 trains everything, 1 freezes the stem, 2 the stem and res2, ... 5 all.
-            Frozen is every parameter that the feature at that stride depends on, found by automatic differentiation
-            rather than by names, and every batch norm among them stops updating its statistics. In a network that
-            fuses its resolutions before they are returned (HRNet) that is most of it.
-        norm: "BN" trains the batch norms as timm builds them; "FrozenBN" fixes all of them to their statistics. Layer
-            norms and the like are the network's own and stay.
-        options: further arguments of `timm.create_model`, e.g. {"drop_path_rate": 0.1}. Swin and SwinV2, which timm
-            makes for one image size, get {"strict_img_size": False} on their own, and pad their windows. Where their
-            coarsest maps were a single window in pretraining, timm does not shift it; {"always_partition": True}
-            shifts there too, as the Swin authors' detectors do.
-
     Images whose sides are multiples of `size_divisibility` have feature maps of exactly H / stride x W / stride, which
     is tried out when the network is built. For other sizes the network rounds as it does, most up, ConvNeXt down; Swin
     takes multiples of 4 only, HRNet of 32.
@@ -68,10 +49,6 @@ class TimmBackbone(Backbone):
     The pixels are normalised by the meta-architecture (`pixel_mean`, `pixel_std`), not here. timm's weights expect RGB
     with the network's own statistics, which `pixel_mean` and `pixel_std` give: in a config
     `model.pixel_mean = L(pixel_mean)(name="${model.backbone.bottom_up.name}")` follows the name.
-
-    Raises:
-        ValueError: unknown network, one without the features asked for or made for a single image size (MaxViT,
-            plain ViT), options that it does not take, a batch norm that cannot be frozen, or weights that do not fit.
     """
 
     @configurable
@@ -86,6 +63,32 @@ class TimmBackbone(Backbone):
         norm: str = "BN",
         options: Mapping | None = None,
     ):
+        """Build the network.
+
+        Args:
+            name: timm's name of the network, with or without a tag: "resnet50", "convnext_tiny.fb_in22k".
+            out_features: which feature maps to return: "res2", "res3", "res4", "res5" at stride 4, 8, 16, 32, and
+                "stem" (also called "res1") at stride 2. Where a network has several at a stride, it is the deepest.
+                Stages after the last of them are not built, except where the network fuses all its stages (HRNet).
+            in_chans: channels C of the input.
+            weights: "" random, "timm" timm's download, "package" an installed weights package, or a file; see
+                `load_backbone_weights`.
+            freeze_at: as in Detectron2's ResNet: 0 trains everything, 1 freezes the stem, 2 the stem and res2, ... 5
+                all. Frozen is every parameter that the feature at that stride depends on, found by automatic
+                differentiation rather than by names, and every batch norm among them stops updating its statistics. In
+                a network that fuses its resolutions before they are returned (HRNet) that is most of it.
+            norm: "BN" trains the batch norms as timm builds them; "FrozenBN" fixes all of them to their statistics.
+                Layer norms and the like are the network's own and stay.
+            options: further arguments of `timm.create_model`, e.g. {"drop_path_rate": 0.1}. Swin and SwinV2, which timm
+                makes for one image size, get {"strict_img_size": False} on their own, and pad their windows. Where
+                their coarsest maps were a single window in pretraining, timm does not shift it; {"always_partition":
+                True} shifts there too, as the Swin authors' detectors do.
+
+        Raises:
+            ValueError: unknown network, one without the features asked for or made for a single image size (MaxViT,
+                plain ViT), options that it does not take, a batch norm that cannot be frozen, or weights that do not
+                fit.
+        """
         super().__init__()
         options = OmegaConf.to_container(options, resolve=True) if OmegaConf.is_config(options) else dict(options or {})
         _check_arguments(name, out_features, freeze_at, norm, options)

@@ -51,35 +51,8 @@ class PlainViT(Backbone):
     SigLIP, DINOv3, EVA-02 ... Images have any size that is a multiple of the patch size: learned position embeddings
     are resampled to the grid of the batch (bicubic, antialiased, as timm does), rotary ones are computed for it.
 
-    Args:
-        name: timm's name of the network, with or without a tag: "vit_base_patch16_224.mae", "vit_small_patch14_dinov2",
-            "vit_small_patch16_dinov3".
-        patch_size: pixels; the stride of the feature map. Where the network has another (14 in DINOv2), the kernel of
-            its patch embedding is resampled after the weights are loaded (Beyer et al., "FlexiViT", 2023), and its grid
-            of position embeddings stays.
-        window_size: side in patches of the non-overlapping windows within which blocks attend; 0: all blocks are
-            global. Windows at the right and bottom edge hold the patches that are left. ViTDet fills them up with zero
-            tokens, to which patches attend; here there are none.
-        global_blocks: indices from 0 of the blocks that attend globally all the same. None: the last block of each
-            quarter, which is [2, 5, 8, 11] for 12 blocks.
-        keep_prefix_tokens: whether class token and registers go through the network. In a windowed block every window
-            sees them, and what they take from the windows is averaged over the windows. False removes them, as ViTDet
-            does; registers are best kept.
-        final_norm: apply the network's norm after the last block; ViTDet does not. Without it the norm is not built, so
-            that no parameter is unused.
-        in_chans: channels of the input.
-        weights: "" random, "timm" timm's download, or a file with timm's names; see `load_backbone_weights`.
-        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
-        freeze_at: 0 trains everything, 1 freezes the embeddings, 1 + k the first k blocks as well.
-        activation_checkpointing: in training, keep only the input of each block and compute the block again in the
-            backward pass: less memory, more time.
-        options: further arguments of `timm.create_model`, e.g. {"depth": 6}.
-
     The pixels are normalised by the meta-architecture (`pixel_mean`, `pixel_std`); `pixel_mean` and `pixel_std`
     of `maskrcnn_plus.backbones.timm` give a network's own.
-
-    Raises:
-        ValueError: unknown network or one of another kind, options out of range, or weights that do not fit.
     """
 
     @configurable
@@ -99,6 +72,35 @@ class PlainViT(Backbone):
         activation_checkpointing: bool = False,
         options: Mapping | None = None,
     ):
+        """Build the network.
+
+        Args:
+            name: timm's name of the network, with or without a tag: "vit_base_patch16_224.mae",
+                "vit_small_patch14_dinov2", "vit_small_patch16_dinov3".
+            patch_size: pixels; the stride of the feature map. Where the network has another (14 in DINOv2), the kernel
+                of its patch embedding is resampled after the weights are loaded (Beyer et al., "FlexiViT", 2023), and
+                its grid of position embeddings stays.
+            window_size: side in patches of the non-overlapping windows within which blocks attend; 0: all blocks are
+                global. Windows at the right and bottom edge hold the patches that are left. ViTDet fills them up with
+                zero tokens, to which patches attend; here there are none.
+            global_blocks: indices from 0 of the blocks that attend globally all the same. None: the last block of each
+                quarter, which is [2, 5, 8, 11] for 12 blocks.
+            keep_prefix_tokens: whether class token and registers go through the network. In a windowed block every
+                window sees them, and what they take from the windows is averaged over the windows. False removes them,
+                as ViTDet does; registers are best kept.
+            final_norm: apply the network's norm after the last block; ViTDet does not. Without it the norm is not
+                built, so that no parameter is unused.
+            in_chans: channels of the input.
+            weights: "" random, "timm" timm's download, or a file with timm's names; see `load_backbone_weights`.
+            drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
+            freeze_at: 0 trains everything, 1 freezes the embeddings, 1 + k the first k blocks as well.
+            activation_checkpointing: in training, keep only the input of each block and compute the block again in the
+                backward pass: less memory, more time.
+            options: further arguments of `timm.create_model`, e.g. {"depth": 6}.
+
+        Raises:
+            ValueError: unknown network or one of another kind, options out of range, or weights that do not fit.
+        """
         super().__init__()
         options = OmegaConf.to_container(options, resolve=True) if OmegaConf.is_config(options) else dict(options or {})
         if patch_size < 1 or window_size < 0 or not 0 <= drop_path_rate < 1:

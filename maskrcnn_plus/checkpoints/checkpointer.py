@@ -24,14 +24,7 @@ _OF_A_RUN = re.compile(r"model_(\d{7}|final)\.pth")
 
 
 class Checkpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer with atomic writes, a choice of what to mark as the last one, and strict reading.
-
-    Args:
-        model, save_dir, save_to_disk, checkpointables: as Detectron2's.
-        class_names: of the model, in the order of its rows; written into every checkpoint.
-        category_ids: of these classes in the data set's own file, written beside them.
-        config: of the training, by `flatten_config`; written into every checkpoint.
-    """
+    """Detectron2's checkpointer with atomic writes, a choice of what to mark as the last one, and strict reading."""
 
     def __init__(
         self,
@@ -44,6 +37,14 @@ class Checkpointer(DetectionCheckpointer):
         save_to_disk: bool | None = None,
         **checkpointables: Any,
     ) -> None:
+        """Take the parts.
+
+        Args:
+            model, save_dir, save_to_disk, checkpointables: as Detectron2's.
+            class_names: of the model, in the order of its rows; written into every checkpoint.
+            category_ids: of these classes in the data set's own file, written beside them.
+            config: of the training, by `flatten_config`; written into every checkpoint.
+        """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.class_names = [str(name) for name in class_names] if class_names else None
         self.category_ids = list(category_ids) if category_ids else None

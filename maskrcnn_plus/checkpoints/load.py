@@ -20,7 +20,7 @@ from maskrcnn_plus.data.classes import Classes
 from maskrcnn_plus.data.coco import class_key
 from maskrcnn_plus.weights.conversion import Converted, WeightsError, WeightsFile
 from maskrcnn_plus.weights.files import read_weights
-from maskrcnn_plus.weights.prefixes import below, find_prefix
+from maskrcnn_plus.weights.prefixes import find_prefix, select_prefix
 
 # In the order in which they are tried; the last one knows names of models here and takes any others for such.
 _FORMATS = (torchvision, mmdet, classification, detectron2)
@@ -104,7 +104,7 @@ def _convert(file: WeightsFile, model: nn.Module) -> tuple[ModuleType, dict[str,
 def _strip_prefix(file: WeightsFile, model: nn.Module) -> tuple[WeightsFile, list[str], str]:
     """The file without what its names have before those of the model; the names that are not below it; the prefix."""
     prefix = find_prefix(file, lambda candidate: len(_convert(candidate, model)[1]))
-    return below(file, prefix), [name for name in file.tensors if not name.startswith(prefix)], prefix
+    return select_prefix(file, prefix), [name for name in file.tensors if not name.startswith(prefix)], prefix
 
 
 def read_classes(source: str) -> Classes | None:
@@ -163,7 +163,7 @@ def _match(
     buffers = {name for name, _ in model.named_buffers()}
     layers = find_class_layers(model) if file_names and class_names else {}
     tensors = {}
-    for name, initial in _tensors_of(model).items():
+    for name, initial in _get_tensors(model).items():
         if name not in converted:
             is_own = name in buffers and not initial.is_floating_point()
             (report.own if is_own else report.missing).append(name)
@@ -187,7 +187,7 @@ def _match(
     return tensors
 
 
-def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
+def _get_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
@@ -199,7 +199,7 @@ def _complete(
     used = {source for name in came for source in converted[name].sources}
     report.used = [name for name in file.tensors if name in used]
     report.left_over = [name for name in file.tensors if name not in used]
-    state = _tensors_of(model)
+    state = _get_tensors(model)
     needed = [name for name in state if not name.startswith(_HEADS) and name not in report.own]
     needed = [name for name in needed if state[name].is_floating_point()]
     needed = [name for name in needed if name.startswith(scope)]

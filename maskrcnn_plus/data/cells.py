@@ -21,8 +21,7 @@ _NUCLEUS_COLOUR = np.array([0.30, 0.48, 1.00], dtype=np.float32)
 
 
 def render_cells(seed: int, index: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray, dict[int, int]]:
-    """
-    Render one image. The same arguments give the same pixels in every process.
+    """Render one image. The same arguments give the same pixels in every process.
 
     Args:
         seed, index: 0 or more; which data set and which image of it.

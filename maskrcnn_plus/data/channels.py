@@ -119,7 +119,7 @@ def get_rule(mapper: Any) -> ChannelRule:
     return getattr(mapper, "rule", None) or ChannelRule(getattr(mapper, "channels", 3))
 
 
-def alpha_of_array(name: str, pixels: np.ndarray, rule: ChannelRule) -> tuple[int, ...]:
+def get_array_alpha(name: str, pixels: np.ndarray, rule: ChannelRule) -> tuple[int, ...]:
     """Channels of an array [H, W, C] that are taken for alpha, as nothing in it says so.
 
     The fourth of four channels of 8 bits where the network takes fewer (what image libraries call RGBA), and no other.

@@ -1,5 +1,4 @@
-"""
-The data check: what is wrong with a data set, found before training instead of in the middle of it.
+"""The data check: what is wrong with a data set, found before training instead of in the middle of it.
 
 Works on Detectron2 dataset dicts, from label images (`label_file_name`, `label_id`) as from COCO (`segmentation`).
 """
@@ -14,7 +13,7 @@ from detectron2.data.detection_utils import check_metadata_consistency
 from detectron2.structures import BoxMode
 
 from maskrcnn_plus.data.channels import ChannelRule
-from maskrcnn_plus.data.check_cache import fingerprint, on_main_process, remembered
+from maskrcnn_plus.data.check_cache import fingerprint, get_cached, on_main_process
 from maskrcnn_plus.data.findings import find_problems
 from maskrcnn_plus.errors import UserError
 
@@ -38,8 +37,7 @@ def check_dataset(
     decode: bool = False,
     rule: ChannelRule | None = None,
 ) -> list[dict]:
-    """
-    Check every image and annotation, and collect all problems before reporting them.
+    """Check every image and annotation, and collect all problems before reporting them.
 
     An image is bad when it or its label image is missing or unreadable, or when sizes differ. An annotation is bad when
     its box is empty, not finite or outside the image, its category is unknown, or its mask is missing, malformed or far
@@ -68,8 +66,7 @@ def check_dataset(
 def apply_findings(
     dicts: Sequence[dict], findings: dict[str, Any], on_error: str, *, report: bool = True
 ) -> list[dict]:
-    """
-    Report findings of `find_problems`, and return the dicts without what is bad.
+    """Report findings of `find_problems`, and return the dicts without what is bad.
 
     Args:
         dicts: what was looked at.
@@ -122,10 +119,9 @@ def checked_dataset(
     select: Sequence[int | str] | None = None,
     projection: str | None = None,
 ) -> list[dict]:
-    """
-    Load registered data sets like Detectron2's `get_detection_dataset_dicts`, and check them before anything else.
+    """Load registered data sets like Detectron2's `get_detection_dataset_dicts`, and check them before anything else.
 
-    What the check finds is remembered until a file changes. In a job of several processes all of them must call it.
+    What the check finds is get_cached until a file changes. In a job of several processes all of them must call it.
 
     Args:
         names: name or names in Detectron2's DatasetCatalog; several data sets must have the same classes.
@@ -159,8 +155,7 @@ def checked_dataset(
 def checked_dicts(
     names: str | Sequence[str], *, on_error: str = "raise", decode: bool = False, rule: ChannelRule | None = None
 ) -> list[dict]:
-    """
-    Load registered data sets and check them, as `checked_dataset` does, and leave images without annotations in.
+    """Load registered data sets and check them, as `checked_dataset` does, and leave images without annotations in.
 
     The main process alone looks at the files, and only at those that it does not know (`data/check_cache.py`). In a job
     of several processes all of them must call it.
@@ -182,7 +177,7 @@ def checked_dicts(
         content = fingerprint(dicts, ())
         files = [record[key] for record in dicts for key in ("file_name", "label_file_name") if record.get(key)]
         key = None if content is None else fingerprint([content, num_classes, decode, str(rule)], files)
-        return content, key, remembered(key, lambda: find_problems(dicts, num_classes, decode, rule=rule))
+        return content, key, get_cached(key, lambda: find_problems(dicts, num_classes, decode, rule=rule))
 
     content, key, findings = on_main_process(find)
     dicts = loaded[0] if loaded else _load(names)[0]
@@ -211,8 +206,7 @@ def _load(names: Sequence[str]) -> tuple[list[dict], int | None]:
 
 
 def report_problems(problems: Sequence[str], on_error: str, causes: Sequence[str] = ()) -> None:
-    """
-    Raise a DataError that lists the problems, or log them as one warning.
+    """Raise a DataError that lists the problems, or log them as one warning.
 
     Args:
         problems: one line a problem; an empty list is fine.

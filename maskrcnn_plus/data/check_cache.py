@@ -1,4 +1,4 @@
-"""What is known of a data set is remembered: found once, by the main process, until a file changes.
+"""What is known of a data set is get_cached: found once, by the main process, until a file changes.
 
 Findings lie in the user's cache folder as JSON, under a fingerprint of all that they depend on. A cache that cannot be
 read or written costs the time that it would have saved, and nothing else.
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 def cache_folder() -> Path | None:
-    """Folder of what is remembered: `MASKRCNN_PLUS_CACHE`, else `maskrcnn_plus` in the user's cache folder.
+    """Folder of what is get_cached: `MASKRCNN_PLUS_CACHE`, else `maskrcnn_plus` in the user's cache folder.
 
     None where `MASKRCNN_PLUS_CACHE` is set and empty: then nothing outlives the process.
     """
@@ -73,12 +73,12 @@ def fingerprint(values: Iterable[Any], files: Iterable[str]) -> str | None:
     return digest.hexdigest()
 
 
-def remembered(key: str | None, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def get_cached(key: str | None, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Findings of `find`, from memory or the cache folder where they are known.
 
     Args:
         key: their `fingerprint`; None to find them anew.
-        find: returns a dict that JSON can hold, with text as keys; called where nothing is remembered.
+        find: returns a dict that JSON can hold, with text as keys; called where nothing is get_cached.
     """
     if key is None:
         return find()
@@ -157,7 +157,7 @@ def _path(key: str) -> Path | None:
 
 
 def _read(key: str) -> dict[str, Any] | None:
-    """What is remembered under a key, or None."""
+    """What is get_cached under a key, or None."""
     path = _path(key)
     try:
         content = None if path is None else json.loads(path.read_bytes())

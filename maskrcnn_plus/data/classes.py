@@ -63,7 +63,7 @@ def resolve_classes(
         DataError: numbers and names in the config disagree, or a data set cannot be read or has objects of other
             classes.
     """
-    given = _given_names(cfg)
+    given = _get_config_names(cfg)
     default = None if given is not None else _default_names(cfg)
     data = {split: list(_data_sets(cfg, split)) for split in splits}
     if given is not None:
@@ -71,7 +71,7 @@ def resolve_classes(
     elif stored is not None:
         names, source = list(stored.names), "the weights"
     else:
-        names, source = _names_of_data(data, default)
+        names, source = _get_data_names(data, default)
     number = len(names) if names is not None else OmegaConf.select(cfg, "model.roi_heads.num_classes")
     if names is not None:
         others = f", not the config's default of {len(default)}" if default and names != default else ""
@@ -148,7 +148,7 @@ class _RegisteredData(NamedTuple):
         return None if None in ids else ids
 
 
-def _given_names(cfg: DictConfig) -> list[str] | None:
+def _get_config_names(cfg: DictConfig) -> list[str] | None:
     """The classes that somebody has written into the config."""
     names = OmegaConf.select(cfg, _NAMES)
     if names is None or OmegaConf.is_interpolation(cfg.dataset, "thing_classes"):
@@ -186,7 +186,7 @@ def _is_register_coco(node: Any) -> bool:
     return (locate(target) if isinstance(target, str) else target) is register_coco
 
 
-def _names_of_data(
+def _get_data_names(
     data: dict[str, list[_CocoData | _RegisteredData]], default: list[str] | None
 ) -> tuple[list[str] | None, str]:
     """Names of the classes of the first split that has any, and where they are from."""

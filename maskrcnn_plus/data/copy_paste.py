@@ -111,7 +111,7 @@ class CopyPasteMapper:
         _check_example(source)
 
         size = tuple(example["image"].shape[-2:])
-        masks, pasted = _of_one_kind(_fit(example["instances"], size), _fit(source["instances"], size))
+        masks, pasted = _match_types(_fit(example["instances"], size), _fit(source["instances"], size))
         chosen = self._choose(masks, pasted)
         if len(chosen) == 0:
             return example
@@ -201,7 +201,7 @@ def _fit(instances: Instances, size: tuple[int, int]) -> LabelMapMasks | BitMask
     return BitMasks(pad(bitmaps, _padding(bitmaps, size)))
 
 
-def _of_one_kind(
+def _match_types(
     first: LabelMapMasks | BitMasks, second: LabelMapMasks | BitMasks
 ) -> tuple[LabelMapMasks, LabelMapMasks] | tuple[BitMasks, BitMasks]:
     """Return both as label-map masks, the first with ids 1, 2, ..., or both as bit masks."""

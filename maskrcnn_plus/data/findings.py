@@ -23,8 +23,7 @@ def find_problems(
     images: bool = True,
     rule: ChannelRule | None = None,
 ) -> dict[str, Any]:
-    """
-    Look at every image and annotation.
+    """Look at every image and annotation.
 
     Args:
         dicts, num_classes, decode, rule: as for `check_dataset`.
@@ -55,7 +54,7 @@ def find_problems(
     passed = screened.passed & categories.astype(bool)
     decoded = {index for index, found in label_ids.items() if found is not None}
     normalized, other_boxes = 0, []
-    for k in _to_look_at(passed, places, decoded):
+    for k in _select_unchecked(passed, places, decoded):
         (index, number), (annotation, size, labelled) = places[k], entries[k]
         found, changes, notes = _check_annotation(
             annotation, dicts[index], size, labelled, num_classes, label_ids.get(index)
@@ -116,7 +115,7 @@ def _annotation_name(number: int, annotation: dict) -> str:
     return f"annotation {number}" + (f" (id {annotation['id']})" if "id" in annotation else "")
 
 
-def _to_look_at(passed: np.ndarray, places: Sequence[tuple[int, int]], decoded: set[int]) -> list[int]:
+def _select_unchecked(passed: np.ndarray, places: Sequence[tuple[int, int]], decoded: set[int]) -> list[int]:
     """Which annotations are looked at one by one: those that have not passed, and all of decoded label images."""
     return [k for k, (index, _) in enumerate(places) if not passed[k] or index in decoded]
 

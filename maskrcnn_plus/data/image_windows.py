@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from maskrcnn_plus.data.channels import ChannelRule, alpha_of_array
+from maskrcnn_plus.data.channels import ChannelRule, get_array_alpha
 from maskrcnn_plus.data.read_error import ImageReadError
 
 CACHE_BYTES = 256 * 2**20
@@ -63,9 +63,9 @@ class ImageWindows:
         """Whether one of the channels is said to be alpha."""
         return bool(self.alpha)
 
-    def alpha_for(self, rule: ChannelRule) -> Sequence[int]:
+    def get_alpha(self, rule: ChannelRule) -> Sequence[int]:
         """Indices of the channels that are alpha where `rule` picks."""
-        return alpha_of_array(self.name, self._pixels, rule) if self.alpha is None else self.alpha
+        return get_array_alpha(self.name, self._pixels, rule) if self.alpha is None else self.alpha
 
     def pick(self, rule: ChannelRule) -> ImageWindows:
         """Windows of the channels that go into the network by `rule`: 1, 3 or `rule.count` of them.
@@ -77,7 +77,7 @@ class ImageWindows:
         """
         if self.picked:
             return self
-        indices = rule.indices(self.name, self.shape[2], self.alpha_for(rule), self.channel_names)
+        indices = rule.indices(self.name, self.shape[2], self.get_alpha(rule), self.channel_names)
         found = copy.copy(self)
         found.picked, found.alpha, found.channel_names = True, (), ()
         if indices != list(range(self.shape[2])):

@@ -1,5 +1,4 @@
-"""
-Reading images and label images from disk.
+"""Reading images and label images from disk.
 
 Detectron2's `read_image` goes through 8-bit RGB. Scientific images are often 16-bit grey, float or multi-channel, so
 this reader keeps their depth until they are mapped to 0..255, and says which file it could not read and why.
@@ -44,8 +43,7 @@ IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp", ".g
 def read_image(
     path: str, channels: int | ChannelRule | None = 3, percentiles: tuple[float, float] | None = None
 ) -> np.ndarray:
-    """
-    Read an image with values in 0..255.
+    """Read an image with values in 0..255.
 
     Grey images are repeated into 3 channels, RGB is reduced to 1 channel with the ITU-R BT.601 weights, what the file
     says is alpha is dropped; any other number of channels must be exactly what the file has, or be picked by a
@@ -77,8 +75,7 @@ def read_image(
 
 
 def read_label_map(path: str) -> np.ndarray:
-    """
-    Read a label image: 0 is background, every other value is one object.
+    """Read a label image: 0 is background, every other value is one object.
 
     Args:
         path: single-channel 8-, 16- or 32-bit PNG or TIFF (of a palette image the indices are the labels).
@@ -103,8 +100,7 @@ def read_label_map(path: str) -> np.ndarray:
 
 
 def read_image_size(path: str, rule: ChannelRule | None = None, whole: bool = True) -> tuple[int, int]:
-    """
-    Read the size of an image from its header, without decoding the pixels.
+    """Read the size of an image from its header, without decoding the pixels.
 
     Args:
         path: as for `read_image`.

@@ -50,11 +50,11 @@ class TrainLoader:
         """Iterate over batches, without end."""
         # A DataLoader draws from PyTorch's generator when its iterator is made: this package's trainer has that done
         # before it seeds an iteration.
-        return iter(self.loader) if self.settings is None else self._of_any_trainer()
+        return iter(self.loader) if self.settings is None else self._iterate_for_any_trainer()
 
-    def _of_any_trainer(self) -> Iterator[list[dict[str, Any]]]:
+    def _iterate_for_any_trainer(self) -> Iterator[list[dict[str, Any]]]:
         # A generator: nothing happens before the first batch is asked for, as trainers ask for the iterator too early.
-        iteration = _iteration_of_trainer()
+        iteration = _get_iteration()
         if iteration is not None:
             if unread := unread_settings(self.settings):
                 logger.warning(
@@ -79,7 +79,7 @@ def unread_settings(settings: Mapping[str, Any]) -> list[str]:
     return unread
 
 
-def _iteration_of_trainer() -> int | None:
+def _get_iteration() -> int | None:
     try:
         return get_event_storage().iter
     except AssertionError:  # it is no trainer that asks

@@ -104,11 +104,11 @@ def decode_pillow(name: str, local_path: str, as_labels: bool = False) -> Decode
             if pixels is None:
                 raise ValueError("OpenCV cannot decode it")
             order = [2, 1, 0, 3][: pixels.shape[2]]
-            return Decoded(upright(pixels[:, :, order], orientation), alpha=(3,)[: len(order) - 3])
+            return Decoded(apply_orientation(pixels[:, :, order], orientation), alpha=(3,)[: len(order) - 3])
         if image.mode == "P" and as_labels:
-            return Decoded(upright(np.array(image)[:, :, None], orientation))
+            return Decoded(apply_orientation(np.array(image)[:, :, None], orientation))
         decoded = decode_frame(image)
-        return Decoded(upright(decoded.pixels, orientation), decoded.alpha)
+        return Decoded(apply_orientation(decoded.pixels, orientation), decoded.alpha)
 
 
 def decode_frame(image: Image.Image) -> Decoded:
@@ -129,7 +129,7 @@ def pil_orientation(image: Image.Image) -> int:
     return image.getexif().get(ORIENTATION_TAG, 1)
 
 
-def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+def apply_orientation(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Turn [H, W, C] by the EXIF / TIFF orientation tag (1..8)."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)  # [W, H, C]

@@ -1,5 +1,4 @@
-"""
-Pixels of an image in memory: channels and grey levels as the networks take them.
+"""Pixels of an image in memory: channels and grey levels as the networks take them.
 
 Shape shorthand: H, W image height and width, C channels (RGB order for colour).
 """
@@ -8,7 +7,7 @@ import math
 
 import numpy as np
 
-from maskrcnn_plus.data.channels import ChannelRule, alpha_of_array, as_rule
+from maskrcnn_plus.data.channels import ChannelRule, as_rule, get_array_alpha
 from maskrcnn_plus.data.pillow_files import Decoded
 from maskrcnn_plus.data.read_error import ImageReadError
 
@@ -26,8 +25,7 @@ def prepare_image(
     limits: tuple[float, float] | None = None,
     picked: bool = False,
 ) -> np.ndarray:
-    """
-    Do with an image in memory what `read_image` does with that of a file.
+    """Do with an image in memory what `read_image` does with that of a file.
 
     Args:
         pixels: [H, W] or [H, W, C], RGB order, integers or floats of any depth. No array says which channel is alpha:
@@ -54,7 +52,7 @@ def prepare_image(
             f"{name} has the shape {pixels.shape}: an image [H, W] or [H, W, C] with at least one pixel is needed."
         )
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels  # [H, W, C]
-    decoded = Decoded(pixels, () if picked else alpha_of_array(name, pixels, rule))
+    decoded = Decoded(pixels, () if picked else get_array_alpha(name, pixels, rule))
     return convert_pixels(name, decoded, ChannelRule(None) if picked else rule, rule.count, percentiles, limits)
 
 
@@ -86,8 +84,7 @@ def convert_pixels(
 
 
 def intensity_range(pixels: np.ndarray, percentiles: tuple[float, float]) -> tuple[float, float]:
-    """
-    Grey values that `read_image` maps to 0 and 255 by `percentiles`.
+    """Grey values that `read_image` maps to 0 and 255 by `percentiles`.
 
     Args:
         pixels: of any shape, finite.

@@ -1,5 +1,4 @@
-"""
-Registering folders of images and label images with Detectron2's catalogs.
+"""Registering folders of images and label images with Detectron2's catalogs.
 
 A label image has the size of its image; 0 is background and k > 0 is the k-th object. Layouts that are understood:
 
@@ -20,7 +19,7 @@ from detectron2.structures import BoxMode
 from scipy import ndimage
 
 from maskrcnn_plus.data.check import DataError, report_problems
-from maskrcnn_plus.data.check_cache import fingerprint, pack, remembered, unpack
+from maskrcnn_plus.data.check_cache import fingerprint, get_cached, pack, unpack
 from maskrcnn_plus.data.folders import list_files, read_splits, suggest
 from maskrcnn_plus.data.images import IMAGE_SUFFIXES, ImageReadError, read_image_size, read_label_map
 from maskrcnn_plus.data.label_check import label_warnings, measure_labels
@@ -43,8 +42,7 @@ def register_label_maps(
     label_dir: str = "labels",
     on_error: str = "raise",
 ) -> str:
-    """
-    Register a folder of images and label images as a data set of one class.
+    """Register a folder of images and label images as a data set of one class.
 
     Nothing is read before `DatasetCatalog.get(name)`; label images are read once a process.
 
@@ -79,8 +77,7 @@ def register_label_maps(
 
 
 def register_source(name: str, source: Callable[[], list[dict]], **metadata: object) -> str:
-    """
-    Register a data set function and its metadata; registering an equal one again changes nothing.
+    """Register a data set function and its metadata; registering an equal one again changes nothing.
 
     Args:
         name: name in DatasetCatalog and MetadataCatalog.
@@ -106,8 +103,7 @@ def register_source(name: str, source: Callable[[], list[dict]], **metadata: obj
 
 
 def label_map_annotations(label_map: np.ndarray, categories: Mapping[int, int] | None = None) -> list[dict]:
-    """
-    List the objects of a label image.
+    """List the objects of a label image.
 
     Args:
         label_map: [H, W] integers, 0 = background.
@@ -177,7 +173,7 @@ class LabelMapFolder:
             else:
                 pairs[image_id] = images[image_id], labels[image_id]
         key = fingerprint(pairs.items(), itertools.chain.from_iterable(pairs.values()))
-        found = remembered(key, lambda: _read_folder(pairs))
+        found = get_cached(key, lambda: _read_folder(pairs))
         records = [_record(image_id, *pairs[image_id], entry) for image_id, entry in found["images"].items()]
         report_problems(problems + found["problems"], self.on_error)
         measured = {pairs[image_id][1]: each["labels"] for image_id, each in found["images"].items()}
@@ -215,8 +211,7 @@ class LabelMapFolder:
 
 
 def _read_folder(pairs: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
-    """
-    Read image headers and label images.
+    """Read image headers and label images.
 
     Args:
         pairs: paths of image and label image by image id.

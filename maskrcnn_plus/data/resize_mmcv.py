@@ -39,17 +39,18 @@ class CV2ResizeTransform(PILResizeTransform):
 
 
 class MMCVResize(Augmentation):
-    """Resize to as large as fits into a long and a short edge, keeping the ratio of the sides.
-
-    Args:
-        short_edge_length: limit of the shorter side, pixels; of several, one is chosen at random for each image.
-        max_size: limit of the longer side, pixels.
-
-    Raises:
-        ValueError: a length is not positive, or none is given.
-    """
+    """Resize to as large as fits into a long and a short edge, keeping the ratio of the sides."""
 
     def __init__(self, short_edge_length: int | Sequence[int], max_size: int):
+        """Check the arguments.
+
+        Args:
+            short_edge_length: limit of the shorter side, pixels; of several, one is chosen at random for each image.
+            max_size: limit of the longer side, pixels.
+
+        Raises:
+            ValueError: a length is not positive, or none is given.
+        """
         super().__init__()
         lengths = (short_edge_length,) if isinstance(short_edge_length, int) else tuple(short_edge_length)
         if not lengths or min(lengths) < 1 or max_size < 1:

@@ -58,7 +58,7 @@ def _screen_chunk(entries: Sequence[Entry]) -> Screened:
     fits = np.zeros(len(entries), dtype=bool)
     labels = np.array([labelled for _, _, labelled in entries])
     fits[labels], extents[labels] = True, boxes[labels]
-    for find, look in ((_polygon_lists, _look_at_polygons), (_rle_dicts, _look_at_rles)):
+    for find, look in ((_polygon_lists, _screen_polygons), (_rle_dicts, _screen_rles)):
         index = np.flatnonzero(~labels & np.array([find(annotation) for annotation in annotations], dtype=bool))
         if len(index):
             fits[index], extents[index] = look([annotations[k] for k in index], limits[index])
@@ -101,7 +101,7 @@ def _rle_dicts(annotation: dict[str, Any]) -> bool:
     return isinstance(annotation.get("segmentation"), dict)
 
 
-def _look_at_polygons(annotations: Sequence[dict[str, Any]], limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _screen_polygons(annotations: Sequence[dict[str, Any]], limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Whether polygons are in order [n], and their extents [n, 4]; limits [n, 2] are the images' width and height."""
     unknown = np.zeros(len(annotations), dtype=bool), np.full((len(annotations), 4), np.nan)
     polygons = list(chain.from_iterable(annotation["segmentation"] for annotation in annotations))
@@ -128,8 +128,8 @@ def _look_at_polygons(annotations: Sequence[dict[str, Any]], limits: np.ndarray)
     return good, np.concatenate([low, high], axis=1)
 
 
-def _look_at_rles(annotations: Sequence[dict[str, Any]], limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """As `_look_at_polygons`, for RLEs that are written as ours are."""
+def _screen_rles(annotations: Sequence[dict[str, Any]], limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As `_screen_polygons`, for RLEs that are written as ours are."""
     good, extents = np.zeros(len(annotations), dtype=bool), np.full((len(annotations), 4), np.nan)
     index = [
         k

@@ -1,5 +1,4 @@
-"""
-The embedded demo data set: fluorescence micrographs of three kinds of cells, rendered on the fly from a seed.
+"""The embedded demo data set: fluorescence micrographs of three kinds of cells, rendered on the fly from a seed.
 
 Cells touch and overlap; a pixel belongs to the cell on top, so the masks are exact. Files are addressed as
 `synthetic://SEED/INDEX/HEIGHTxWIDTH/image.png` (and `labels.png`), which Detectron2's PathManager turns into PNG files
@@ -31,8 +30,7 @@ _RENDERER_VERSION = 1  # part of the cache folder's name: count up whenever rend
 
 
 def register_synthetic_cells(name: str, num_images: int, seed: int = 0, size: Sequence[int] = (256, 256)) -> str:
-    """
-    Register rendered images of cells as a data set with the classes of `SYNTHETIC_CLASSES`.
+    """Register rendered images of cells as a data set with the classes of `SYNTHETIC_CLASSES`.
 
     Nothing is rendered before `DatasetCatalog.get(name)`. Use another seed for other images (training, validation).
 

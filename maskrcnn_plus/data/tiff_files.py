@@ -19,7 +19,7 @@ import tifffile
 
 from maskrcnn_plus.data.channels import ChannelRule, project
 from maskrcnn_plus.data.limits import check_size
-from maskrcnn_plus.data.pillow_files import ORIENTATION_TAG, Decoded, upright
+from maskrcnn_plus.data.pillow_files import ORIENTATION_TAG, Decoded, apply_orientation
 from maskrcnn_plus.data.read_error import ImageReadError
 from maskrcnn_plus.data.tiff_directories import MAX_PAGES, TIFF_MAGIC, check_directories
 
@@ -142,9 +142,9 @@ def finish_tiff(
     page = tiff.series[index].keyframe
     if is_inverted(page) and not as_labels:
         pixels = ~pixels
-    pixels = image_of_axes(name, pixels, axes, rule)
-    alpha = alpha_of_page(page) if pixels.shape[2] == page.samplesperpixel else ()
-    return Decoded(upright(pixels, tiff_orientation(tiff)), alpha, channel_names(tiff, index))
+    pixels = arrange_axes(name, pixels, axes, rule)
+    alpha = get_page_alpha(page) if pixels.shape[2] == page.samplesperpixel else ()
+    return Decoded(apply_orientation(pixels, tiff_orientation(tiff)), alpha, channel_names(tiff, index))
 
 
 def is_grey_or_rgb(page: tifffile.TiffPage) -> bool:
@@ -179,7 +179,7 @@ def check_segments(
             raise ImageReadError(f"{name}: the file is truncated or damaged. Copy it again or remove it.")
 
 
-def image_of_axes(name: str, pixels: np.ndarray, axes: str, rule: ChannelRule, projected: str = "ZIQ") -> np.ndarray:
+def arrange_axes(name: str, pixels: np.ndarray, axes: str, rule: ChannelRule, projected: str = "ZIQ") -> np.ndarray:
     """Make [H, W, C] of an array of these axes, of which no more are stacked.
 
     Args:
@@ -213,7 +213,7 @@ def tiff_orientation(tiff: tifffile.TiffFile) -> int:
     return 1 if tag is None else int(tag.value)
 
 
-def alpha_of_page(page: tifffile.TiffPage) -> tuple[int, ...]:
+def get_page_alpha(page: tifffile.TiffPage) -> tuple[int, ...]:
     """Indices of the samples that a page says are alpha."""
     first = page.samplesperpixel - len(page.extrasamples)
     return tuple(first + k for k, kind in enumerate(page.extrasamples) if int(kind) in _ALPHA)

@@ -18,10 +18,10 @@ from maskrcnn_plus.data.images import reading
 from maskrcnn_plus.data.limits import check_size
 from maskrcnn_plus.data.read_error import ImageReadError
 from maskrcnn_plus.data.tiff_files import (
-    alpha_of_page,
+    arrange_axes,
     channel_names,
     check_segments,
-    image_of_axes,
+    get_page_alpha,
     is_grey_or_rgb,
     is_inverted,
     lacks_codec,
@@ -115,12 +115,12 @@ def get_tiff_windows(
         raise ImageReadError(f"{name}: the image has zero size {shape}. Remove or replace the file.")
     if not is_grey_or_rgb(first) or tiff_orientation(tiff) != 1 or first.dtype is None:
         return _refuse_page(name, page)
-    alpha = alpha_of_page(first) if len(pages) == 1 else ()
+    alpha = get_page_alpha(first) if len(pages) == 1 else ()
     inverted = is_inverted(first)
     if offset is not None and first.bitspersample == 8 * first.dtype.itemsize:
         stored = first.dtype.newbyteorder(tiff.byteorder)
         pixels = np.memmap(tiff.filehandle.path, dtype=stored, mode="r", offset=offset, shape=shape)
-        pixels = image_of_axes(name, pixels, axes, rule)
+        pixels = arrange_axes(name, pixels, axes, rule)
         return ImageWindows(name, pixels, alpha, names=names, inverted=inverted)
     check_segments(name, pages, tiff)
     try:

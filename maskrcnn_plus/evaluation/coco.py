@@ -26,7 +26,7 @@ from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.data.stream import SKIPPED
 from maskrcnn_plus.evaluation.coco_api import IOU_THRESHOLDS, coco_dataset, precision_and_recall, summarize
 from maskrcnn_plus.evaluation.ground_truth import image_name, load_ground_truth
-from maskrcnn_plus.evaluation.predictions import LeftOut, gather_images, predicted_rles, prediction_of
+from maskrcnn_plus.evaluation.predictions import LeftOut, gather_images, get_prediction, predicted_rles
 
 COCO_MAX_DETECTIONS = 100
 
@@ -99,7 +99,7 @@ class COCOMaskEvaluator(DatasetEvaluator):
             if SKIPPED in entry:
                 self._predictions[entry["image_id"]] = LeftOut(entry[SKIPPED])
                 continue
-            instances, classes, scores = prediction_of(output, truth)
+            instances, classes, scores = get_prediction(output, truth)
             detections = [
                 {"image_id": entry["image_id"], "category_id": category, "score": score}
                 for category, score in zip(classes, scores, strict=True)

@@ -74,7 +74,7 @@ def ground_truth_rles(dataset_dict: dict[str, Any]) -> list[dict[str, Any]]:
     label_ids = {int(annotation["label_id"]) for annotation in annotations if "label_id" in annotation}
     objects = sorted(label_id for label_id in label_ids if label_id > 0)
     of_label = (
-        dict(zip(objects, label_map_to_rles(_label_map_of(dataset_dict), objects), strict=True)) if label_ids else {}
+        dict(zip(objects, label_map_to_rles(_get_label_map(dataset_dict), objects), strict=True)) if label_ids else {}
     )
     rles = []
     for index, annotation in enumerate(annotations):
@@ -93,7 +93,7 @@ def ground_truth_rles(dataset_dict: dict[str, Any]) -> list[dict[str, Any]]:
     return rles
 
 
-def _label_map_of(dataset_dict: dict[str, Any]) -> np.ndarray:
+def _get_label_map(dataset_dict: dict[str, Any]) -> np.ndarray:
     """Read the label image [H, W] of an entry and check its size."""
     path = dataset_dict.get("label_file_name")
     if path is None:

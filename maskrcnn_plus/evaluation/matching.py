@@ -22,7 +22,7 @@ from scipy.optimize import linear_sum_assignment
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.data.stream import SKIPPED
 from maskrcnn_plus.evaluation.ground_truth import ground_truth_rles, image_name, load_ground_truth
-from maskrcnn_plus.evaluation.predictions import LeftOut, gather_images, predicted_rles, prediction_of
+from maskrcnn_plus.evaluation.predictions import LeftOut, gather_images, get_prediction, predicted_rles
 from maskrcnn_plus.masks.label_map import label_map_to_rles, rles_to_label_map
 from maskrcnn_plus.masks.measure import rle_areas, rle_overlaps, rle_union
 
@@ -97,7 +97,7 @@ class MatchingEvaluator(DatasetEvaluator):
             if SKIPPED in entry:
                 self._counts[entry["image_id"]] = LeftOut(entry[SKIPPED])
                 continue
-            instances, classes, scores = prediction_of(output, truth)
+            instances, classes, scores = get_prediction(output, truth)
             kept = [index for index, score in enumerate(scores) if score >= self._score_threshold]
             rles = predicted_rles(instances, truth, kept)
             classes, scores = [classes[index] for index in kept], [scores[index] for index in kept]

@@ -25,7 +25,7 @@ class LeftOut:
     reason: str
 
 
-def prediction_of(output: dict[str, Any], dataset_dict: dict[str, Any]) -> tuple[Instances, list[int], list[float]]:
+def get_prediction(output: dict[str, Any], dataset_dict: dict[str, Any]) -> tuple[Instances, list[int], list[float]]:
     """Take and check the detections of one image.
 
     Args:

@@ -84,7 +84,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
             if SKIPPED in entry:
                 self._counts[entry["image_id"]] = LeftOut(entry[SKIPPED])
                 continue
-            boxes, areas = _objects_of(truth)
+            boxes, areas = _get_objects(truth)
             ious = _pairwise_iou(_get_proposals(output, truth), boxes)
             self._counts[entry["image_id"]] = count_found(ious, areas, self._limits)
 
@@ -226,7 +226,7 @@ def _get_proposals(output: dict[str, Any], dataset_dict: dict[str, Any]) -> np.n
     return boxes[torch.argsort(scores, descending=True, stable=True)].double().numpy()
 
 
-def _objects_of(dataset_dict: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def _get_objects(dataset_dict: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Boxes [G, 4] xyxy and areas [G] of the objects of one image without its crowd regions.
 
     The areas are those of the masks, or of the boxes in an image where an object has no mask.

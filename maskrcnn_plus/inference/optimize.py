@@ -74,7 +74,7 @@ def fold_batch_norms(model: nn.Module) -> int:
     for conv in model.modules():
         if type(conv) is Conv2d and _is_foldable(conv.norm):
             conv.weight, conv.bias = _folded(conv, conv.norm)
-            conv.norm = _rest_of(conv.norm)
+            conv.norm = _get_activation(conv.norm)
             count += 1
     if isinstance(getattr(model, "backbone", None), nn.Module):
         count += _fold_traced(model.backbone, len(getattr(model, "pixel_mean", (0, 0, 0))))
@@ -100,10 +100,10 @@ def _fold_traced(backbone: nn.Module, channels: int) -> int:
     stored = {conv: (conv.weight, conv.bias) for conv in pairs}
     for conv, norm in pairs.items():
         conv.weight, conv.bias = _folded(conv, norm)
-    rest = {norm: _rest_of(norm) or nn.Identity() for norm in pairs.values()}
+    rest = {norm: _get_activation(norm) or nn.Identity() for norm in pairs.values()}
     _replace(backbone, rest)
     with _in_float64(backbone):
-        error = _largest_change(before, _tensors_of(backbone(image)))
+        error = _largest_change(before, _get_tensors(backbone(image)))
     if error <= _TOLERANCE:
         return len(pairs)
     warnings.warn(
@@ -156,7 +156,7 @@ def _trace(backbone: nn.Module, image: Tensor) -> tuple[dict[nn.Module, nn.Modul
             hooks.append(module.register_forward_pre_hook(before_norm))
     try:
         with reads:
-            outputs = _tensors_of(backbone(image))
+            outputs = _get_tensors(backbone(image))
     finally:
         for hook in hooks:
             hook.remove()
@@ -194,7 +194,7 @@ def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _tensors_of(outputs: dict[str, Tensor] | list[Tensor] | Tensor) -> list[Tensor]:
+def _get_tensors(outputs: dict[str, Tensor] | list[Tensor] | Tensor) -> list[Tensor]:
     return list(_flatten(outputs.values() if isinstance(outputs, dict) else [outputs]))
 
 
@@ -209,7 +209,7 @@ def _is_foldable(norm: nn.Module | None) -> bool:
     return type(norm) in (*_NORMS, *_NORMS_WITH_ACTIVATION) and norm.running_var is not None
 
 
-def _rest_of(norm: nn.Module) -> nn.Module | None:
+def _get_activation(norm: nn.Module) -> nn.Module | None:
     """What a batch norm does after its affine map."""
     if type(norm) not in _NORMS_WITH_ACTIVATION:
         return None

@@ -44,25 +44,7 @@ RANDOM = "random"
 
 
 class Predictor:
-    """Image -> `Instances`, by the model and the test mapper of a LazyConfig.
-
-    Args:
-        config: a LazyConfig, or the path or name of one (`maskrcnn_plus.config.get_config`). It has `model`,
-            `dataloader.test.mapper` (a callable on `{"file_name": path}`) and, optionally, `train.device`,
-            `train.channels_last` (CPU only, default true) and `dataset.thing_classes` (list of class names).
-        weights: checkpoint file; "random" leaves the model as the config builds it, for tests and timing.
-        device: overrides `train.device`; "auto" is the GPU where there is one.
-        score_threshold: keeps objects with a score of at least this; by default the config's `dataset.score_threshold`,
-            and all objects of the model where it has none. Objects below the model's own threshold
-            (`test_score_thresh` of its box predictor) are never seen here.
-        optimize: fold batch norms and the like, see `optimize_for_inference`; the results stay the same to 1e-4.
-        compile: also compile the backbone with `torch.compile`, which takes a minute once a process. On a CPU it
-            gained nothing for a ResNet-50 that is optimised.
-
-    Raises:
-        ValueError: there is no such config, a config key is missing or cannot be built, the device is not there, the
-            threshold is not in 0..1 or the weights are not given, missing, unreadable or of another model.
-    """
+    """Image -> `Instances`, by the model and the test mapper of a LazyConfig."""
 
     def __init__(
         self,
@@ -74,6 +56,25 @@ class Predictor:
         optimize: bool = True,
         compile: bool = False,
     ):
+        """Build the model and load its weights.
+
+        Args:
+            config: a LazyConfig, or the path or name of one (`maskrcnn_plus.config.get_config`). It has `model`,
+                `dataloader.test.mapper` (a callable on `{"file_name": path}`) and, optionally, `train.device`,
+                `train.channels_last` (CPU only, default true) and `dataset.thing_classes` (list of class names).
+            weights: checkpoint file; "random" leaves the model as the config builds it, for tests and timing.
+            device: overrides `train.device`; "auto" is the GPU where there is one.
+            score_threshold: keeps objects with a score of at least this; by default the config's
+                `dataset.score_threshold`, and all objects of the model where it has none. Objects below the model's own
+                threshold (`test_score_thresh` of its box predictor) are never seen here.
+            optimize: fold batch norms and the like, see `optimize_for_inference`; the results stay the same to 1e-4.
+            compile: also compile the backbone with `torch.compile`, which takes a minute once a process. On a CPU it
+                gained nothing for a ResNet-50 that is optimised.
+
+        Raises:
+            ValueError: there is no such config, a config key is missing or cannot be built, the device is not there,
+                the threshold is not in 0..1 or the weights are not given, missing, unreadable or of another model.
+        """
         config = copy.deepcopy(config) if OmegaConf.is_config(config) else get_config(os.fspath(config))
         _check_weights(config, weights)
         if score_threshold is None:
@@ -184,7 +185,7 @@ class Predictor:
             )
         return pixels.intensity_range(pixels.match_channels(windows.name, sample, rule.count), percentiles)
 
-    def scale_of(self, height: int, width: int) -> float:
+    def get_scale(self, height: int, width: int) -> float:
         """Pixels of the network's input for one of an image of height x width pixels (of the longer side)."""
         channels = get_rule(self.mapper).count or 3
         blank = ImageWindows("the image", np.zeros((height, width, channels), dtype=np.uint8)).pick(ChannelRule(None))
@@ -193,14 +194,14 @@ class Predictor:
 
     @property
     def fixed_scale(self) -> float | None:
-        """`scale_of` every image but huge ones; None of a config that brings images of all sizes to one."""
-        large, small = (self.scale_of(side, side) for side in (1024, 512))
+        """`get_scale` every image but huge ones; None of a config that brings images of all sizes to one."""
+        large, small = (self.get_scale(side, side) for side in (1024, 512))
         return small if math.isclose(large, small, rel_tol=0.01) else None
 
     def usual_scale(self, height: int, width: int) -> float:
-        """`scale_of` an image, were there no limit of the longer side: that of a square with the same shorter side."""
+        """`get_scale` an image, were there no limit of the longer side: that of a square with the same shorter side."""
         short = min(height, width)
-        return self.fixed_scale or self.scale_of(short, short)
+        return self.fixed_scale or self.get_scale(short, short)
 
     @torch.inference_mode()
     def warm_up(self, height: int = 64, width: int = 64) -> None:

@@ -22,17 +22,18 @@ _LEAST_FIXED, _LEAST = 0.95, 0.5
 
 
 class TileChoice:
-    """Decides for each image of a run.
-
-    Args:
-        predictor: the model and its mapper.
-        tile: side of the tiles of all images, in pixels; "auto", see above; "off" for none.
-
-    Raises:
-        ValueError: another `tile`, or one that is too small.
-    """
+    """Decides for each image of a run."""
 
     def __init__(self, predictor: Predictor, tile: int | str) -> None:
+        """Plan the tiles.
+
+        Args:
+            predictor: the model and its mapper.
+            tile: side of the tiles of all images, in pixels; "auto", see above; "off" for none.
+
+        Raises:
+            ValueError: another `tile`, or one that is too small.
+        """
         if tile not in ("auto", "off") and not isinstance(tile, int):
             raise ValueError(f'tile is {tile!r}, it must be a side in pixels, "auto" or "off"')
         self.tile = tile if isinstance(tile, str) else plan_tiling(predictor, tile_size=tile).tile_size
@@ -52,4 +53,4 @@ class TileChoice:
         if long <= (512 if self.fixed else 2 * short):
             return None
         scale, least = self.predictor.usual_scale(height, width), _LEAST_FIXED if self.fixed else _LEAST
-        return {"scale": scale} if self.predictor.scale_of(height, width) < least * scale else None
+        return {"scale": scale} if self.predictor.get_scale(height, width) < least * scale else None

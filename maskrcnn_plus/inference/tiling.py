@@ -111,7 +111,7 @@ def plan_tiling(
         ValueError: a tile of less than 32 px, an overlap that is negative or above half of the tile, or a scale that is
             not above 0.
     """
-    large, small = (predictor.scale_of(side, side) for side in (1024, 512))
+    large, small = (predictor.get_scale(side, side) for side in (1024, 512))
     fixed = math.isclose(large, small, rel_tol=0.01)
     if scale is None:
         scale = small if fixed else 1.0
@@ -206,7 +206,7 @@ def _tile_objects(found: Instances, x: int, y: int) -> TileObjects:
 
 def _at_scale(predictor: Predictor, scale: float, height: int, width: int) -> Predictor:
     """The predictor, or a copy (of the same model) that magnifies images of [height, width] by `scale`."""
-    if math.isclose(predictor.scale_of(height, width), scale, rel_tol=0.01):
+    if math.isclose(predictor.get_scale(height, width), scale, rel_tol=0.01):
         return predictor
     scaled = copy.copy(predictor)
     scaled.mapper = copy.copy(predictor.mapper)

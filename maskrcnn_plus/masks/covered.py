@@ -14,7 +14,7 @@ import numpy as np
 from maskrcnn_plus.masks.measure import rle_overlaps
 
 
-def uncovered(
+def suppress_covered(
     rles: Sequence[dict[str, Any]], scores: np.ndarray, classes: np.ndarray, max_covered: float
 ) -> np.ndarray:
     """Choose the detections whose masks better ones leave free, class by class.

@@ -107,7 +107,7 @@ def merge_tiles(tiles: Sequence[TileObjects], height: int, width: int, reach: fl
             raise ValueError(
                 f"tile {tile.width} x {tile.height} at {tile.x}, {tile.y} is not within {width} x {height}"
             )
-    tiles = [_without_empty(tile) for tile in sorted(tiles, key=lambda tile: (tile.y, tile.x))]
+    tiles = [_drop_empty(tile) for tile in sorted(tiles, key=lambda tile: (tile.y, tile.x))]
     if not any(len(tile.scores) for tile in tiles):
         return _nothing(height, width)
     offsets = np.cumsum([0] + [len(tile.scores) for tile in tiles])
@@ -134,7 +134,7 @@ def _nothing(height: int, width: int) -> TileObjects:
     return TileObjects(0, 0, height, width, np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=np.int64), [])
 
 
-def _without_empty(tile: TileObjects) -> TileObjects:
+def _drop_empty(tile: TileObjects) -> TileObjects:
     """The tile with only those objects whose mask has a pixel."""
     some = np.flatnonzero(rle_areas(tile.rles))
     rles = [tile.rles[k] for k in some]
@@ -233,7 +233,7 @@ def _resolve(
     one, other = one[mutual], other[mutual]
     links = coo_array((np.ones(len(one)), (one, other)), shape=(len(areas), len(areas)))
     groups = connected_components(links, directed=False)[1]  # [N]
-    alive &= ~_swallowed(pairs, groups, areas, cut & alive)[groups]
+    alive &= ~_find_contained(pairs, groups, areas, cut & alive)[groups]
     return np.flatnonzero(alive), groups
 
 
@@ -245,7 +245,7 @@ def _best(agreement: np.ndarray, one: np.ndarray, tile: np.ndarray) -> np.ndarra
     return agreement >= best[group]
 
 
-def _swallowed(pairs: _Pairs, groups: np.ndarray, areas: np.ndarray, eligible: np.ndarray) -> np.ndarray:
+def _find_contained(pairs: _Pairs, groups: np.ndarray, areas: np.ndarray, eligible: np.ndarray) -> np.ndarray:
     """For each group, whether it lies by half in a larger group of cut objects that itself stays."""
     sizes = np.bincount(groups, weights=areas)  # [groups]; pixels that several parts share count several times
     one, other = groups[pairs.first], groups[pairs.second]

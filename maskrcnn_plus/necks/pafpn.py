@@ -33,19 +33,6 @@ class PAFPN(FPN):
     """Drop-in for Detectron2's FPN: same arguments, outputs "p2", "p3", ... and weights, plus those of the path.
 
     The added convolutions are `pafpn_down{i}` (from level i - 1, stride 2) and `pafpn_output{i}`.
-
-    Args:
-        bottom_up: the backbone below.
-        in_features: its features, finest first, each with twice the stride of the one before.
-        out_channels: channels C of every level.
-        norm: norm of every convolution, FPN's included: "" (they have biases then), "GN", "BN", "SyncBN", "FrozenBN",
-            or a function from channels to a module.
-        top_block: makes further levels, from this neck's output or from a feature of `bottom_up`. One that reads this
-            neck's output runs on FPN's too, whose result is dropped.
-        fuse_type: how FPN combines its levels: "sum" or "avg".
-
-    Raises:
-        ValueError: unknown norm, or features that `bottom_up` does not have.
     """
 
     def __init__(
@@ -57,6 +44,21 @@ class PAFPN(FPN):
         top_block: nn.Module | None = None,
         fuse_type: str = "sum",
     ):
+        """Build the layers.
+
+        Args:
+            bottom_up: the backbone below.
+            in_features: its features, finest first, each with twice the stride of the one before.
+            out_channels: channels C of every level.
+            norm: norm of every convolution, FPN's included: "" (they have biases then), "GN", "BN", "SyncBN",
+                "FrozenBN", or a function from channels to a module.
+            top_block: makes further levels, from this neck's output or from a feature of `bottom_up`. One that reads
+                this neck's output runs on FPN's too, whose result is dropped.
+            fuse_type: how FPN combines its levels: "sum" or "avg".
+
+        Raises:
+            ValueError: unknown norm, or features that `bottom_up` does not have.
+        """
         shapes = bottom_up.output_shape()
         if missing := [feature for feature in in_features if feature not in shapes]:
             raise ValueError(f"PAFPN: in_features {missing} are not among the backbone's, {', '.join(shapes)}")

@@ -26,23 +26,8 @@ __all__ = ["SimpleFeaturePyramid"]
 class SimpleFeaturePyramid(Backbone):
     """Pyramid levels by transposed convolution or max pooling of one feature map.
 
-    Args:
-        net: the backbone.
-        in_feature: name of its feature map that the pyramid is made of.
-        out_channels: channels of every level.
-        scale_factors: size of each level relative to that feature map, finest first: some of 4, 2, 1 and 0.5, each half
-            the one before. At stride 16, (4, 2, 1, 0.5) are the strides 4, 8, 16, 32.
-        top_block: makes further levels of the last one, as in Detectron2's FPN, e.g. `LastLevelMaxPool()`.
-        norm: "LN" (over the channels of each pixel), "GN", "BN", "FrozenBN", "SyncBN", "" for none, or a callable from
-            a number of channels to a module.
-        square_pad: side in pixels of a square that images are padded to, or 0. The development head of Detectron2 reads
-            it from `padding_constraints`; v0.6 has no such padding and ignores it.
-
     Level "p<k>" has stride 2**k. Checkpoints of ViTDet have these layers under the same names below `backbone.`; their
     backbones have relative position embeddings and do not load into `PlainViT`.
-
-    Raises:
-        ValueError: unknown feature, scale factors or norm, or levels whose strides are no powers of two in sequence.
     """
 
     @configurable
@@ -57,6 +42,24 @@ class SimpleFeaturePyramid(Backbone):
         norm: str | Callable[[int], nn.Module] = "LN",
         square_pad: int = 0,
     ):
+        """Build the levels.
+
+        Args:
+            net: the backbone.
+            in_feature: name of its feature map that the pyramid is made of.
+            out_channels: channels of every level.
+            scale_factors: size of each level relative to that feature map, finest first: some of 4, 2, 1 and 0.5, each
+                half the one before. At stride 16, (4, 2, 1, 0.5) are the strides 4, 8, 16, 32.
+            top_block: makes further levels of the last one, as in Detectron2's FPN, e.g. `LastLevelMaxPool()`.
+            norm: "LN" (over the channels of each pixel), "GN", "BN", "FrozenBN", "SyncBN", "" for none, or a callable
+                from a number of channels to a module.
+            square_pad: side in pixels of a square that images are padded to, or 0. The development head of Detectron2
+                reads it from `padding_constraints`; v0.6 has no such padding and ignores it.
+
+        Raises:
+            ValueError: unknown feature, scale factors or norm, or levels whose strides are no powers of two in
+                sequence.
+        """
         super().__init__()
         shapes = net.output_shape()
         if in_feature not in shapes:

@@ -24,7 +24,7 @@ from maskrcnn_plus.masks.rle_masks import encode_masks
 from maskrcnn_plus.results.coco import coco_results
 from maskrcnn_plus.results.geojson import write_geojson
 from maskrcnn_plus.results.labels import encode_labels, encode_png
-from maskrcnn_plus.results.overlay import draw_overlay, picture_of
+from maskrcnn_plus.results.overlay import draw_overlay, make_picture
 from maskrcnn_plus.results.table import object_table
 
 FORMATS = {"overlay": "overlays", "labels": "labels", "coco": "coco", "csv": "csv", "geojson": "geojson"}
@@ -51,7 +51,7 @@ def write_results(
     """Write the predictions of one image below a folder.
 
     - overlay: `overlays/NAME.png`, the image with its masks drawn in; of more than 8192 x 8192 pixels on a reduced
-      image, see `picture_of`.
+      image, see `make_picture`.
     - labels: `labels/NAME.png`, 16-bit: 0 background, value k the k-th object; a pixel belongs to the object with the
       highest score. With more than 65535 objects a 32-bit `labels/NAME.tif`; with more than 8192 x 8192 pixels a TIFF.
     - coco: `coco/NAME.json`, a COCO results list, see `coco_results`.
@@ -112,7 +112,7 @@ def _write(
         if kind == "overlay":
             if image is None:
                 raise ValueError(f"{name}: an overlay needs the image")
-            content = encode_png(draw_overlay(*picture_of(image, instances, channels), class_names))
+            content = encode_png(draw_overlay(*make_picture(image, instances, channels), class_names))
         elif kind == "labels":
             suffix, content = encode_labels(instances)
         elif kind == "coco":

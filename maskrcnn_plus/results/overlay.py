@@ -97,7 +97,7 @@ def draw_overlay(image: np.ndarray, instances: Instances, class_names: Sequence[
     return cv2.cvtColor(canvas, cv2.COLOR_BGR2RGB)
 
 
-def picture_of(image: ImageWindows, instances: Instances, channels: int = 3) -> tuple[np.ndarray, Instances]:
+def make_picture(image: ImageWindows, instances: Instances, channels: int = 3) -> tuple[np.ndarray, Instances]:
     """An image to draw on, and its instances, both reduced by a whole factor where the image is huge.
 
     Args:

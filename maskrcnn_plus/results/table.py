@@ -84,7 +84,7 @@ def mean_intensities(rles: Sequence[dict], image: ImageWindows, channels: int = 
     The image is read in bands of rows.
     """
     height, width, count = image.shape
-    alpha = () if count == channels else image.alpha_for(ChannelRule(channels))
+    alpha = () if count == channels else image.get_alpha(ChannelRule(channels))
     shown = [k for k in range(count) if k not in alpha]
     owners, x, top, bottom = decode_runs(rles).columns()
     sums = np.zeros(len(rles))

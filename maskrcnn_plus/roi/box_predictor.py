@@ -129,7 +129,7 @@ class FastRCNNOutput(FastRCNNOutputLayers):
         scores = self.predict_probs(predictions, proposals)
         sizes = [proposal.image_size for proposal in proposals]
         if self.min_box_size > 0:
-            scores = [self._without_small(*each) for each in zip(boxes, scores, sizes, strict=True)]
+            scores = [self._suppress_small(*each) for each in zip(boxes, scores, sizes, strict=True)]
         if not self.soft_nms_method:
             return fast_rcnn_inference(
                 boxes, scores, sizes, self.test_score_thresh, self.test_nms_thresh, self.test_topk_per_image
@@ -158,7 +158,7 @@ class FastRCNNOutput(FastRCNNOutputLayers):
         """Logits or probabilities [R, K + 1 + U] without the unused classes."""
         return rows[:, : self.num_classes + 1]
 
-    def _without_small(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Tensor:
+    def _suppress_small(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Tensor:
         """Scores [R_i, K + 1] with -1 where the box, of [R_i, K * 4] or [R_i, 4], is too small within the image."""
         height, width = size
         corners = boxes.unflatten(1, (-1, 2, 2))  # [R_i, K or 1, 2, (x, y)]

@@ -73,11 +73,11 @@ class DenseROIHeads(NotScriptable, StandardROIHeads):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Arguments of `__init__` from a yacs config, with this package's keys or without."""
         arguments = super().from_config(cfg, input_shape)
-        poolers = {name: PyramidROIAlign.of(part) for name, part in arguments.items() if name.endswith("_pooler")}
+        poolers = {name: part for name, part in arguments.items() if name.endswith("_pooler")}
         keys = with_defaults(cfg).MODEL.ROI_HEADS
         return {
             **arguments,
-            **poolers,
+            **{name: PyramidROIAlign.from_pooler(pooler) for name, pooler in poolers.items()},
             "mask_batch_size_per_image": keys.MASK_BATCH_SIZE_PER_IMAGE,
             "soft_mask_targets": keys.SOFT_MASK_TARGETS,
         }

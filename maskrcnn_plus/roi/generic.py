@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskrcnn_plus.ops.roi_align import pair_of_bins, roi_align, whole_number
-from maskrcnn_plus.roi.pooler import rois_of
+from maskrcnn_plus.roi.pooler import get_rois
 from maskrcnn_plus.scripting import NotScriptable
 
-torch.fx.wrap("rois_of")  # one call in a symbolic trace, whose lists have no length yet
+torch.fx.wrap("get_rois")  # one call in a symbolic trace, whose lists have no length yet
 
 
 class GenericRoIExtractor(NotScriptable, nn.Module):
@@ -105,7 +105,7 @@ class GenericRoIExtractor(NotScriptable, nn.Module):
         Raises:
             ValueError: the numbers of maps or images do not fit, or a box is not finite.
         """
-        return self.extract(x, rois_of(x, box_lists, len(self.scales)))
+        return self.extract(x, get_rois(x, box_lists, len(self.scales)))
 
     def extract(self, x: list[Tensor], rois: Tensor) -> Tensor:
         """The same for boxes of all images in one tensor.

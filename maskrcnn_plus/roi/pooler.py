@@ -67,7 +67,7 @@ class PyramidROIAlign(NotScriptable, nn.Module):
         self.canonical_level = canonical_level
 
     @classmethod
-    def of(cls, pooler: nn.Module) -> nn.Module:
+    def from_pooler(cls, pooler: nn.Module) -> nn.Module:
         """One that does what a `ROIPooler` does; the pooler itself where that is no RoIAlign of upright boxes."""
         levels = getattr(pooler, "level_poolers", None) if type(pooler) is ROIPooler else None
         if not levels or any(type(level) is not ROIAlign for level in levels):
@@ -122,12 +122,12 @@ def pool_pyramid(
     canonical: tuple[int, int],
 ) -> Tensor:
     """The work of `PyramidROIAlign`; `levels` are the least and the greatest, `canonical` is a box's size and level."""
-    rois = rois_of(x, box_lists, len(scales))
+    rois = get_rois(x, box_lists, len(scales))
     level_of = assign_boxes_to_levels(box_lists, *levels, *canonical) if len(x) > 1 and box_lists else None
     return roi_align_pyramid(x, rois, level_of, output_size, scales, sampling_ratio, aligned)
 
 
-def rois_of(x: list[Tensor], box_lists: list[Boxes], num_scales: int) -> Tensor:
+def get_rois(x: list[Tensor], box_lists: list[Boxes], num_scales: int) -> Tensor:
     """The boxes of all images as [K, 5], each (image index, x0, y0, x1, y1), at least in float32.
 
     Raises:

@@ -20,14 +20,15 @@ _OUTSIDE = 1e4
 
 
 class AdaptiveConv2d(nn.Module):
-    """3 x 3 convolution at the grid of one anchor a place; no gradient flows to the anchors.
-
-    Args:
-        in_channels, out_channels: C and K.
-        bias: add a learned number to each output channel.
-    """
+    """3 x 3 convolution at the grid of one anchor a place; no gradient flows to the anchors."""
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = False) -> None:
+        """Build the layer.
+
+        Args:
+            in_channels, out_channels: C and K.
+            bias: add a learned number to each output channel.
+        """
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None

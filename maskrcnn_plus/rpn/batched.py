@@ -90,7 +90,7 @@ class BatchedRPN(NotScriptable, RPN):
         num_images = len(image_sizes)
         keep = batched_nms(boxes, scores, images * num_levels + levels, self.nms_thresh)
         results = []
-        for size, chosen in zip(image_sizes, _by_image(keep, images[keep], num_images), strict=True):
+        for size, chosen in zip(image_sizes, _split_by_image(keep, images[keep], num_images), strict=True):
             chosen = chosen[: self.post_nms_topk[self.training]]
             results.append(Instances(size, proposal_boxes=Boxes(boxes[chosen]), objectness_logits=scores[chosen]))
         return results
@@ -133,7 +133,7 @@ def clip_to_images(boxes: Tensor, image_sizes: Sequence[tuple[int, int] | Tensor
     return torch.minimum(boxes.clamp(min=0), bounds[:, None])
 
 
-def _by_image(keep: Tensor, images: Tensor, num_images: int) -> Sequence[Tensor]:
+def _split_by_image(keep: Tensor, images: Tensor, num_images: int) -> Sequence[Tensor]:
     """`keep` split by the image of each, in its order; one synchronisation with a GPU for all images."""
     if torch.jit.is_tracing():
         return [keep[images == image] for image in range(num_images)]

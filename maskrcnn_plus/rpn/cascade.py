@@ -50,14 +50,15 @@ def square_anchors(strides: Sequence[int], anchor_scale: float = 8.0, offset: fl
 
 
 class CascadeRPNHead(nn.Module):
-    """Layers of both stages, the same for all levels.
-
-    Args:
-        in_channels: C of the maps, which all inner maps have too.
-        dilation: of the first stage's convolution.
-    """
+    """Layers of both stages, the same for all levels."""
 
     def __init__(self, in_channels: int, dilation: int = 3) -> None:
+        """Build the layers.
+
+        Args:
+            in_channels: C of the maps, which all inner maps have too.
+            dilation: of the first stage's convolution.
+        """
         super().__init__()
         self.initial_conv = nn.Conv2d(in_channels, in_channels, 3, padding=dilation, dilation=dilation)
         self.initial_deltas = nn.Conv2d(in_channels, 4, 1)
@@ -71,7 +72,7 @@ class CascadeRPNHead(nn.Module):
     def initial(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """The first stage at one level: [N, C, H, W] -> features of the same shape and deltas [N, P, 4]."""
         features = F.relu(self.initial_conv(features))
-        return features, _by_place(self.initial_deltas(features))
+        return features, _flatten_places(self.initial_deltas(features))
 
     def forward(self, features: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
         """The second stage at one level.
@@ -84,7 +85,8 @@ class CascadeRPNHead(nn.Module):
             Objectness logits [N, P] and deltas [N, P, 4].
         """
         features = F.relu(self.conv(features, anchors))
-        return _by_place(self.objectness_logits(features)).squeeze(2), _by_place(self.anchor_deltas(features))
+        logits, deltas = self.objectness_logits(features), self.anchor_deltas(features)
+        return _flatten_places(logits).squeeze(2), _flatten_places(deltas)
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -307,6 +309,6 @@ class CascadeRPN(BatchedRPN):
         return self._subsample_labels(labels), gt_boxes.tensor[matches]
 
 
-def _by_place(predictions: Tensor) -> Tensor:
+def _flatten_places(predictions: Tensor) -> Tensor:
     """[N, K, H, W] -> [N, P, K]."""
     return predictions.flatten(2).transpose(1, 2)

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from maskrcnn_plus.data.stream import SKIPPED
 from maskrcnn_plus.device import emulates_bfloat16
 from maskrcnn_plus.training.fast_gradients import use_fast_gradients
-from maskrcnn_plus.training.optimizer_state import parameters_of, restore_optimizer
+from maskrcnn_plus.training.optimizer_state import get_parameters, restore_optimizer
 from maskrcnn_plus.training.skipped import SkippedImages
 from maskrcnn_plus.weights.conversion import WeightsError
 
@@ -169,7 +169,7 @@ class Trainer(TrainerBase):
         return {
             **super().state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "parameters": parameters_of(self.optimizer, unwrap(self.model)),
+            "parameters": get_parameters(self.optimizer, unwrap(self.model)),
             "grad_scaler": self.grad_scaler.state_dict(),
         }
 

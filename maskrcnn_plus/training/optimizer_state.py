@@ -19,7 +19,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 _NO_SETTINGS = ("params", "lr", "initial_lr", "param_names")
 
 
-def parameters_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, bool]:
+def get_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, bool]:
     """The names in a model of an optimizer's parameters, in its order, and whether it has a state of each."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -38,7 +38,7 @@ def restore_optimizer(
         optimizer: as the config built it, before its first step.
         model: that it is of.
         stored: `state_dict` of the checkpoint's optimizer.
-        stored_parameters: of it, by `parameters_of`; None of checkpoints without them, whose parameters are taken in
+        stored_parameters: of it, by `get_parameters`; None of checkpoints without them, whose parameters are taken in
             their order.
 
     Returns:
@@ -52,7 +52,7 @@ def restore_optimizer(
     _check_kind(fresh["param_groups"], groups)
     sizes = [[len(group["params"]) for group in part] for part in (fresh["param_groups"], groups)]
     parameters = dict(model.named_parameters())
-    names = list(parameters_of(optimizer, model))
+    names = list(get_parameters(optimizer, model))
     if stored_parameters is None:
         if sizes[0] != sizes[1]:
             raise WeightsError(f"the optimizer had groups of {sizes[1]} parameters, and now has groups of {sizes[0]}.")

@@ -21,7 +21,7 @@ from torch import Tensor
 from maskrcnn_plus.special_files import refuse_special_file
 from maskrcnn_plus.weights.conversion import WeightsError, WeightsFile
 from maskrcnn_plus.weights.pickle_reader import MALFORMED, UnsafePickleError
-from maskrcnn_plus.weights.prefixes import unwrapped
+from maskrcnn_plus.weights.prefixes import strip_wrappers
 from maskrcnn_plus.weights.safe_pickle import check_unrolled, load_pickle
 from maskrcnn_plus.weights.torch_file import LEGACY_MAGIC, read_legacy, read_zip
 
@@ -65,7 +65,7 @@ def read_weights(path: str) -> WeightsFile:
     """The tensors of a weights file by name, and what else it says about itself.
 
     The averaged weights (EMA) are taken where the file has some. Names lose the components of DistributedDataParallel
-    and torch.compile (`unwrapped`), and momenta of Caffe2 are left out.
+    and torch.compile (`strip_wrappers`), and momenta of Caffe2 are left out.
 
     Args:
         path: as for `read_file`.
@@ -98,7 +98,7 @@ def read_weights(path: str) -> WeightsFile:
     if metadata.get("__author__") == "Caffe2":
         entries = {name: value for name, value in entries.items() if not name.endswith("_momentum")}
     _check_sizes(entries.values(), path)
-    new_names = unwrapped(entries)
+    new_names = strip_wrappers(entries)
     tensors = {new_names[name]: _tensor(value, name, path) for name, value in entries.items()}
     return WeightsFile(path, tensors, metadata)
 

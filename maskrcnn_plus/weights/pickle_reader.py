@@ -60,16 +60,17 @@ Globals = Mapping[tuple[str, str], Any]
 
 
 class PickleReader:
-    """Reads one pickle.
-
-    Args:
-        file: at the first byte of the pickle, of a whole file in memory or `mmap`: reading beyond its end gives what
-            there is. It is left behind the last byte.
-        table: the globals that a file may name.
-        persistent: makes a value of the file's reference to something outside the pickle.
-    """
+    """Reads one pickle."""
 
     def __init__(self, file: IO[bytes], table: Globals, persistent: Callable[[Any], Any] | None = None) -> None:
+        """Take the file.
+
+        Args:
+            file: at the first byte of the pickle, of a whole file in memory or `mmap`: reading beyond its end gives
+                what there is. It is left behind the last byte.
+            table: the globals that a file may name.
+            persistent: makes a value of the file's reference to something outside the pickle.
+        """
         self.file, self.table, self.persistent = file, table, persistent
         self.stack: list[Any] = []
         self.marks: list[int] = []  # lengths of the stack

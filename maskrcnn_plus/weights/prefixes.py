@@ -19,7 +19,7 @@ _DEPTH = 5  # components of a prefix at most
 _SHARE = 0.1  # of all names, that begin with it at least
 
 
-def unwrapped(names: Collection[str]) -> dict[str, str]:
+def strip_wrappers(names: Collection[str]) -> dict[str, str]:
     """Name -> name without the components of wrappers; all as they are where two would become one."""
     new = {name: ".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in names}
     return new if len(set(new.values())) == len(new) and all(new.values()) else {name: name for name in names}
@@ -39,7 +39,7 @@ def find_prefix(file: WeightsFile, count: Callable[[WeightsFile], int]) -> str:
     plain = count(file)
     if 2 * plain >= len(file.tensors):
         return ""
-    found = {prefix: count(below(file, prefix)) for prefix in _prefixes(file.tensors)}
+    found = {prefix: count(select_prefix(file, prefix)) for prefix in _prefixes(file.tensors)}
     best = max(found.values(), default=0)
     if best <= plain:
         return ""
@@ -47,7 +47,7 @@ def find_prefix(file: WeightsFile, count: Callable[[WeightsFile], int]) -> str:
     return min(equal, key=lambda prefix: (not _AVERAGED.search(prefix), len(prefix)))
 
 
-def below(file: WeightsFile, prefix: str) -> WeightsFile:
+def select_prefix(file: WeightsFile, prefix: str) -> WeightsFile:
     """The file with the tensors below a prefix only, without it in their names."""
     tensors = {name.removeprefix(prefix): tensor for name, tensor in file.tensors.items() if name.startswith(prefix)}
     return file._replace(tensors=tensors)

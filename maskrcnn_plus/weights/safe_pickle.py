@@ -66,7 +66,7 @@ def plain_globals(size: int) -> Globals:
         ("collections", "OrderedDict"): Function(_ordered_dict),
         ("numpy", "dtype"): Function(_dtype),
         ("numpy", "ndarray"): Function(),
-        **{(f"{core}.numeric", "_frombuffer"): Function(arrays.of_buffer) for core in cores},
+        **{(f"{core}.numeric", "_frombuffer"): Function(arrays.from_buffer) for core in cores},
         **{(f"{core}.multiarray", "_reconstruct"): Function(arrays.pending) for core in cores},
         **{(f"{core}.multiarray", "scalar"): Function(_scalar) for core in cores},
     }
@@ -118,11 +118,13 @@ class _Arrays:
 
         def complete(state: tuple) -> np.ndarray:
             _, shape, dtype, fortran, data = state
-            return self.of_buffer(data, dtype, shape, "F" if fortran else "C")
+            return self.from_buffer(data, dtype, shape, "F" if fortran else "C")
 
         return Pending(complete)
 
-    def of_buffer(self, data: bytes | str, dtype: np.dtype, shape: tuple[int, ...], order: str, *_: Any) -> np.ndarray:
+    def from_buffer(
+        self, data: bytes | str, dtype: np.dtype, shape: tuple[int, ...], order: str, *_: Any
+    ) -> np.ndarray:
         """An array with memory of its own."""
         if isinstance(data, list):
             raise UnsafePickleError(f"it holds an array of {dtype} values instead of numbers")

@@ -186,7 +186,7 @@ def _globals(size: int) -> Globals:
         ("torch._utils", "_rebuild_tensor_v3"): Function(_tensor_of_type),
         ("torch._utils", "_rebuild_parameter"): Function(_parameter),
         ("torch._utils", "_rebuild_parameter_with_state"): Function(_parameter),
-        ("torch._tensor", "_rebuild_from_type_v2"): Function(_of_class),
+        ("torch._tensor", "_rebuild_from_type_v2"): Function(_strip_subclass),
         **{("torch._utils", name): Function(partial(_refuse, name)) for name in _OTHER_TENSORS},
         ("torch.serialization", "_get_layout"): Function(partial(_refuse, "of another layout")),
     }
@@ -252,7 +252,7 @@ def _parameter(data: Tensor, *_: Any) -> Tensor:
     return data
 
 
-def _of_class(function: Function, _class: Any, arguments: tuple, _state: Any) -> Tensor:
+def _strip_subclass(function: Function, _class: Any, arguments: tuple, _state: Any) -> Tensor:
     """A tensor with attributes or of a subclass, without them."""
     if not isinstance(function, Function) or function.call not in (_tensor, _tensor_of_type, _parameter):
         raise UnsafePickleError("it makes a tensor in an unknown way")

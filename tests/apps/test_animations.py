@@ -13,7 +13,7 @@ from torch import nn
 
 from maskrcnn_plus.apps.predict_files.inputs import InputFile, list_inputs
 from maskrcnn_plus.apps.predict_files.run import predict_files
-from maskrcnn_plus.apps.predict_files.sources import images_of
+from maskrcnn_plus.apps.predict_files.sources import iterate_images
 from maskrcnn_plus.data.check import DataError, check_dataset
 from maskrcnn_plus.data.images import ImageReadError, read_image
 from maskrcnn_plus.data.mapper import InstanceMapper
@@ -52,12 +52,12 @@ def test_each_frame_of_an_animation_is_an_image(tmp_path, name):
     path = str(tmp_path / name)
     save(path, frames(), **FORMATS[name])
     found = []
-    for image in images_of(InputFile(path, "name")):
+    for image in iterate_images(InputFile(path, "name")):
         with image.open() as windows:
             found.append(windows.reduced(1))
         assert (image.name, image.count) == (f"name/frame_{len(found):06d}", 4)
     assert np.array_equal(found, frames())
-    skipping = [image for image in images_of(InputFile(path, "name")) if image.number == 3]
+    skipping = [image for image in iterate_images(InputFile(path, "name")) if image.number == 3]
     with pytest.raises(ImageReadError, match=rf"{name}: an animation of 4 frames"):
         read_image(path)
     with pytest.raises(DataError, match=rf"{name}: an animation of 4 frames"):
@@ -69,7 +69,7 @@ def test_each_frame_of_an_animation_is_an_image(tmp_path, name):
 def test_a_single_frame_is_the_file_itself(tmp_path, name):
     path = str(tmp_path / name)
     Image.fromarray(frames()[1]).save(path, **FORMATS[name])
-    (image,) = images_of(InputFile(path, "name"))
+    (image,) = iterate_images(InputFile(path, "name"))
     assert image.number == 0
     with image.open() as windows:
         assert np.array_equal(windows.reduced(1), frames()[1])
@@ -84,7 +84,7 @@ def test_a_truncated_animation_gives_its_frames_and_then_an_error(tmp_path):
     seen = []
 
     def read_all():
-        for image in images_of(InputFile(str(path), "name")):
+        for image in iterate_images(InputFile(str(path), "name")):
             with image.open() as windows:
                 seen.append(windows.reduced(1))
 
@@ -105,7 +105,7 @@ def test_frames_and_files_of_the_same_name_are_told_apart(tmp_path):
     for number in (1, 2):
         Image.fromarray(frames()[0]).save(tmp_path / f"x/frame_{number:06d}.png")
     files = list_inputs(str(tmp_path), recursive=True)
-    names = [image.name for file in files for image in images_of(file)]
+    names = [image.name for file in files for image in iterate_images(file)]
     assert len(names) == len(set(names)) == 6
 
 

@@ -7,13 +7,13 @@ import tifffile
 from PIL import Image
 
 from maskrcnn_plus.apps.predict_files.inputs import InputFile
-from maskrcnn_plus.apps.predict_files.sources import images_of
+from maskrcnn_plus.apps.predict_files.sources import iterate_images
 from maskrcnn_plus.data.images import ImageReadError
 from maskrcnn_plus.data.pixel_size import tiff_pixel_size
 
 
 def images(path, channels=3):
-    return [(image, pixels_of(image)) for image in images_of(InputFile(str(path), "name"), channels)]
+    return [(image, pixels_of(image)) for image in iterate_images(InputFile(str(path), "name"), channels)]
 
 
 def pixels_of(image):
@@ -146,7 +146,9 @@ def test_frames_are_images(tmp_path):
 def test_frames_that_are_not_read_need_no_decoding(tmp_path):
     video(tmp_path / "x.avi")
     reds = [
-        pixels_of(image)[0, 0, 0] for image in images_of(InputFile(str(tmp_path / "x.avi"), "x")) if image.number == 5
+        pixels_of(image)[0, 0, 0]
+        for image in iterate_images(InputFile(str(tmp_path / "x.avi"), "x"))
+        if image.number == 5
     ]
     assert len(reds) == 1
     assert abs(int(reds[0]) - 120) < 4
@@ -158,7 +160,7 @@ def test_a_truncated_video_gives_its_frames_and_then_an_error(tmp_path):
     (tmp_path / "cut.avi").write_bytes(content[: len(content) // 2])
     frames = []
     with pytest.raises(ImageReadError, match=r"cut\.avi.* frames"):
-        frames.extend(pixels_of(image) for image in images_of(InputFile(str(tmp_path / "cut.avi"), "x")))
+        frames.extend(pixels_of(image) for image in iterate_images(InputFile(str(tmp_path / "cut.avi"), "x")))
     assert 0 < len(frames) < 30
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from maskrcnn_plus.apps.predict_files.inputs import InputFile
-from maskrcnn_plus.apps.predict_files.sources import images_of
+from maskrcnn_plus.apps.predict_files.sources import iterate_images
 from maskrcnn_plus.config import get_config, skip_pretrained
 from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.check import DataError, check_dataset
@@ -64,7 +64,7 @@ def on_all_ways(path, **options):
         str(path), rule=ChannelRule(options.get("channels", 3), options.get("select"), options.get("projection"))
     ) as windows:
         predictor.predict(windows)
-    for image in images_of(InputFile(str(path), "name"), predictor.mapper.rule):
+    for image in iterate_images(InputFile(str(path), "name"), predictor.mapper.rule):
         with image.open() as windows:
             predictor.predict(windows)
             predict_tiled(predictor, windows, tile_size=64, scale=1.0)
@@ -81,7 +81,7 @@ def assert_sees(path, expected, **options):
 def open_all(path, rule):
     """Pixels of each image of a file in a run."""
     found = []
-    for image in images_of(InputFile(str(path), "name"), rule):
+    for image in iterate_images(InputFile(str(path), "name"), rule):
         with image.open() as windows:
             found.append(windows.reduced(1))
     return found
@@ -148,7 +148,7 @@ def test_channels_are_picked_by_their_ome_names(tmp_path):
         path, stacks, photometric="minisblack", ome=True, metadata={"axes": "TCYX", "Channel": {"Name": names}}
     )
     seen = []
-    for image in images_of(InputFile(str(path), "name"), ChannelRule(3, ("GFP", "GFP", "DAPI"))):
+    for image in iterate_images(InputFile(str(path), "name"), ChannelRule(3, ("GFP", "GFP", "DAPI"))):
         with image.open() as windows:
             seen.append(windows.reduced(1))
     np.testing.assert_array_equal(seen, [np.moveaxis(pixels[[1, 1, 0]], 0, 2), np.moveaxis(pixels[[1, 1, 2]], 0, 2)])
@@ -170,7 +170,7 @@ def test_a_z_stack_becomes_one_image(tmp_path, projection, options):
 
 def test_a_stack_is_pages_in_prediction_and_names_the_option_in_training(tmp_path):
     tifffile.imwrite(tmp_path / "z.tif", stack(4), photometric="minisblack", metadata={"axes": "ZYX"})
-    assert sum(1 for _ in images_of(InputFile(str(tmp_path / "z.tif"), "name"))) == 4
+    assert sum(1 for _ in iterate_images(InputFile(str(tmp_path / "z.tif"), "name"))) == 4
     for read in (InstanceMapper(True, []), predictor_of().mapper):
         with pytest.raises(ImageReadError, match=r"z\.tif.*stack.*dataset\.projection"):
             read({"file_name": str(tmp_path / "z.tif"), "annotations": []})
@@ -183,7 +183,7 @@ def test_planes_of_several_channels_are_projected_film_by_film(tmp_path):
     tifffile.imwrite(tmp_path / "tzc.tif", pixels, imagej=True, metadata={"axes": "TZCYX"})
     rule = ChannelRule(3, (1, 0, 0), "max")
     found = []
-    for image in images_of(InputFile(str(tmp_path / "tzc.tif"), "name"), rule):
+    for image in iterate_images(InputFile(str(tmp_path / "tzc.tif"), "name"), rule):
         with image.open() as windows:
             found.append(windows.reduced(1))
     np.testing.assert_array_equal(found, [np.moveaxis(film.max(axis=0)[[1, 0, 0]], 0, 2) for film in pixels])

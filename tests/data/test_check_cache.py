@@ -170,7 +170,7 @@ def test_without_a_cache_the_check_works(dataset, reads, monkeypatch, tmp_path, 
 def test_the_cache_does_not_grow_without_end(monkeypatch, cache):
     monkeypatch.setattr(check_cache, "_KEPT", 3)
     for k in range(5):
-        check_cache.remembered(f"{k}" * 40, lambda k=k: {"k": k})
+        check_cache.get_cached(f"{k}" * 40, lambda k=k: {"k": k})
         os.utime(cache / f"{str(k) * 40}.json", ns=(k, k))
     assert sorted(file.name[0] for file in cache.iterdir()) == ["2", "3", "4"]
 

@@ -12,7 +12,7 @@ import tifffile
 from PIL import EpsImagePlugin, Image
 
 from maskrcnn_plus.apps.predict_files.inputs import InputFile
-from maskrcnn_plus.apps.predict_files.sources import images_of
+from maskrcnn_plus.apps.predict_files.sources import iterate_images
 from maskrcnn_plus.data import limits
 from maskrcnn_plus.data.check import DataError, check_dataset
 from maskrcnn_plus.data.images import ImageReadError, read_image, read_image_size, read_label_map
@@ -27,7 +27,7 @@ def open_by_windows(path):
 
 
 def open_as_source(path):
-    for image in images_of(InputFile(path, "name")):
+    for image in iterate_images(InputFile(path, "name")):
         with image.open() as windows:
             windows.reduced(1)
 
@@ -154,7 +154,7 @@ def test_many_pages_and_both_kinds_of_tiff_are_walked_to_the_end(tmp_path):
             tifffile.imwrite(
                 path, np.zeros((count, 4, 4), np.uint8), bigtiff=big, photometric="minisblack", metadata=None
             )
-            assert sum(1 for _ in images_of(InputFile(path, "name"))) == count
+            assert sum(1 for _ in iterate_images(InputFile(path, "name"))) == count
 
 
 def test_pages_are_bounded(tmp_path, monkeypatch):

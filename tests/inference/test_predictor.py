@@ -208,9 +208,9 @@ def test_compile_concerns_the_backbone_alone(tiny_mask_rcnn):
 
 def test_scale_of_an_image(tiny_mask_rcnn):
     predictor = Predictor(tiny_mask_rcnn, "random")  # shortest edge 96, at most 200
-    assert predictor.scale_of(48, 60) == pytest.approx(2)
-    assert predictor.scale_of(192, 100) == pytest.approx(96 / 100, rel=0.02)
-    assert predictor.scale_of(100, 400) == pytest.approx(0.5)
+    assert predictor.get_scale(48, 60) == pytest.approx(2)
+    assert predictor.get_scale(192, 100) == pytest.approx(96 / 100, rel=0.02)
+    assert predictor.get_scale(100, 400) == pytest.approx(0.5)
 
 
 def test_config_by_name():

@@ -28,7 +28,7 @@ class LabelPredictor:
         self.max_objects = limit
         self.seen = []
 
-    def scale_of(self, height, width):
+    def get_scale(self, height, width):
         return 1.0
 
     def intensity_range(self, image):
@@ -192,7 +192,7 @@ def test_tiles_see_the_grey_values_of_the_whole_image(real):
         mapper=real.mapper,
         model=real.model,
         max_objects=real.max_objects,
-        scale_of=real.scale_of,
+        get_scale=real.get_scale,
         intensity_range=real.intensity_range,
     )
 
@@ -222,7 +222,7 @@ def test_scale_and_sizes_come_from_the_config(real):
     assert plan_tiling(real, tile_size=400, overlap=10, scale=3).scale == 3
 
     shrinking = LabelPredictor()
-    shrinking.scale_of = lambda height, width: 800 / min(height, width)
+    shrinking.get_scale = lambda height, width: 800 / min(height, width)
     plan = plan_tiling(shrinking)
     assert (plan.scale, plan.tile_size, plan.overlap) == (1.0, 800, 160)
     assert plan_tiling(shrinking, scale=2.0).tile_size == 400

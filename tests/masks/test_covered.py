@@ -1,9 +1,9 @@
-"""The choice of uncovered detections against a loop over dense masks, and scenes of touching objects."""
+"""The choice of suppress_covered detections against a loop over dense masks, and scenes of touching objects."""
 
 import numpy as np
 import pytest
 
-from maskrcnn_plus.masks.covered import uncovered
+from maskrcnn_plus.masks.covered import suppress_covered
 from maskrcnn_plus.masks.label_map import masks_to_rles
 
 
@@ -16,7 +16,7 @@ def boxes_to_masks(boxes, height=40, width=60):
 
 def choose(masks, scores, classes=None, max_covered=0.5):
     classes = np.zeros(len(masks), dtype=int) if classes is None else np.asarray(classes)
-    return uncovered(masks_to_rles(masks), np.asarray(scores), classes, max_covered).tolist()
+    return suppress_covered(masks_to_rles(masks), np.asarray(scores), classes, max_covered).tolist()
 
 
 def loop(masks, scores, classes, max_covered):

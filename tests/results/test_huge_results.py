@@ -14,7 +14,7 @@ from maskrcnn_plus.data.windows import open_windows
 from maskrcnn_plus.masks.measure import move_rles
 from maskrcnn_plus.masks.rle_masks import RLEMasks
 from maskrcnn_plus.results import FORMATS, write_results
-from maskrcnn_plus.results.overlay import draw_overlay, picture_of
+from maskrcnn_plus.results.overlay import draw_overlay, make_picture
 
 MEBI = 2**20
 
@@ -55,18 +55,18 @@ def test_pictures_of_large_images_are_reduced_with_their_objects(monkeypatch):
     image = np.random.default_rng(1).integers(0, 60, (90, 123, 3), dtype=np.uint8)
     instances = squares(90, 123, [(9, 12), (60, 60)], side=30)
     with open_windows(image) as windows:
-        shown, same = picture_of(windows, instances)
+        shown, same = make_picture(windows, instances)
         assert np.array_equal(shown, image)
         assert same is instances
         monkeypatch.setattr("maskrcnn_plus.results.overlay.MAX_PIXELS", 30 * 41)
-        shown, reduced = picture_of(windows, instances)
+        shown, reduced = make_picture(windows, instances)
         assert shown.shape == (30, 41, 3)
         expected = squares(30, 41, [(3, 4), (20, 20)], side=10)
         assert list(reduced.pred_masks_rle) == list(expected.pred_masks_rle)
         changed = (draw_overlay(shown, reduced) != shown).any(axis=2)
         assert np.array_equal(changed, expected.pred_masks_rle.to_dense().any(dim=0).numpy())
         monkeypatch.setattr("maskrcnn_plus.results.overlay.MAX_SIDE", 20)
-        assert picture_of(windows, instances)[0].shape == (13, 18, 3)
+        assert make_picture(windows, instances)[0].shape == (13, 18, 3)
 
 
 def test_memory_of_all_results_does_not_hold_the_image(tmp_path, monkeypatch):

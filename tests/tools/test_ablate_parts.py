@@ -188,7 +188,7 @@ def test_later_models_predict_beside_the_base(tool, plan, monkeypatch):
 
     monkeypatch.setattr(speed, "spread_images", lambda cfg: ["x.png", "y.png"])
     monkeypatch.setattr(speed, "Predictor", lambda *_, **__: None)
-    monkeypatch.setattr(speed, "prediction_of", lambda *_: lambda: None)
+    monkeypatch.setattr(speed, "get_prediction", lambda *_: lambda: None)
     monkeypatch.setattr(speed, "time_in_turn", times)
     plan.output.mkdir()
     assert speed.measure_inference(plan, {"a": "a.pth", "b": "b.pth"}, 3) == []

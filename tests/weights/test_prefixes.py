@@ -19,7 +19,7 @@ from maskrcnn_plus.checkpoints.load import _convert, _strip_prefix
 from maskrcnn_plus.config import get_config, skip_pretrained
 from maskrcnn_plus.weights.conversion import WeightsFile
 from maskrcnn_plus.weights.files import read_weights
-from maskrcnn_plus.weights.prefixes import unwrapped
+from maskrcnn_plus.weights.prefixes import strip_wrappers
 
 
 def shipped(name):
@@ -100,7 +100,7 @@ def known(request):
 
 def convert(names, tensors, model):
     """What becomes of tensors with these names in a file."""
-    clean = unwrapped(names)
+    clean = strip_wrappers(names)
     renamed = {clean[name]: tensor for name, tensor in zip(names, tensors.values(), strict=True)}
     others = {"criterion.weight": torch.empty(80, device="meta"), "metric.total": torch.empty(1, device="meta")}
     file, left_over, prefix = _strip_prefix(WeightsFile("x.pth", renamed | others), model)
@@ -130,7 +130,7 @@ def test_wrappers_within_names_are_taken_out(known):
 
 def test_names_that_would_become_one_stay_as_they_are():
     names = ["module.a", "a"]
-    assert unwrapped(names) == {"module.a": "module.a", "a": "a"}
+    assert strip_wrappers(names) == {"module.a": "module.a", "a": "a"}
 
 
 def resnet():

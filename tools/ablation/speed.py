@@ -161,7 +161,7 @@ def measure_inference(plan: Plan, weights: dict[str, str], rounds: int) -> list[
     predictions, failed = {}, []
     for name in measured:
         try:
-            predictions[name] = prediction_of(Predictor(plan.config(name), weights[name], score_threshold=0.5), images)
+            predictions[name] = get_prediction(Predictor(plan.config(name), weights[name], score_threshold=0.5), images)
             predictions[name]()
         except Exception:
             predictions.pop(name, None)
@@ -178,7 +178,7 @@ def measure_inference(plan: Plan, weights: dict[str, str], rounds: int) -> list[
     return failed
 
 
-def prediction_of(predictor: Predictor, images: Sequence[str]) -> Callable[[], None]:
+def get_prediction(predictor: Predictor, images: Sequence[str]) -> Callable[[], None]:
     """A function that predicts the images one by one."""
 
     def predict() -> None:

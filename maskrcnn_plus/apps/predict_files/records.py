@@ -23,17 +23,6 @@ class Records:
     """The records of one output folder, in its sub-folder `.records`.
 
     As a context manager it keeps other runs out of the folder.
-
-    Args:
-        output: the folder, made if it is not there.
-        settings: what results depend on besides their image, as text by name. Results of other settings are refused.
-        sub_folders, files: names in the folder that a run writes to. They must not be there without records, as they
-            may hold something else, such as the labels that people drew.
-        overwrite: replace what is there, whatever it is, and make everything again.
-
-    Raises:
-        ValueError: there are results of other settings, or other files.
-        OSError: the folder cannot be written to, or another run has it (BlockingIOError).
     """
 
     def __init__(
@@ -44,6 +33,20 @@ class Records:
         files: Iterable[str],
         overwrite: bool = False,
     ) -> None:
+        """Open or make the folder.
+
+        Args:
+            output: the folder, made if it is not there.
+            settings: what results depend on besides their image, as text by name. Results of other settings are
+                refused.
+            sub_folders, files: names in the folder that a run writes to. They must not be there without records, as
+                they may hold something else, such as the labels that people drew.
+            overwrite: replace what is there, whatever it is, and make everything again.
+
+        Raises:
+            ValueError: there are results of other settings, or other files.
+            OSError: the folder cannot be written to, or another run has it (BlockingIOError).
+        """
         self.output = Path(output)
         self._folder = self.output / ".records"
         self._settings = {name: str(value) for name, value in settings.items()}

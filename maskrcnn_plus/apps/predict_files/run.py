@@ -24,7 +24,7 @@ from tqdm import tqdm
 from maskrcnn_plus.apps.predict_files.fingerprint import predictor_fingerprint
 from maskrcnn_plus.apps.predict_files.inputs import InputFile, list_inputs
 from maskrcnn_plus.apps.predict_files.records import Records, file_state
-from maskrcnn_plus.apps.predict_files.sources import SourceImage, images_of
+from maskrcnn_plus.apps.predict_files.sources import SourceImage, iterate_images
 from maskrcnn_plus.data.channels import get_rule
 from maskrcnn_plus.data.images import read_image, read_image_size
 from maskrcnn_plus.data.limits import pixel_limit
@@ -36,7 +36,7 @@ from maskrcnn_plus.inference.tiling import predict_tiled
 from maskrcnn_plus.masks.rle_masks import encode_masks
 from maskrcnn_plus.results import DEFAULT_FORMATS, FORMATS, NEED_IMAGE, check_formats, write_results
 from maskrcnn_plus.results.coco import merge_coco
-from maskrcnn_plus.results.overlay import draw_overlay, picture_of
+from maskrcnn_plus.results.overlay import draw_overlay, make_picture
 from maskrcnn_plus.results.report import MAX_PICTURES, ReportEntry, report_entry, write_report
 from maskrcnn_plus.results.table import merge_tables
 
@@ -137,7 +137,7 @@ def predict_files(
             path = folder / "report.html"
             write_report(path, entries, title, details=dict(report), failures=failures, class_names=names)
     if done and not run.summary.num_objects:
-        _say(explain_no_objects(predictor, len(done)))
+        _print_line(explain_no_objects(predictor, len(done)))
     return run.summary
 
 
@@ -149,7 +149,7 @@ def explain_no_objects(predictor: Predictor, num_images: int) -> str:
     return (
         f"0 objects in {images}. Likely causes: a score threshold that is too high ({threshold:g}; try a lower "
         "--score-threshold); objects of another size than in the training (an image of 512 x 512 px is scaled by "
-        f"{predictor.scale_of(512, 512):.2g}; set dataset.scale); other channels, contrast or staining than in the "
+        f"{predictor.get_scale(512, 512):.2g}; set dataset.scale); other channels, contrast or staining than in the "
         f"training (the model sees {channels} channel{'s' * (channels > 1)}); or weights of another data set."
     )
 
@@ -190,7 +190,7 @@ class _Run:
 
     def _images(self, file: InputFile) -> Iterator[SourceImage]:
         """Images of a file up to where it is damaged."""
-        images = images_of(file, self.rule)
+        images = iterate_images(file, self.rule)
         while True:
             try:
                 image = next(images, None)
@@ -257,7 +257,7 @@ class _Run:
         instances = self.predictor.predict(windows if image.number else image.path)
         limit = self.predictor.max_objects
         if limit is not None and len(instances) >= limit:
-            _say(
+            _print_line(
                 f"{image.path}: {len(instances)} objects, the most that the model gives, so that more may be "
                 "missing: predict by tiles (--tile) or raise the limit of the config (dataset.max_objects)"
             )
@@ -267,7 +267,7 @@ class _Run:
         self, name: str, instances: Instances, windows: ImageWindows, drawn: Path | None, pixel_size: float | None
     ) -> dict[str, Any]:
         """A `ReportEntry` for JSON; `drawn` is the overlay's file, where it was written."""
-        shown, reduced = picture_of(windows, instances, self.channels)
+        shown, reduced = make_picture(windows, instances, self.channels)
         overlay = read_image(str(drawn)) if drawn else draw_overlay(shown, reduced, self.predictor.class_names)
         entry = report_entry(name, instances, shown, overlay, pixel_size)
         return {**vars(entry), "pictures": [base64.b64encode(picture).decode() for picture in entry.pictures]}
@@ -280,10 +280,10 @@ class _Run:
             reason = f"{type(error).__name__}: {reason}"
         reason = reason.removeprefix(f"{name}: ").removeprefix(f"{path}: ")
         self.summary.failures.append((name, reason))
-        _say(f"{name}: {reason}")
+        _print_line(f"{name}: {reason}")
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     """Show a line beside the progress bar."""
     tqdm.write(f"predict: {line}", file=sys.stderr)
 

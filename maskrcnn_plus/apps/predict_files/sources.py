@@ -37,7 +37,7 @@ class SourceImage:
     open: Callable[[], AbstractContextManager[ImageWindows]]
 
 
-def images_of(file: InputFile, channels: int | ChannelRule = 3) -> Iterator[SourceImage]:
+def iterate_images(file: InputFile, channels: int | ChannelRule = 3) -> Iterator[SourceImage]:
     """Images of a file in turn; none is decoded before it is opened.
 
     The planes of a TIFF (`list_planes`) and the frames of a video or an animated GIF, WebP or PNG are images of their
