@@ -9,7 +9,7 @@ from torch import nn
 
 from maskrcnn_plus.checkpoints import Checkpointer
 from maskrcnn_plus.config import get_config
-from maskrcnn_plus.data.coco_json import read_coco
+from maskrcnn_plus.data.formats.coco import read_coco
 from maskrcnn_plus.data.images import read_image
 from maskrcnn_plus.data.registration import register_label_maps
 from maskrcnn_plus.weights.files import read_file

@@ -13,7 +13,7 @@ from detectron2.data import MetadataCatalog
 
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.check_cache import loaded_once
-from maskrcnn_plus.data.coco_json import Category, read_categories, read_coco, warn_once
+from maskrcnn_plus.data.formats.coco import Category, read_categories, read_coco, warn_once
 from maskrcnn_plus.data.registration import register_source
 
 _SHOWN = 10

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 import maskrcnn_plus.data.check_cache as check_cache
 import maskrcnn_plus.data.coco as coco
 import maskrcnn_plus.data.findings as findings
-import maskrcnn_plus.data.registration as registration
+import maskrcnn_plus.data.formats.label_maps as label_maps
 from maskrcnn_plus.data.check import DataError, checked_dataset
 from maskrcnn_plus.data.coco import register_coco
 from maskrcnn_plus.data.copy_paste import CopyPasteMapper
@@ -44,7 +44,7 @@ def cache(tmp_path, monkeypatch):
 def reads(monkeypatch):
     """Files that are opened for their header or pixels."""
     opened = []
-    for module in (findings, registration):
+    for module in (findings, label_maps):
         for name in ("read_image_size", "read_label_map"):
             real = getattr(module, name)
             monkeypatch.setattr(

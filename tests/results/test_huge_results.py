@@ -76,7 +76,7 @@ def test_memory_of_all_results_does_not_hold_the_image(tmp_path, monkeypatch):
     pixels[6000:6020, 4000:4040] = 100
     pixels.flush()
     del pixels
-    monkeypatch.setattr("maskrcnn_plus.data.windows.CACHE_BYTES", 16 * MEBI)
+    monkeypatch.setattr("maskrcnn_plus.data.image_windows.CACHE_BYTES", 16 * MEBI)
     monkeypatch.setattr("maskrcnn_plus.results.table._BAND_PIXELS", MEBI)
     for module in ("overlay", "labels"):
         monkeypatch.setattr(f"maskrcnn_plus.results.{module}.MAX_PIXELS", 4 * MEBI)

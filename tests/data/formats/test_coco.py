@@ -12,8 +12,8 @@ from coco_files import category, image, rle, square, write_coco
 from pycocotools import mask as coco_mask
 
 from maskrcnn_plus.data.check import DataError, check_dataset
-from maskrcnn_plus.data.coco_json import canonical_id, read_categories, read_coco
-from maskrcnn_plus.data.crowds import is_true
+from maskrcnn_plus.data.formats.coco import canonical_id, read_categories, read_coco
+from maskrcnn_plus.data.formats.crowds import is_true
 
 IMAGES = [image(1), image(2)]
 ANNOTATIONS = [square(0, 1, 1), square(1, 1, 2), square(2, 2, 1)]

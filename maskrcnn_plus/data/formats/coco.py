@@ -18,8 +18,8 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
 from maskrcnn_plus.data.check import DataError, report_problems
-from maskrcnn_plus.data.coco_ids import canonical_id, id_order
-from maskrcnn_plus.data.crowds import find_crowds, is_true
+from maskrcnn_plus.data.formats.coco_ids import canonical_id, id_order
+from maskrcnn_plus.data.formats.crowds import find_crowds, is_true
 from maskrcnn_plus.data.images import ImageReadError, read_image_size
 from maskrcnn_plus.special_files import refuse_special_file
 
