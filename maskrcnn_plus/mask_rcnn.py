@@ -16,6 +16,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torch import nn
 
+from maskrcnn_plus.arguments import check_arguments
 from maskrcnn_plus.config import with_defaults
 from maskrcnn_plus.masks.covered import suppress_covered
 from maskrcnn_plus.masks.measure import rle_areas
@@ -56,13 +57,12 @@ class MaskRCNNPlus(NotScriptable, GeneralizedRCNN):
             ValueError: there is no such `mask_pasting`, `max_covered` is no share, or `min_mask_area` is negative.
         """
         super().__init__(**kwargs)
-        if mask_pasting not in ("detectron2", "torchvision"):
-            raise ValueError(f'mask_pasting must be "detectron2" or "torchvision", got {mask_pasting!r}.')
+        check_arguments(
+            mask_pasting=(mask_pasting, mask_pasting in ("detectron2", "torchvision"), '"detectron2" or "torchvision"'),
+            max_covered=(max_covered, 0 <= max_covered <= 1, "in 0..1"),
+            min_mask_area=(min_mask_area, min_mask_area >= 0, "at least 0 pixels"),
+        )
         self.mask_pasting = mask_pasting
-        if not 0 <= max_covered <= 1:
-            raise ValueError(f"max_covered must be in 0..1, got {max_covered}.")
-        if min_mask_area < 0:
-            raise ValueError(f"min_mask_area must be at least 0 pixels, got {min_mask_area}.")
         self.dense_masks = dense_masks
         self.max_covered = max_covered
         self.min_mask_area = min_mask_area

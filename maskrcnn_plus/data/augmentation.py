@@ -16,6 +16,7 @@ import numpy as np
 from detectron2.data.transforms import Augmentation
 from fvcore.transforms.transform import Transform
 
+from maskrcnn_plus.arguments import check_arguments
 from maskrcnn_plus.masks.polygons import clip_polygon
 
 
@@ -102,12 +103,13 @@ class RandomScaleCrop(Augmentation):
         """
         super().__init__()
         self.size = tuple(size) if isinstance(size, Sequence) else (size, size)
-        if len(self.size) != 2 or any(not isinstance(side, int) or side < 1 for side in self.size):
-            raise ValueError(f"size must be a positive whole number of pixels or a pair (height, width), got {size!r}.")
+        is_pair = len(self.size) == 2 and all(isinstance(side, int) and side >= 1 for side in self.size)
+        check_arguments(
+            size=(size, is_pair, "a positive whole number of pixels or a pair (height, width)"),
+            pad_value=(pad_value, 0 <= pad_value <= 255, "in 0..255"),
+        )
         self.scale = _check_range("scale", scale, minimum=0.0, inclusive=False)
         self.pad_value = pad_value
-        if not 0 <= pad_value <= 255:
-            raise ValueError(f"pad_value must lie in 0..255, got {pad_value!r}.")
 
     def get_transform(self, image: np.ndarray) -> CropResizeTransform:
         """Draw the scale and the place of the window."""
@@ -137,10 +139,10 @@ class ScaleImage(Augmentation):
             ValueError: an argument is out of range.
         """
         super().__init__()
-        if not 0 < scale < float("inf"):
-            raise ValueError(f"scale must be a finite number above 0, got {scale!r}.")
-        if max_size < 1:
-            raise ValueError(f"max_size must be at least 1 pixel, got {max_size!r}.")
+        check_arguments(
+            scale=(scale, 0 < scale < float("inf"), "a finite number above 0"),
+            max_size=(max_size, max_size >= 1, "at least 1 pixel"),
+        )
         self.scale = scale
         self.max_size = max_size
 
@@ -275,8 +277,7 @@ class RandomIntensity(Augmentation):
         self.contrast = _check_range("contrast", contrast, minimum=0.0)
         self.gamma = _check_range("gamma", gamma, minimum=0.0, inclusive=False)
         self.noise = _check_range("noise", noise, minimum=0.0)
-        if not 0 <= invert <= 1:
-            raise ValueError(f"invert must be a probability in 0..1, got {invert!r}.")
+        check_arguments(invert=(invert, 0 <= invert <= 1, "a probability in 0..1"))
         self.invert = invert
 
     def get_transform(self, image: np.ndarray) -> IntensityTransform:

@@ -21,6 +21,7 @@ from detectron2.structures import BitMasks, Instances, PolygonMasks
 from torch import Tensor
 from torch.nn.functional import pad
 
+from maskrcnn_plus.arguments import check_arguments
 from maskrcnn_plus.data.stream import SKIPPED
 from maskrcnn_plus.masks.adapters import adapt_masks
 from maskrcnn_plus.masks.label_masks import LabelMapMasks
@@ -67,14 +68,14 @@ class CopyPasteMapper:
         """
         if isinstance(dataset, str) or len(dataset) == 0:
             raise ValueError(f"dataset must be a list of dataset dicts, as checked_dataset returns; got {dataset!r}.")
-        for name, value in (("probability", probability), ("max_overlap", max_overlap), ("min_visible", min_visible)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie in 0..1, got {value!r}.")
-        if max_objects is not None and (int(max_objects) != max_objects or max_objects < 1):
-            raise ValueError(f"max_objects must be None or a whole number of at least 1, got {max_objects!r}.")
-        for name, value in (("min_area", min_area), ("blend_sigma", blend_sigma)):
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}.")
+        shares = {"probability": probability, "max_overlap": max_overlap, "min_visible": min_visible}
+        sizes = {"min_area": min_area, "blend_sigma": blend_sigma}
+        is_count = max_objects is None or (int(max_objects) == max_objects and max_objects >= 1)
+        check_arguments(
+            **{name: (value, 0 <= value <= 1, "in 0..1") for name, value in shares.items()},
+            max_objects=(max_objects, is_count, "None or a whole number of at least 1"),
+            **{name: (each, 0 <= each < float("inf"), "a finite number of at least 0") for name, each in sizes.items()},
+        )
         self.mapper = mapper
         self.dataset = DatasetFromList(list(dataset))
         self.probability = probability

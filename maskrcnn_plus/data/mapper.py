@@ -17,6 +17,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances
 from fvcore.transforms.transform import Transform, TransformList
 
+from maskrcnn_plus.arguments import check_arguments
 from maskrcnn_plus.data.annotations import has_mask
 from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.images import read_image
@@ -65,12 +66,12 @@ class InstanceMapper:
         Raises:
             ValueError: an argument is out of range.
         """
-        if image_format not in ("RGB", "BGR", "L"):
-            raise ValueError(f"image_format must be 'RGB' or 'BGR' ('L' for one channel), got {image_format!r}.")
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error={on_error!r}: use 'raise' or 'skip'.")
-        if min_area < 0:
-            raise ValueError(f"min_area must be at least 0 pixels, got {min_area!r}.")
+        formats = ("RGB", "BGR", "L")
+        check_arguments(
+            image_format=(image_format, image_format in formats, "'RGB' or 'BGR' ('L' for one channel)"),
+            on_error=(on_error, on_error in ("raise", "skip"), "'raise' or 'skip'"),
+            min_area=(min_area, min_area >= 0, "at least 0 pixels"),
+        )
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.rule = ChannelRule(1 if image_format == "L" else channels, select, projection)

@@ -23,10 +23,9 @@ from detectron2.structures import BoxMode
 from detectron2.utils.logger import create_small_table
 
 from maskrcnn_plus.atomic import write_atomically
-from maskrcnn_plus.data.stream import SKIPPED
 from maskrcnn_plus.evaluation.coco_api import IOU_THRESHOLDS, coco_dataset, precision_and_recall, summarize
 from maskrcnn_plus.evaluation.ground_truth import image_name, load_ground_truth
-from maskrcnn_plus.evaluation.predictions import LeftOut, gather_images, get_prediction, predicted_rles
+from maskrcnn_plus.evaluation.predictions import gather_images, get_prediction, match_images, predicted_rles
 
 COCO_MAX_DETECTIONS = 100
 
@@ -92,16 +91,10 @@ class COCOMaskEvaluator(DatasetEvaluator):
         Raises:
             ValueError: naming the image, where it is not of the data set or its predictions are bad.
         """
-        for entry, output in zip(inputs, outputs, strict=True):
-            truth = self._ground_truth.get(entry["image_id"])
-            if truth is None:
-                raise ValueError(f"{image_name(entry)} is not in the data set {self._dataset_name!r} under evaluation.")
-            if SKIPPED in entry:
-                self._predictions[entry["image_id"]] = LeftOut(entry[SKIPPED])
-                continue
+        for image_id, truth, output in match_images(inputs, outputs, self._ground_truth, self._predictions):
             instances, classes, scores = get_prediction(output, truth)
             detections = [
-                {"image_id": entry["image_id"], "category_id": category, "score": score}
+                {"image_id": image_id, "category_id": category, "score": score}
                 for category, score in zip(classes, scores, strict=True)
             ]
             if "segm" in self._tasks:
@@ -111,7 +104,7 @@ class COCOMaskEvaluator(DatasetEvaluator):
             if "bbox" in self._tasks:
                 for detection, box in zip(detections, _boxes_xywh(instances, truth), strict=True):
                     detection["bbox"] = box
-            self._predictions[entry["image_id"]] = detections
+            self._predictions[image_id] = detections
 
     def evaluate(self) -> OrderedDict:
         """Compute AP over all images and processes.

@@ -20,9 +20,8 @@ from detectron2.utils.logger import create_small_table
 from scipy.optimize import linear_sum_assignment
 
 from maskrcnn_plus.atomic import write_atomically
-from maskrcnn_plus.data.stream import SKIPPED
-from maskrcnn_plus.evaluation.ground_truth import ground_truth_rles, image_name, load_ground_truth
-from maskrcnn_plus.evaluation.predictions import LeftOut, gather_images, get_prediction, predicted_rles
+from maskrcnn_plus.evaluation.ground_truth import ground_truth_rles, load_ground_truth
+from maskrcnn_plus.evaluation.predictions import gather_images, get_prediction, match_images, predicted_rles
 from maskrcnn_plus.masks.label_map import label_map_to_rles, rles_to_label_map
 from maskrcnn_plus.masks.measure import rle_areas, rle_overlaps, rle_union
 
@@ -90,13 +89,7 @@ class MatchingEvaluator(DatasetEvaluator):
         Raises:
             ValueError: naming the image, where it is not of the data set or its predictions or ground truth are bad.
         """
-        for entry, output in zip(inputs, outputs, strict=True):
-            truth = self._ground_truth.get(entry["image_id"])
-            if truth is None:
-                raise ValueError(f"{image_name(entry)} is not in the data set {self._dataset_name!r} under evaluation.")
-            if SKIPPED in entry:
-                self._counts[entry["image_id"]] = LeftOut(entry[SKIPPED])
-                continue
+        for image_id, truth, output in match_images(inputs, outputs, self._ground_truth, self._counts):
             instances, classes, scores = get_prediction(output, truth)
             kept = [index for index, score in enumerate(scores) if score >= self._score_threshold]
             rles = predicted_rles(instances, truth, kept)
@@ -105,7 +98,7 @@ class MatchingEvaluator(DatasetEvaluator):
                 rles, visible = visible_masks(rles, scores, truth["height"], truth["width"])
                 classes = [classes[index] for index in visible]
             annotations = truth.get("annotations", [])
-            self._counts[entry["image_id"]] = count_matches(
+            self._counts[image_id] = count_matches(
                 rles,
                 classes,
                 ground_truth_rles(truth),

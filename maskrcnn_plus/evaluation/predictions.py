@@ -4,7 +4,7 @@ Shape shorthand: D detections in an image of H x W pixels.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import detectron2.utils.comm as comm
 import numpy as np
 from detectron2.structures import Instances
 
+from maskrcnn_plus.data.stream import SKIPPED
 from maskrcnn_plus.evaluation.ground_truth import image_name
 from maskrcnn_plus.masks.rle_masks import instance_masks
 
@@ -23,6 +24,36 @@ class LeftOut:
     """Stands for the results of an image that could not be read, with the reason; see `gather_images`."""
 
     reason: str
+
+
+def match_images(
+    inputs: Sequence[dict[str, Any]],
+    outputs: Sequence[dict[str, Any]],
+    ground_truth: dict[Any, dict[str, Any]],
+    results: dict[Any, Any],
+) -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
+    """Bring together the images of a batch, what the model found, and their entries in the data set.
+
+    Args:
+        inputs: dicts with "image_id"; one with `SKIPPED` is left out.
+        outputs: a dict an image, as the model returns them.
+        ground_truth: the data set's entries by image id.
+        results: an evaluator's results by image id; images that are left out get a `LeftOut`.
+
+    Yields:
+        Image id, entry and output of every other image.
+
+    Raises:
+        ValueError: naming the image, where it is not of the data set.
+    """
+    for entry, output in zip(inputs, outputs, strict=True):
+        image_id = entry["image_id"]
+        if image_id not in ground_truth:
+            raise ValueError(f"{image_name(entry)} is not in the data set under evaluation.")
+        if SKIPPED in entry:
+            results[image_id] = LeftOut(entry[SKIPPED])
+        else:
+            yield image_id, ground_truth[image_id], output
 
 
 def get_prediction(output: dict[str, Any], dataset_dict: dict[str, Any]) -> tuple[Instances, list[int], list[float]]:

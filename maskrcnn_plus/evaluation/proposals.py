@@ -23,10 +23,9 @@ from detectron2.utils.logger import create_small_table
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from maskrcnn_plus.data.stream import SKIPPED
 from maskrcnn_plus.evaluation.coco_api import IOU_THRESHOLDS
 from maskrcnn_plus.evaluation.ground_truth import ground_truth_rles, image_name, load_ground_truth
-from maskrcnn_plus.evaluation.predictions import LeftOut, gather_images
+from maskrcnn_plus.evaluation.predictions import gather_images, match_images
 from maskrcnn_plus.masks.measure import rle_areas
 
 # Least and largest area in pixels, both included, by the suffix of a figure's name.
@@ -77,16 +76,10 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         Raises:
             ValueError: naming the image, where it is not of the data set or its proposals or ground truth are bad.
         """
-        for entry, output in zip(inputs, outputs, strict=True):
-            truth = self._ground_truth.get(entry["image_id"])
-            if truth is None:
-                raise ValueError(f"{image_name(entry)} is not in the data set {self._dataset_name!r} under evaluation.")
-            if SKIPPED in entry:
-                self._counts[entry["image_id"]] = LeftOut(entry[SKIPPED])
-                continue
+        for image_id, truth, output in match_images(inputs, outputs, self._ground_truth, self._counts):
             boxes, areas = _get_objects(truth)
             ious = _pairwise_iou(_get_proposals(output, truth), boxes)
-            self._counts[entry["image_id"]] = count_found(ious, areas, self._limits)
+            self._counts[image_id] = count_found(ious, areas, self._limits)
 
     def evaluate(self) -> OrderedDict:
         """Summarise over all images and processes.

@@ -24,6 +24,7 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskrcnn_plus.arguments import check_arguments
 from maskrcnn_plus.ops.roi_align import pair_of_bins, roi_align, whole_number
 from maskrcnn_plus.roi.pooler import get_rois
 from maskrcnn_plus.scripting import NotScriptable
@@ -66,18 +67,14 @@ class GenericRoIExtractor(NotScriptable, nn.Module):
             ValueError: an argument is out of range.
         """
         super().__init__()
-        if len(scales) == 0 or min(scales) <= 0:
-            raise ValueError(f"scales must be positive, one a map, got {tuple(scales)}.")
-        if pooler_type not in ("ROIAlign", "ROIAlignV2"):
-            raise ValueError(
-                f"pooler_type must be ROIAlign or ROIAlignV2 for GenericRoIExtractor, got {pooler_type!r}."
-            )
-        if post not in ("non_local", "conv", "none"):
-            raise ValueError(f'post must be "non_local", "conv" or "none", got {post!r}.')
-        if (pre_kernel != 0 and pre_kernel % 2 == 0) or pre_kernel < 0:
-            raise ValueError(f"pre_kernel must be odd, or 0 for no convolution, got {pre_kernel}.")
-        if post_kernel % 2 == 0 or post_kernel < 0:
-            raise ValueError(f"post_kernel must be odd, got {post_kernel}.")
+        aligns, posts = ("ROIAlign", "ROIAlignV2"), ("non_local", "conv", "none")
+        check_arguments(
+            scales=(tuple(scales), len(scales) > 0 and min(scales, default=0) > 0, "positive, one a map"),
+            pooler_type=(pooler_type, pooler_type in aligns, "ROIAlign or ROIAlignV2 for GenericRoIExtractor"),
+            post=(post, post in posts, '"non_local", "conv" or "none"'),
+            pre_kernel=(pre_kernel, pre_kernel in (0, *range(1, 99, 2)), "odd, or 0 for no convolution"),
+            post_kernel=(post_kernel, post_kernel in range(1, 99, 2), "odd"),
+        )
         self.output_size = pair_of_bins(output_size)
         self.scales = tuple(float(scale) for scale in scales)
         self.sampling_ratio = whole_number(sampling_ratio, "sampling_ratio")

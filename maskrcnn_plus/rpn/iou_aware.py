@@ -23,6 +23,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskrcnn_plus.arguments import check_arguments
 from maskrcnn_plus.config import with_defaults
 from maskrcnn_plus.rpn.batched import BatchedRPN
 
@@ -101,15 +102,19 @@ class IoUAwareRPN(BatchedRPN):
         if isinstance(loss_weight, int | float):
             loss_weight = dict.fromkeys(("loss_rpn_cls", "loss_rpn_loc", "loss_rpn_quality"), float(loss_weight))
         super().__init__(loss_weight=loss_weight, **kwargs)
-        _check_choice("quality", quality, ("iou", "centerness"))
-        _check_choice("score", score, ("product", "quality", "objectness"))
-        _check_choice("quality_loss_type", quality_loss_type, ("bce", "smooth_l1"))
-        if not 0 < quality_iou_threshold <= 1:
-            raise ValueError(f"quality_iou_threshold must be in (0, 1], got {quality_iou_threshold}.")
-        if quality_smooth_l1_beta < 0:
-            raise ValueError(f"quality_smooth_l1_beta must be at least 0, got {quality_smooth_l1_beta}.")
-        if quality_batch_size_per_image < 1:
-            raise ValueError(f"quality_batch_size_per_image must be at least 1, got {quality_batch_size_per_image}.")
+        losses, scores = ("bce", "smooth_l1"), ("product", "quality", "objectness")
+        check_arguments(
+            quality=(quality, quality in ("iou", "centerness"), "one of iou, centerness"),
+            score=(score, score in scores, f"one of {', '.join(scores)}"),
+            quality_loss_type=(quality_loss_type, quality_loss_type in losses, f"one of {', '.join(losses)}"),
+            quality_iou_threshold=(quality_iou_threshold, 0 < quality_iou_threshold <= 1, "in (0, 1]"),
+            quality_smooth_l1_beta=(quality_smooth_l1_beta, quality_smooth_l1_beta >= 0, "at least 0"),
+            quality_batch_size_per_image=(
+                quality_batch_size_per_image,
+                quality_batch_size_per_image >= 1,
+                "at least 1",
+            ),
+        )
         self.quality = quality
         self.score = score
         self.quality_loss_type = quality_loss_type
@@ -262,8 +267,3 @@ def quality_loss(logits: Tensor, targets: Tensor, loss_type: str, smooth_l1_beta
     if loss_type == "bce":
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
     return F.smooth_l1_loss(logits.sigmoid(), targets, beta=smooth_l1_beta, reduction="sum")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")

@@ -326,7 +326,7 @@ def test_all_images_are_pasted_from_and_stay_as_they_are():
     [
         ({"dataset": []}, "list of dataset dicts"),
         ({"dataset": "nuclei_train"}, "list of dataset dicts.*'nuclei_train'"),
-        ({"probability": 1.5}, "probability must lie in 0..1, got 1.5"),
+        ({"probability": 1.5}, "probability must be in 0..1, got 1.5"),
         ({"max_overlap": -0.1}, "max_overlap"),
         ({"min_visible": float("nan")}, "min_visible"),
         ({"max_objects": 0}, "max_objects"),
