@@ -34,21 +34,21 @@ def build(cfg: DictConfig, key: str, **arguments: Any) -> Any:
     return _build(node, key, arguments)
 
 
-def _build(node: Any, key: str, given: Mapping[str, Any] | None = None) -> Any:
-    given = given or {}
+def _build(node: Any, key: str, extra: Mapping[str, Any] | None = None) -> Any:
+    extra = extra or {}
     if isinstance(node, ListConfig):
         items = [_build(item, f"{key}.{index}") for index, item in enumerate(node)]
         return ListConfig(items, flags={"allow_objects": True})
     if not (isinstance(node, DictConfig) and "_target_" in node):
         return node
     try:
-        parts = {name: node[name] for name in node if name not in given}
+        parts = {name: node[name] for name in node if name not in extra}
     except OmegaConfBaseException as error:
         raise ConfigError(f"config key `{key}` cannot be built: {_first_line(error)}", key) from error
     arguments = {name: _build(part, f"{key}.{name}") for name, part in parts.items()}
     target = arguments.pop("_target_")
     try:
-        return (locate(target) if isinstance(target, str) else target)(**arguments, **given)
+        return (locate(target) if isinstance(target, str) else target)(**arguments, **extra)
     except UserError:
         raise
     except Exception as error:  # whatever a constructor makes of the config's values

@@ -270,11 +270,11 @@ def with_defaults(cfg: CfgNode, add: Callable[[CfgNode], None] = add_config) -> 
         cfg: of `get_cfg()`, with or without the keys; it stays as it is.
         add: adds keys with their defaults to a config, in place.
     """
-    whole = cfg.clone()
-    whole.defrost()
-    add(whole)
-    _overwrite(whole, cfg)
-    return whole
+    complete = cfg.clone()
+    complete.defrost()
+    add(complete)
+    _overwrite(complete, cfg)
+    return complete
 
 
 def _overwrite(target: CfgNode, source: CfgNode) -> None:

@@ -56,9 +56,9 @@ def normalize_annotation(annotation: dict[str, Any], size: tuple[int, int]) -> t
     Raises:
         ValueError: the mask or the box cannot be used; the message says why, without the name of the file.
     """
-    given, mode = annotation.get("segmentation"), annotation.get("bbox_mode")
-    segmentation, notes = normalize_segmentation(given, size)
-    rewritten = notes or (isinstance(segmentation, dict) and segmentation["counts"] != given["counts"])
+    original, mode = annotation.get("segmentation"), annotation.get("bbox_mode")
+    segmentation, notes = normalize_segmentation(original, size)
+    rewritten = notes or (isinstance(segmentation, dict) and segmentation["counts"] != original["counts"])
     changes: dict[str, Any] = {"segmentation": segmentation} if rewritten else {}
     if not isinstance(segmentation, dict):
         _check_extent(segmentation, size)
@@ -255,10 +255,10 @@ def _normalize_rle(rle: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]
 def _numbers(values: Any) -> tuple[np.ndarray, bool]:
     """Numbers [N] as float64, and whether some were text; a ValueError where something else is among them."""
     try:
-        given, floats = np.asarray(values), np.asarray(values, dtype=np.float64).reshape(-1)
+        numbers, floats = np.asarray(values), np.asarray(values, dtype=np.float64).reshape(-1)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{short_text(values)} does not hold numbers alone.") from error
-    return floats, given.dtype.kind in "OUS"
+    return floats, numbers.dtype.kind in "OUS"
 
 
 def _check_extent(polygons: list[list[float]], size: tuple[int, int]) -> None:

@@ -48,8 +48,8 @@ def resolve_classes(
 ) -> Classes | None:
     """Decide on the classes and write them into a config, in place, before its model is built.
 
-    `dataset.thing_classes` counts as given unless it is an interpolation, as the default of the COCO configs is: that
-    one holds for data with just these categories. Categories without objects are no classes unless they are given.
+    `dataset.thing_classes` counts as configured unless it is an interpolation, as the default of the COCO configs is: that
+    one holds for data with just these categories. Categories without objects are no classes unless they are configured.
 
     Args:
         cfg: a LazyConfig.
@@ -63,11 +63,11 @@ def resolve_classes(
         DataError: numbers and names in the config disagree, or a data set cannot be read or has objects of other
             classes.
     """
-    given = _get_config_names(cfg)
-    default = None if given is not None else _default_names(cfg)
+    configured = _get_config_names(cfg)
+    default = None if configured is not None else _default_names(cfg)
     data = {split: list(_data_sets(cfg, split)) for split in splits}
-    if given is not None:
-        names, source = given, _NAMES
+    if configured is not None:
+        names, source = configured, _NAMES
     elif stored is not None:
         names, source = list(stored.names), "the weights"
     else:

@@ -99,13 +99,13 @@ def read_label_map(path: str) -> np.ndarray:
     return pixels[:, :, 0].astype(np.int32)  # [H, W]
 
 
-def read_image_size(path: str, rule: ChannelRule | None = None, whole: bool = True) -> tuple[int, int]:
+def read_image_size(path: str, rule: ChannelRule | None = None, decodes: bool = True) -> tuple[int, int]:
     """Read the size of an image from its header, without decoding the pixels.
 
     Args:
         path: as for `read_image`.
         rule: refuse what cannot be read as one image by it; None takes the size of a stack's images.
-        whole: refuse a TIFF that is too large to be decoded at once, as all others are.
+        decodes: refuse a TIFF that is too large to be decoded at once, as all others are.
 
     Returns:
         (height, width) in pixels, after EXIF orientation.
@@ -118,7 +118,7 @@ def read_image_size(path: str, rule: ChannelRule | None = None, whole: bool = Tr
             with open_tiff(path, local_path) as tiff:
                 series = single_series(path, tiff, rule)
                 width, height = series.sizes.get("width", 0), series.sizes.get("height", 0)
-                if whole and width and height:
+                if decodes and width and height:
                     check_size(path, height, width, series.keyframe.nbytes / (height * width))
                 check_segments(path, [series.keyframe], tiff)
                 orientation = tiff_orientation(tiff)

@@ -70,7 +70,7 @@ def _planes_of_series(
     shape = [sizes[axis] for axis in leading]
     in_pages = set(leading) >= set(stacked) and len(series.pages) == math.prod(shape) and not series.is_multifile
     names, planes = channel_names(tiff, index), []
-    whole: list[np.ndarray] = []  # read at first need, for all planes
+    stack: list[np.ndarray] = []  # read at first need, for all planes
     for place in itertools.product(*(range(sizes[axis]) for axis in stacked)):
         at = dict(zip(stacked, place, strict=True))
         if in_pages and not projected:
@@ -78,7 +78,7 @@ def _planes_of_series(
             pages = [series.pages[number].index for number in numbers.ravel().tolist()]
             planes.append(partial(_open_pages, path, pages, names, rule))
         else:
-            read = partial(_read_from_array, path, index, series.axes, at, whole, rule)
+            read = partial(_read_from_array, path, index, series.axes, at, stack, rule)
             planes.append(partial(open_decoded, read, path, rule))
     return planes
 
@@ -113,15 +113,15 @@ def _read_page_with_pillow(path: str, page: int) -> Decoded | None:
 
 
 def _read_from_array(
-    path: str, index: int, axes: str, at: dict[str, int], whole: list[np.ndarray], rule: ChannelRule
+    path: str, index: int, axes: str, at: dict[str, int], stack: list[np.ndarray], rule: ChannelRule
 ) -> Decoded:
     """Pixels of one place in a stack that is projected or not stored as a page a plane, as ImageJ's large ones."""
     with reading(path), open_tiff(path, path) as tiff:
-        if not whole:
+        if not stack:
             series = tiff.series[index]
             check_segments(path, series.pages, tiff)
-            whole.append(tiff.series[index].asarray(out="memmap"))
-        plane = whole[0][tuple(at.get(axis, slice(None)) for axis in axes)]
+            stack.append(tiff.series[index].asarray(out="memmap"))
+        plane = stack[0][tuple(at.get(axis, slice(None)) for axis in axes)]
         rest = "".join(axis for axis in axes if axis not in at)
         decoded = finish_tiff(path, tiff, index, plane, rest, rule)
     return Decoded(np.ascontiguousarray(decoded.pixels), decoded.alpha, decoded.names)

@@ -33,8 +33,8 @@ def mask_iou_targets(pred_masks: Tensor, gt_masks: Tensor, areas: Tensor, areas_
     inside = gt_masks.sum(dim=(1, 2)).to(areas.dtype)
     intersection = (pred_masks & gt_masks).sum(dim=(1, 2)).to(areas.dtype)
     # A RoI between two pixel centres has cells of the object, but none of its pixels.
-    whole = inside * areas.clamp(min=1) / areas_inside.clamp(min=1)
-    return intersection / (predicted + whole - intersection).clamp(min=1)
+    total = inside * areas.clamp(min=1) / areas_inside.clamp(min=1)
+    return intersection / (predicted + total - intersection).clamp(min=1)
 
 
 def areas_in_boxes(masks: GroundTruthMasks | BitMasks | PolygonMasks, boxes: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-BitmapsOf = Callable[[slice], Tensor]  # RoIs [begin, end) -> bool [k, H, W]
+GetBitmaps = Callable[[slice], Tensor]  # RoIs [begin, end) -> bool [k, H, W]
 
 _CHUNK_NUMEL = 1 << 24  # pixels of a chunk
 MAX_BOX_SIDE = 1 << 20  # pixels; RoIAlign takes a sample a pixel
@@ -24,11 +24,11 @@ def prefers_chunks(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def crop_bitmaps(bitmaps_of: BitmapsOf, image_size: tuple[int, int], boxes: Tensor, mask_size: int) -> Tensor:
+def crop_bitmaps(get_bitmaps: GetBitmaps, image_size: tuple[int, int], boxes: Tensor, mask_size: int) -> Tensor:
     """`BitMasks.crop_and_resize` in chunks, without a synchronisation.
 
     Args:
-        bitmaps_of: gives the bitmaps of a range of RoIs.
+        get_bitmaps: gives the bitmaps of a range of RoIs.
         image_size: (H, W).
         boxes: float32 [R, 4] xyxy in pixels. One that is not finite, or too large, stops the device's program.
         mask_size: side M of the result.
@@ -41,18 +41,18 @@ def crop_bitmaps(bitmaps_of: BitmapsOf, image_size: tuple[int, int], boxes: Tens
     crops = [boxes.new_zeros(0, mask_size, mask_size, dtype=torch.bool)]
     with torch.autocast(boxes.device.type, enabled=False):
         for chosen in _chunks(len(boxes), image_size):
-            bitmaps = bitmaps_of(chosen)[:, None].to(boxes.dtype)  # [k, 1, H, W]
+            bitmaps = get_bitmaps(chosen)[:, None].to(boxes.dtype)  # [k, 1, H, W]
             index = torch.arange(len(bitmaps), dtype=boxes.dtype, device=boxes.device)
             rois = torch.cat([index[:, None], boxes[chosen]], dim=1)  # [k, 5]
             crops.append(roi_align(bitmaps, rois, mask_size, 1.0, 0, True)[:, 0] >= 0.5)
     return torch.cat(crops)
 
 
-def count_pixels(bitmaps_of: BitmapsOf, image_size: tuple[int, int], limits: Tensor) -> Tensor:
+def count_pixels(get_bitmaps: GetBitmaps, image_size: tuple[int, int], limits: Tensor) -> Tensor:
     """Pixels of each mask and those of them in its window, without a synchronisation.
 
     Args:
-        bitmaps_of: gives the bitmaps of a range of RoIs.
+        get_bitmaps: gives the bitmaps of a range of RoIs.
         image_size: (H, W).
         limits: int64 [R, 4], first column and row of the windows, and one beyond the last.
 
@@ -64,7 +64,7 @@ def count_pixels(bitmaps_of: BitmapsOf, image_size: tuple[int, int], limits: Ten
     for chosen in _chunks(len(limits), image_size):
         x0, y0, x1, y1 = limits[chosen, :, None].unbind(1)  # [k, 1]
         inside_y, inside_x = (rows >= y0) & (rows < y1), (columns >= x0) & (columns < x1)  # [k, H], [k, W]
-        bitmaps = bitmaps_of(chosen)
+        bitmaps = get_bitmaps(chosen)
         inside = bitmaps & inside_y[:, :, None] & inside_x[:, None, :]
         counts.append(torch.stack([bitmaps.sum(dim=(1, 2)), inside.sum(dim=(1, 2))]))
     return torch.cat(counts, dim=1)

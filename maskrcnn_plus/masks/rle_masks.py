@@ -76,7 +76,7 @@ class RLEMasks(Sequence[dict[str, Any]]):
         sizes = sorted({masks.image_size for masks in masks_list})
         if len(sizes) != 1:
             raise ValueError(f"cat needs RLEMasks of one image size (height, width), got sizes {sizes}.")
-        return masks_list[0]._of(counts for masks in masks_list for counts in masks._counts)
+        return masks_list[0]._with_counts(counts for masks in masks_list for counts in masks._counts)
 
     def __len__(self) -> int:
         return len(self._counts)
@@ -84,7 +84,7 @@ class RLEMasks(Sequence[dict[str, Any]]):
     def __getitem__(self, item: int | slice | Tensor | np.ndarray | Sequence[int]) -> Any:
         """The RLE at an int, or the RLEMasks at a slice, a bool tensor [N] or integers [M]."""
         if isinstance(item, slice):
-            return self._of(self._counts[item])
+            return self._with_counts(self._counts[item])
         if not isinstance(item, Tensor | np.ndarray | Sequence):
             return self._rle(self._counts[operator.index(item)])
         index = torch.as_tensor(item).cpu()
@@ -96,7 +96,7 @@ class RLEMasks(Sequence[dict[str, Any]]):
             index = index.nonzero()[:, 0]  # [N] -> [M]
         if index.dim() != 1 or (index.numel() and index.is_floating_point()):
             raise IndexError(f"Masks are indexed by integers [M], got {list(index.shape)} of {index.dtype}.")
-        return self._of(self._counts[int(k)] for k in index.tolist())
+        return self._with_counts(self._counts[int(k)] for k in index.tolist())
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return map(self._rle, self._counts)
@@ -133,7 +133,7 @@ class RLEMasks(Sequence[dict[str, Any]]):
     def _rle(self, counts: str) -> dict[str, Any]:
         return {"size": list(self.image_size), "counts": counts}
 
-    def _of(self, counts: Iterable[str]) -> RLEMasks:
+    def _with_counts(self, counts: Iterable[str]) -> RLEMasks:
         """Masks of the same image size from counts that were checked before."""
         masks = object.__new__(RLEMasks)
         masks.image_size, masks._counts = self.image_size, tuple(counts)

@@ -47,12 +47,12 @@ def mask_polygons(mask: np.ndarray) -> list[Polygon]:
     """Polygons of the parts of a mask [H, W] bool whose pixels hang together by their edges."""
     pieces = _pieces(mask)
     rings = [ring for loop in _loops(*pieces) for ring in _simple_rings(loop, pieces[0].tolist())]
-    corner_of, pixel_of = pieces[0], pieces[2]
-    _, part_of = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+    corners_of_edges, pixels_of_edges = pieces[0], pieces[2]
+    _, parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
     polygons: dict[int, Polygon] = {}
     holes = []
     for ring in rings:
-        corners, part = corner_of[ring], int(part_of[tuple(pixel_of[ring[0]])])
+        corners, part = corners_of_edges[ring], int(parts[tuple(pixels_of_edges[ring[0]])])
         x, y = corners.T
         if (x * np.roll(y, -1) - np.roll(x, -1) * y).sum() > 0:
             polygons[part] = [corners]

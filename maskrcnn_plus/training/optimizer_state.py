@@ -63,8 +63,8 @@ def restore_optimizer(
     lacking = [name for index, name in enumerate(stored_names) if stored_parameters[name] and index not in state]
     if lacking:
         raise WeightsError(f"the optimizer's state of {len(lacking)} parameters is missing ({lacking[0]}, ...).")
-    index_of = {name: index for index, name in enumerate(stored_names) if index in state}
-    restored = {index: state[index_of[name]] for index, name in enumerate(names) if name in index_of}
+    indices = {name: index for index, name in enumerate(stored_names) if index in state}
+    restored = {index: state[indices[name]] for index, name in enumerate(names) if name in indices}
     for index, values in restored.items():
         _check_shapes(values, parameters[names[index]], names[index])
     before = {stored_names[index]: group for group in groups for index in group["params"]}

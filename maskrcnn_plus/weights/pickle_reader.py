@@ -90,7 +90,7 @@ class PickleReader:
                 raise ValueError(f"unknown opcode {code!r}" if code else "it ends early")
             name = opcode.name
             if name == "STOP":
-                return _whole(self.stack.pop())
+                return _require_complete(self.stack.pop())
             self._step(
                 name, _read_string(self.file) if name == "STRING" else opcode.arg and opcode.arg.reader(self.file)
             )
@@ -126,7 +126,7 @@ class PickleReader:
         elif name in _TUPLES:
             stack[-_TUPLES[name] :] = [_tuple(self._popped(_TUPLES[name], keep=True))]
         elif name == "LIST":
-            stack.append([_whole(value) for value in self._marked()])
+            stack.append([_require_complete(value) for value in self._marked()])
         elif name == "DICT":
             stack.append(fill({}, self._marked()))
         elif name in ("FROZENSET", "ADDITEMS"):
@@ -134,10 +134,10 @@ class PickleReader:
             stack.append(members) if name == "FROZENSET" else _target(stack[-1], set).update(members)
         elif name == "APPEND":
             (value,) = self._popped(1)
-            _target(stack[-1], list).append(_whole(value))
+            _target(stack[-1], list).append(_require_complete(value))
         elif name == "APPENDS":
             values = self._marked()
-            _target(stack[-1], list).extend(map(_whole, values))
+            _target(stack[-1], list).extend(map(_require_complete, values))
         elif name == "SETITEM":
             items = self._popped(2)
             fill(_target(stack[-1], dict, OrderedDict), items)
@@ -231,7 +231,7 @@ def _read_string(file: IO[bytes]) -> str:
     return codecs.escape_decode(line[1:-2])[0].decode("latin1")
 
 
-def _whole(value: Any) -> Any:
+def _require_complete(value: Any) -> Any:
     """The value, which must be no part of another one."""
     if isinstance(value, Part):
         raise UnsafePickleError("it keeps a part of an object or a function")
@@ -253,7 +253,7 @@ def fill(target: dict, items: Iterable[Any]) -> dict:
     """Put keys and values, in turn, into a dict."""
     items = list(items)
     for key, value in zip(items[::2], items[1::2], strict=True):
-        target[_key(key)] = _whole(value)
+        target[_key(key)] = _require_complete(value)
     return target
 
 

@@ -187,7 +187,7 @@ def test_the_limit_is_an_option_and_windows_go_beyond_it(tmp_path):
             assert np.array_equal(read_image(path, 1)[:, :, 0], pixels)
     with pixel_limit(2999), open_windows(str(tmp_path / "a.tif")) as windows:
         assert np.array_equal(windows.read(0, 0, 50, 60)[:, :, 0], pixels)
-        assert read_image_size(str(tmp_path / "a.tif"), whole=False) == (60, 50)
+        assert read_image_size(str(tmp_path / "a.tif"), decodes=False) == (60, 50)
     with (
         pixel_limit(255),
         pytest.raises(ImageReadError, match=r"16 x 16 pixels"),

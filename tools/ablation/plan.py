@@ -125,7 +125,7 @@ def evaluator_key(cfg: DictConfig) -> str:
     raise ValueError(f"{key} has no MatchingEvaluator, whose figures an ablation compares.")
 
 
-def settings_of(plan: Plan) -> dict[str, object]:
+def get_settings(plan: Plan) -> dict[str, object]:
     """What all runs share."""
     return {"base": plan.variants[plan.base], "minutes": plan.minutes, "overrides": list(plan.overrides)}
 
@@ -138,7 +138,7 @@ def check_settings(plan: Plan, found: dict[str, object], where: str) -> None:
     """
     changes = [
         f"{key} {found.get(key)!r}, now {value!r}"
-        for key, value in settings_of(plan).items()
+        for key, value in get_settings(plan).items()
         if found.get(key) != value
     ]
     if changes:
@@ -156,7 +156,7 @@ def keep_settings(plan: Plan) -> None:
         check_settings(plan, json.loads(path.read_text()), f"The folder {plan.output}")
     else:
         plan.output.mkdir(parents=True, exist_ok=True)
-        write_json(path, settings_of(plan))
+        write_json(path, get_settings(plan))
 
 
 def write_json(path: Path, content: object) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ablation.plan import Plan, check_settings, settings_of, write_json
+from ablation.plan import Plan, check_settings, get_settings, write_json
 from ablation.speed import read_speed
 
 
@@ -22,7 +22,7 @@ def write_record(plan: Plan, path: Path) -> None:
     """Write what the ablation's folder holds of the plan's variants and seeds."""
     results = {name: read_results(plan, name) for name in plan.variants}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"settings": settings_of(plan), "speed": read_speed(plan), "results": results})
+    write_json(path, {"settings": get_settings(plan), "speed": read_speed(plan), "results": results})
 
 
 def restore_record(plan: Plan, path: Path) -> None:

@@ -96,7 +96,7 @@ class _Names:
     """Names that are taken, compared without case for file systems that do not see it."""
 
     def __init__(self) -> None:
-        self._folder_of: dict[str, str] = {}  # name -> folder of the file that has it
+        self._folders: dict[str, str] = {}  # name -> folder of the file that has it
         self._of_stacks: set[str] = set()  # of files that may have pages or frames
         self._like_parts: set[str] = set()  # names that end like a page or frame, without that end
 
@@ -111,7 +111,7 @@ class _Names:
         with_suffix = [f"{stem}_{pure.suffix.lstrip('.')}"]
         with_parents = ["_".join([*parents[-depth:], stem]) for depth in range(1, len(parents) + 1)]
         with_parents = [name for name in with_parents if len(os.fsencode(name)) < _LONGEST_NAME]
-        same_folder = self._folder_of.get(str(below.with_name(stem)).lower()) == folder
+        same_folder = self._folders.get(str(below.with_name(stem)).lower()) == folder
         numbered = (f"{stem}_{k}" for k in itertools.count(2))
         candidates = itertools.chain([stem], with_suffix if same_folder else with_parents, numbered)
         is_stack = path.lower().endswith((*_TIFF_SUFFIXES, *VIDEO_SUFFIXES, ".gif", ".webp")) or _is_animated_png(path)
@@ -119,7 +119,7 @@ class _Names:
             name = str(below.with_name(candidate))
             if self._free(name.lower(), is_stack):
                 break
-        self._folder_of[name.lower()] = folder
+        self._folders[name.lower()] = folder
         if is_stack:
             self._of_stacks.add(name.lower())
         if _PART.search(name.lower()):
@@ -129,7 +129,7 @@ class _Names:
     def _free(self, name: str, is_stack: bool) -> bool:
         whole = _PART.sub("", name)
         clash = (whole != name and whole in self._of_stacks) or (is_stack and name in self._like_parts)
-        return name not in self._folder_of and not clash
+        return name not in self._folders and not clash
 
 
 def _is_animated_png(path: str) -> bool:

@@ -247,7 +247,7 @@ class _Run:
         """Whether the file's name does not do, for the prediction and the results."""
         if self.with_report or image.number or NEED_IMAGE & set(self.formats):
             return True
-        return self.tiles.options(*read_image_size(image.path, self.rule, whole=False)) is not None
+        return self.tiles.options(*read_image_size(image.path, self.rule, decodes=False)) is not None
 
     def _predict(self, image: SourceImage, windows: ImageWindows | None) -> Instances:
         """Predictions of an image; `windows` of it are there where `_needs_pixels`."""

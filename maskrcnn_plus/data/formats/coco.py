@@ -83,11 +83,11 @@ def read_coco(json_file: str, image_root: str, on_error: str = "raise") -> CocoD
         DataError: naming the file, and the images, categories or annotations that are wrong.
     """
     content = _load(json_file)
-    categories, index_of = _categories(content, json_file)
+    categories, indices = _categories(content, json_file)
     notes: list[str] = []
     problems: list[str] = []
     records = _records(content["images"], image_root, json_file, notes, problems)
-    _add_annotations(content["annotations"], records, categories, index_of, notes, problems)
+    _add_annotations(content["annotations"], records, categories, indices, notes, problems)
     report_problems([f"{json_file}, {problem}" for problem in problems], on_error)
     if notes:
         warn_once(f"{json_file}: " + "\n  ".join(["what was assumed:", *notes] if len(notes) > 1 else notes))
@@ -204,7 +204,7 @@ def _add_annotations(
     annotations: list[Any],
     records: dict[Any, dict[str, Any]],
     categories: list[Category],
-    index_of: dict[Any, int],
+    indices: dict[Any, int],
     notes: list[str],
     problems: list[str],
 ) -> None:
@@ -219,7 +219,7 @@ def _add_annotations(
         where = f"annotation {annotation['id']!r}" if "id" in annotation else f"annotations[{number}]"
         image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
         record = records.get(canonical_id(image_id))
-        index = index_of.get(canonical_id(category_id))
+        index = indices.get(canonical_id(category_id))
         if record is None:
             problems.append(f"{where}: image_id {image_id!r} is the id of no usable image in the file.")
             continue
