@@ -48,8 +48,8 @@ def resolve_classes(
 ) -> Classes | None:
     """Decide on the classes and write them into a config, in place, before its model is built.
 
-    `dataset.thing_classes` counts as configured unless it is an interpolation, as the default of the COCO configs is: that
-    one holds for data with just these categories. Categories without objects are no classes unless they are configured.
+    `dataset.thing_classes` counts as given unless it is an interpolation, as the default of the COCO configs is: that
+    one holds for data with just these categories. Categories without objects are no classes unless they are given.
 
     Args:
         cfg: a LazyConfig.
