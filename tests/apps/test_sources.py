@@ -8,6 +8,7 @@ from PIL import Image
 
 from maskrcnn_plus.apps.predict_files.inputs import InputFile
 from maskrcnn_plus.apps.predict_files.sources import iterate_images
+from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.images import ImageReadError
 from maskrcnn_plus.data.pixel_size import tiff_pixel_size
 
@@ -207,3 +208,17 @@ def test_pixel_size_of_other_files_is_not_known(tmp_path):
     assert tiff_pixel_size(str(tmp_path / "x.png")) is None
     assert tiff_pixel_size(str(tmp_path / "x.tif")) is None
     assert tiff_pixel_size(str(tmp_path / "gone.tif")) is None
+
+
+def test_planes_of_a_stack_follow_the_rules_of_single_images(tmp_path):
+    """White at 0 and a projection, in a stack whose planes are no pages of their own, as in a file of one plane."""
+    pixels = volume(2, 3, 9, 7, dtype=np.uint8)
+    options = {"photometric": "miniswhite", "ome": True}
+    tifffile.imwrite(tmp_path / "stack.ome.tif", pixels, metadata={"axes": "TZYX"}, **options)
+    found = images(tmp_path / "stack.ome.tif", ChannelRule(3, projection="max"))
+    assert len(found) == 2
+    for time, (_, read) in enumerate(found):
+        tifffile.imwrite(tmp_path / "one.ome.tif", pixels[time], metadata={"axes": "ZYX"}, **options)
+        ((_, alone),) = images(tmp_path / "one.ome.tif", ChannelRule(3, projection="max"))
+        assert np.array_equal(read, alone)
+        assert np.array_equal(read[:, :, 0], 255 - pixels[time].min(axis=0))
