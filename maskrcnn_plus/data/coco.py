@@ -128,19 +128,19 @@ def map_categories(categories: Sequence[Category], names: Sequence[str] | None, 
             first.setdefault(class_key(category.name), category.name)
         names = first.values()
     names = [str(name) for name in names]
-    indices = {class_key(name): index for index, name in reversed(list(enumerate(names)))}
-    unknown = [c for c in real if class_key(c.name) not in indices]
+    positions = {class_key(name): index for index, name in reversed(list(enumerate(names)))}
+    unknown = [c for c in real if class_key(c.name) not in positions]
     with_objects = [c for c in unknown if c.count]
     if len(names) == 1 and len({class_key(c.name) for c in real if c.count}) == len(with_objects) == 1:
         warn_once(f"{json_file}: its only class with objects, {with_objects[0].name}, is taken for {names[0]}.")
-        indices[class_key(with_objects[0].name)] = 0
+        positions[class_key(with_objects[0].name)] = 0
     elif with_objects:
         raise DataError(
             f"{json_file}: it has objects of {_counted(with_objects)}, but the classes are {', '.join(names)}. Name "
             "all classes in dataset.thing_classes, or rename or remove these in the file."
         )
-    indices = [indices.get(class_key(c.name)) for c in categories]
-    dataset_ids = {c.id: indices[class_key(c.name)] for c in real if class_key(c.name) in indices}
+    indices = [positions.get(class_key(c.name)) for c in categories]
+    dataset_ids = {c.id: positions[class_key(c.name)] for c in real if class_key(c.name) in positions}
     if dropped := [c for c in categories if c.id not in dataset_ids]:
         warn_once(f"{json_file}: categories without objects are no classes: {_named(dropped)}.")
     merged = [c for c in real if c.count and sum(class_key(c.name) == class_key(o.name) for o in real) > 1]
