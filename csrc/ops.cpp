@@ -1,4 +1,5 @@
-// Schema and bindings of the operators in torch.ops.maskrcnn_plus. Kernels live one a file under cpu/.
+// Schema and CPU kernels of the operators in torch.ops.maskrcnn_plus, one a file under cpu/. Kernels of other devices and the
+// rules of autograd and autocast are in maskrcnn_plus/ops/, where extension.py repeats the schemas.
 // Loading the library registers them; it needs neither pybind11 nor the headers of Python.
 
 #include <torch/library.h>

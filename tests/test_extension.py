@@ -35,6 +35,14 @@ def test_operators_run_on_as_many_threads_as_pytorch():
         torch.set_num_threads(before)
 
 
+@pytest.mark.skipif(not extension.is_available(), reason=extension.why_missing())
+def test_the_names_that_stand_in_for_the_library_have_its_schemas():
+    for schema in extension.SCHEMAS:
+        name = schema.partition("(")[0]
+        compiled = getattr(torch.ops.maskrcnn_plus, name).default._schema
+        assert str(compiled).removeprefix("maskrcnn_plus::") == schema
+
+
 def test_a_missing_library_is_explained_and_warned_of_once(monkeypatch, tmp_path):
     monkeypatch.setattr(extension, "__file__", str(tmp_path / "ops" / "extension.py"))
     reason = extension._load()

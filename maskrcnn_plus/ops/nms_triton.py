@@ -12,8 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK = 64  # boxes
-_WARPS = 4
+_BLOCK = 32  # boxes
 
 
 @triton.jit
@@ -86,7 +85,6 @@ def batched_nms_triton(boxes: Tensor, scores: Tensor, groups: Tensor, iou_thresh
             iou_threshold,
             len(order),
             BLOCK=_BLOCK,
-            num_warps=_WARPS,
         )
     kept = order[keep.bool()].sort().values
     return kept[scores[kept].argsort(descending=True, stable=True)]
