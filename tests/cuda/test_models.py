@@ -37,7 +37,7 @@ def batch(channels, classes, images=2):
 
 
 def build_model(name, everything=False):
-    """The model of a config with random weights; `everything` samples all boxes, which leaves nothing to chance."""
+    """The model of a config with random weights; with `everything`, of all boxes and layers, nothing is left to chance."""
     torch.manual_seed(0)
     config = get_config(name)
     skip_pretrained(config)
@@ -46,6 +46,10 @@ def build_model(name, everything=False):
         for part in (config.model.proposal_generator, config.model.roi_heads):
             part.batch_size_per_image = 10**6
     model = instantiate(config.model)
+    for module in model.modules() if everything else ():
+        for probability in ("drop_prob", "drop_path_rate", "p"):  # stochastic depth and dropout
+            if isinstance(getattr(module, probability, None), float):
+                setattr(module, probability, 0.0)
     return model, batch(len(model.pixel_mean), model.roi_heads.num_classes)
 
 

@@ -242,7 +242,7 @@ def test_operator_refuses_what_would_crash_it():
             operator(*(bad if i == index else value for i, value in enumerate(good)))
 
 
-@needs_extension
+@pytest.mark.usefixtures("_operators")
 def test_operator_passes_opcheck():
     probs, boxes, height, width = random_case(24)
     for count in (8, 0):

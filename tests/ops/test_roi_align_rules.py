@@ -67,7 +67,7 @@ def test_pyramid_equals_one_map_at_a_time():
         torch.testing.assert_close(gradient, expected_gradient, atol=1e-4, rtol=0)
 
 
-@needs_extension
+@pytest.mark.usefixtures("_operators")
 def test_pyramid_refuses_levels_that_do_not_fit():
     features = [torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 4, 4)]
     rois = torch.tensor([[0, 1.0, 1, 4, 4]])
@@ -84,7 +84,7 @@ def test_pyramid_refuses_levels_that_do_not_fit():
         roi_align_pyramid([], rois, None, 2, [])
 
 
-@needs_extension
+@pytest.mark.usefixtures("_operators")
 def test_operators_pass_opcheck():
     torch.manual_seed(0)
     rois = torch.tensor([[0, 1.0, 2, 30, 20], [1, -3, -4, 60, 10]])
@@ -101,7 +101,7 @@ def test_operators_pass_opcheck():
         assert set(results.values()) == {"SUCCESS"}
 
 
-@needs_extension
+@pytest.mark.usefixtures("_operators")
 def test_compiles_to_one_graph_for_any_number_of_boxes():
     torch.manual_seed(0)
     graphs = []
@@ -120,7 +120,7 @@ def test_compiles_to_one_graph_for_any_number_of_boxes():
     assert len(graphs) == 1
 
 
-@needs_extension
+@pytest.mark.usefixtures("_operators")
 def test_exports_with_a_dynamic_number_of_boxes():
     class Align(torch.nn.Module):
         def forward(self, x, rois):
@@ -144,7 +144,7 @@ def test_autocast_keeps_the_type_of_the_maps():
         assert roi_align(input, rois, 3, 0.5).dtype == torch.float32
 
 
-@needs_extension
+@pytest.mark.usefixtures("_operators")
 def test_autocast_widens_maps_of_different_types_and_differentiates():
     torch.manual_seed(0)
     features = [torch.randn(1, 4, 12, 12).bfloat16().requires_grad_(), torch.randn(1, 4, 6, 6, requires_grad=True)]

@@ -9,10 +9,7 @@ from torch.nn import functional as F
 from maskrcnn_plus.ops import extension
 from maskrcnn_plus.ops.winograd import WinogradConv2d, is_fast, transform_kernels
 
-available = extension.is_available() and hasattr(torch.ops.maskrcnn_plus, "winograd_conv3x3")
-needs_operator = pytest.mark.skipif(
-    not available, reason=extension.why_missing() or "the extension is of an older build"
-)
+needs_operator = pytest.mark.skipif(not extension.is_available(), reason=extension.why_missing())
 needs_vectors = pytest.mark.skipif(not is_fast(), reason="the operator, or a processor with AVX2, is missing")
 
 
@@ -27,7 +24,7 @@ def operands(images, channels, out_channels, height, width, seed=0):
     return x, weight, torch.randn(out_channels, generator=generator)
 
 
-@needs_operator
+@pytest.mark.usefixtures("_operators")
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 3), (4, 4), (5, 4), (8, 13), (14, 14), (33, 50)])
 @pytest.mark.parametrize("channels", [(16, 16), (48, 32), (32, 80), (256, 96)])
 @pytest.mark.parametrize("relu", [False, True])
@@ -105,7 +102,7 @@ def test_wrong_operands_are_refused():
         call(x.double(), packed, bias, False)
 
 
-@needs_operator
+@pytest.mark.usefixtures("_operators")
 def test_opcheck():
     x, weight, bias = operands(2, 16, 48, 7, 9)
     arguments = (x, transform_kernels(weight), bias, True)
