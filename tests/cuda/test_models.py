@@ -37,7 +37,7 @@ def batch(channels, classes, images=2):
 
 
 def build_model(name, everything=False):
-    """The model of a config with random weights; with `everything`, of all boxes and layers, nothing is left to chance."""
+    """The model of a config with random weights; with `everything`, nothing is left to chance."""
     torch.manual_seed(0)
     config = get_config(name)
     skip_pretrained(config)
