@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from detectron2.config.instantiate import locate
+from detectron2.config.instantiate import instantiate, locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -39,9 +39,9 @@ def _build(node: Any, key: str, extra: Mapping[str, Any] | None = None) -> Any:
     if isinstance(node, ListConfig):
         items = [_build(item, f"{key}.{index}") for index, item in enumerate(node)]
         return ListConfig(items, flags={"allow_objects": True})
-    if not (isinstance(node, DictConfig) and "_target_" in node):
-        return node
     try:
+        if not (isinstance(node, DictConfig) and "_target_" in node):
+            return instantiate(node)  # which makes dataclasses of what OmegaConf keeps of them, in Detectron2's head
         parts = {name: node[name] for name in node if name not in extra}
     except OmegaConfBaseException as error:
         raise ConfigError(f"config key `{key}` cannot be built: {_first_line(error)}", key) from error

@@ -1,5 +1,7 @@
 """What cannot be built is named by its key; what can be is what Detectron2's `instantiate` gives."""
 
+from dataclasses import dataclass
+
 import pytest
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
@@ -17,6 +19,11 @@ class Part:
 
     def __eq__(self, other):
         return type(self) is type(other) and vars(self) == vars(other)
+
+
+@dataclass
+class Shape:
+    channels: int = 3
 
 
 def _refuse():
@@ -42,6 +49,19 @@ def test_it_builds_what_instantiate_builds():
     assert ours.parts[2].parts[0].size == 4
     assert ours.inner.inner.plain[0].size == -1  # what is in a plain mapping is the callee's
     assert build(_config(), "number") == 3
+
+
+def test_dataclasses_reach_a_constructor_as_instantiate_gives_them():
+    """The installed Detectron2's, of which the older ones give mappings."""
+    cfg = _config(model__inner=Shape(), model__parts=[Shape(4)])
+    ours, theirs = build(cfg, "model"), instantiate(cfg.model)
+    assert ours == theirs
+    for built, expected in (
+        (ours.inner, theirs.inner),
+        (ours.parts[0], theirs.parts[0]),
+        (build(cfg, "model.inner"), theirs.inner),
+    ):
+        assert type(built) is type(expected)
 
 
 @pytest.mark.parametrize(
