@@ -12,11 +12,11 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def usable_device(name: str) -> torch.device:
-    """The device of a config's `train.device`, where "auto" is the GPU if there is one.
+def named_device(name: str) -> torch.device:
+    """The device of a config's `train.device`, where "auto" is the GPU if there is one; nothing is put there yet.
 
     Raises:
-        ValueError: PyTorch does not know it, or cannot use it here.
+        ValueError: PyTorch does not know it, or it is a GPU and there is none.
     """
     if name == "auto":
         name = default_device()
@@ -28,6 +28,16 @@ def usable_device(name: str) -> torch.device:
         ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device (config key `train.device`) {name!r}: no CUDA device is available here, use 'cpu'")
+    return device
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of `named_device`, after a first tensor there; "cuda" is the current GPU of this process.
+
+    Raises:
+        ValueError: PyTorch does not know the device, or cannot use it here.
+    """
+    device = named_device(name)
     try:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 
-from maskrcnn_plus.device import usable_device
+from maskrcnn_plus.device import named_device
 
 
 def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace, device: str = "auto") -> None:
@@ -27,7 +27,7 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace,
     Raises:
         ValueError: `--num-gpus` or torchrun asks for more devices than there are, or for several processes on one.
     """
-    kind = usable_device(device)
+    kind = named_device(device)  # a tensor there now would be on the first GPU in each process
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _join_torchrun(kind)
         try:
