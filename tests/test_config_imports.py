@@ -97,7 +97,7 @@ def test_an_installed_wheel_has_them_too(experiment, tmp_path):
         "print(json.dumps([maskrcnn_plus.__file__, cfg.train.max_iter, cfg.optimizer.lr, cfg.dataset.root,"
         " cfg.model.backbone._target_.__name__, list_configs()]))\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(target)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(target), os.environ.get("PYTHONPATH", "")))}
     printed = subprocess.run(
         [sys.executable, "-c", code, experiment],
         check=True,

@@ -61,7 +61,9 @@ def test_a_resumed_run_of_detectron2s_trainer_sees_what_an_uninterrupted_one_see
 
 
 def test_what_detectron2s_trainer_does_not_read_is_in_its_log_and_our_trainer_is_quiet(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("detectron2"), "propagate", True)  # Detectron2's `setup_logger` ends it
+    logger = logging.getLogger("detectron2")
+    monkeypatch.setattr(logger, "propagate", True)  # Detectron2's `setup_logger` ends it,
+    monkeypatch.setattr(logger, "handlers", [])  # and its handlers write other names into the records
     cfg = demo_config(0)
     cfg.train.clip_grad_norm, cfg.train.channels_last = 0, False
     with caplog.at_level(logging.WARNING, logger="detectron2"):

@@ -43,7 +43,8 @@ def test_another_process_renders_the_same_pixels():
         "image, labels, classes = render_cells(3, 4, 96, 128)\n"
         "print(zlib.crc32(image.tobytes()), zlib.crc32(labels.tobytes()), sorted(classes.items()))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "1"}
+    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "1"}
     output = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True, check=True
     ).stdout

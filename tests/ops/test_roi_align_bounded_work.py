@@ -39,7 +39,8 @@ def huge_boxes():
 def test_the_operators_end_for_boxes_as_far_as_numbers_go_and_images_of_many_rows():
     """In a process of its own: a loop without an end is a failure and no hang, and its memory is its own."""
     code = "check_huge(); print(paste_memory(True), paste_memory(False))"
-    command = [sys.executable, "-W", "ignore", "-c", f"from {__name__} import *; {code}"]
+    script = f"import runpy; globals().update(runpy.run_path({__file__!r})); {code}"
+    command = [sys.executable, "-W", "ignore", "-c", script]
     root = Path(__file__).parents[2]
     result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=root)
     assert result.returncode == 0, result.stderr

@@ -95,7 +95,8 @@ def fresh_process():
         "        thing.__module__.startswith('maskrcnn_plus.') and print(key, name, file=sys.stderr)\n"
         f"runpy.run_path({str(TOOL)!r}, run_name='__main__')\n"
     )
-    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": path}
     command = [sys.executable, "-W", "ignore", "-c", code]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=True, cwd=ROOT.parent)
 
