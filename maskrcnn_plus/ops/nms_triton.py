@@ -78,13 +78,9 @@ def batched_nms_triton(boxes: Tensor, scores: Tensor, groups: Tensor, iou_thresh
     order = by_score[groups[by_score].argsort(stable=True)]  # groups in turn, of each the best box first
     keep = torch.zeros(len(order), dtype=torch.int8, device=boxes.device)
     if len(order):
-        _suppress[(len(order),)](
-            boxes[order].contiguous(),
-            groups[order].contiguous(),
-            keep,
-            iou_threshold,
-            len(order),
-            BLOCK=_BLOCK,
-        )
+        with torch.cuda.device_of(boxes):
+            _suppress[(len(order),)](
+                boxes[order].contiguous(), groups[order].contiguous(), keep, iou_threshold, len(order), BLOCK=_BLOCK
+            )
     kept = order[keep.bool()].sort().values
     return kept[scores[kept].argsort(descending=True, stable=True)]

@@ -21,7 +21,7 @@ def relative(found, expected):
     return ((found.double() - expected).norm() / expected.norm().clamp(min=1e-9)).item() if found.numel() else 0.0
 
 errors, gradient_errors = [], []
-for seed in range(14):
+for seed in range(7):
     input, rois, options = random_case(seed)
     input, rois = input[:, :20].float(), rois.float()
     given = (options["spatial_scale"],), options["output_size"], options["sampling_ratio"], options["aligned"]
@@ -60,9 +60,9 @@ expected = roi_align_reference(maps[0].double(), huge.double(), (3, 3), 0.25)
 print("huge", relative(found[:2], expected[:2]), bool(found.isfinite().all()))
 
 same = []
-for seed in range(9):
+for seed in range(5):
     torch.manual_seed(seed)
-    count = (0, 1, 64, 65, 200)[seed % 5]
+    count = (0, 1, 32, 33, 90)[seed]
     corner = torch.rand(count, 2) * 60
     boxes = torch.cat([corner, corner + 5 + torch.rand(count, 2) * 20], dim=1)
     scores, groups = (torch.rand(count) * 50).round() / 50, torch.randint(-2, (seed % 3) * 3, (count,))
