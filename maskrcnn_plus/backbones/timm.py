@@ -189,7 +189,7 @@ def pixel_statistics(name: str) -> tuple[list[float], list[float]]:
     Raises:
         ValueError: unknown network or tag, or one for which timm records no statistics.
     """
-    _check_name(name)
+    check_network(name)
     try:
         pretrained = timm.get_pretrained_cfg(name)
     except RuntimeError as error:
@@ -216,17 +216,23 @@ def _for_channels(of_rgb: list[float], in_chans: int) -> list[float]:
     return [sum(of_rgb) / 3] if in_chans == 1 else [of_rgb[channel % 3] for channel in range(in_chans)]
 
 
-def _check_name(name: str) -> None:
-    """Raises ValueError with the closest names where timm has no such network."""
+def check_network(name: str, pattern: str = "") -> None:
+    """Raises ValueError with the closest names, of those that `pattern` matches, where timm has no such network."""
     if not isinstance(name, str) or not timm.is_model(name):
-        close = difflib.get_close_matches(str(name).split(".")[0], timm.list_models(), n=5)
-        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them all"
+        close = difflib.get_close_matches(str(name).split(".")[0], timm.list_models(pattern), n=5)
+        hint = f"did you mean {', '.join(close)}?" if close else f"timm.list_models({pattern!r}) lists them"
         raise ValueError(f"timm has no model named {name!r}: {hint}")
+
+
+def check_options(options: Mapping, reserved: set[str], owner: str) -> None:
+    """Raises ValueError for options of `timm.create_model` that the backbone sets itself."""
+    if found := sorted(reserved & options.keys()):
+        raise ValueError(f"options must not contain {', '.join(found)}: {owner} has its own arguments for them")
 
 
 def _check_arguments(name: str, out_features: Sequence[str], freeze_at: int, norm: str, options: dict) -> None:
     """Raises ValueError for arguments that no network could satisfy."""
-    _check_name(name)
+    check_network(name)
     unknown = [feature for feature in out_features if feature not in STRIDES]
     if isinstance(out_features, str) or unknown or not out_features:
         raise ValueError(f"out_features must be a list of some of {', '.join(STRIDES)}, got {out_features!r}")
@@ -234,8 +240,7 @@ def _check_arguments(name: str, out_features: Sequence[str], freeze_at: int, nor
         raise ValueError(f"freeze_at must be 0 (nothing) to 5 (everything), got {freeze_at!r}")
     if norm not in ("BN", "FrozenBN"):
         raise ValueError(f'norm must be "BN" or "FrozenBN", got {norm!r}')
-    if reserved := sorted(RESERVED_OPTIONS & options.keys()):
-        raise ValueError(f"options must not contain {', '.join(reserved)}: TimmBackbone has its own arguments for them")
+    check_options(options, RESERVED_OPTIONS, "TimmBackbone")
 
 
 def _create_network(name: str, **arguments) -> nn.Module:

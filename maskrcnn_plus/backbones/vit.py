@@ -6,7 +6,6 @@ Plain Vision Transformer Backbones for Object Detection" (ViTDet), 2022, section
 Shape shorthand: N images, C channels, H x W the grid of patches, P prefix tokens (class token and registers).
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 
 import timm
@@ -20,7 +19,9 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from maskrcnn_plus.arguments import check_arguments
 from maskrcnn_plus.backbones.pretrained import load_backbone_weights
+from maskrcnn_plus.backbones.timm import check_network, check_options
 from maskrcnn_plus.backbones.window_attention import window_attention
 from maskrcnn_plus.config import with_defaults
 
@@ -103,11 +104,11 @@ class PlainViT(Backbone):
         """
         super().__init__()
         options = OmegaConf.to_container(options, resolve=True) if OmegaConf.is_config(options) else dict(options or {})
-        if patch_size < 1 or window_size < 0 or not 0 <= drop_path_rate < 1:
-            raise ValueError(
-                "patch_size must be at least 1, window_size at least 0 and drop_path_rate in [0, 1), got "
-                f"{patch_size}, {window_size} and {drop_path_rate}"
-            )
+        check_arguments(
+            patch_size=(patch_size, patch_size >= 1, "at least 1"),
+            window_size=(window_size, window_size >= 0, "at least 0"),
+            drop_path_rate=(drop_path_rate, 0 <= drop_path_rate < 1, "in [0, 1)"),
+        )
         net = _create_network(name, in_chans, drop_path_rate, options)
         depth = len(net.blocks)
         if global_blocks is None:
@@ -229,12 +230,8 @@ def _layer_scale(block: nn.Module, branch: int, x: Tensor) -> Tensor:
 
 def _create_network(name: str, in_chans: int, drop_path_rate: float, options: dict) -> VisionTransformer | Eva:
     """timm's network with random weights and without a classifier, for images of any size."""
-    if not isinstance(name, str) or not timm.is_model(name):
-        close = difflib.get_close_matches(str(name).split(".")[0], timm.list_models("*vit*"), n=5)
-        hint = f"did you mean {', '.join(close)}?" if close else 'timm.list_models("vit*") lists them'
-        raise ValueError(f"timm has no model named {name!r}: {hint}")
-    if reserved := sorted(RESERVED_OPTIONS & options.keys()):
-        raise ValueError(f"options must not contain {', '.join(reserved)}: PlainViT has its own arguments for them")
+    check_network(name, "*vit*")
+    check_options(options, RESERVED_OPTIONS, "PlainViT")
     arguments = {"in_chans": in_chans, "drop_path_rate": drop_path_rate, "num_classes": 0, "dynamic_img_size": True}
     try:
         net = timm.create_model(name, pretrained=False, **arguments, **options)
