@@ -58,11 +58,6 @@ class ImageWindows:
         self.alpha, self.channel_names, self._inverted = alpha, tuple(names), inverted
         self.picked, self._picks = False, None
 
-    @property
-    def has_alpha(self) -> bool:
-        """Whether one of the channels is said to be alpha."""
-        return bool(self.alpha)
-
     def get_alpha(self, rule: ChannelRule) -> Sequence[int]:
         """Indices of the channels that are alpha where `rule` picks."""
         return get_array_alpha(self.name, self._pixels, rule) if self.alpha is None else self.alpha

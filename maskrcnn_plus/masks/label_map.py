@@ -14,7 +14,7 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import torch
 
-from maskrcnn_plus.rle import Runs, decode_lengths, decode_runs, encode_runs, pixels_in_rows
+from maskrcnn_plus.rle import Runs, decode_runs, encode_runs, pixels_in_rows
 
 
 def label_map_to_rles(label_map: np.ndarray, label_ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -142,21 +142,6 @@ def masks_to_rles(masks: torch.Tensor | np.ndarray) -> list[dict[str, Any]]:
             raise TypeError(f"Masks must be bool or integers, got {array.dtype}: threshold probabilities first.")
         rles.append(_as_str(coco_mask.encode(np.asfortranarray(array != 0, dtype=np.uint8))))
     return rles
-
-
-def run_lengths(rle: dict[str, Any]) -> np.ndarray:
-    """Decode the run lengths of an RLE: background, foreground, background, ...
-
-    Args:
-        rle: `counts` compressed (str or bytes) or a list of run lengths already.
-
-    Returns:
-        [R] int64, none negative, which sum to H * W.
-
-    Raises:
-        ValueError: `rle` is no RLE of H x W pixels.
-    """
-    return decode_lengths([rle])[0]
 
 
 def normalize_rle(rle: dict[str, Any]) -> dict[str, Any]:

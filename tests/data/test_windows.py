@@ -136,12 +136,12 @@ def test_alpha_is_told(tmp_path):
     path = str(tmp_path / "rgba.tif")
     tifffile.imwrite(path, pixels((30, 30, 4), "uint8"), photometric="rgb", extrasamples=["unassalpha"], tile=(16, 16))
     with open_windows(path) as windows:
-        assert windows.has_alpha
+        assert windows.alpha
         assert windows.shape == (30, 30, 4)
     grey = str(tmp_path / "four.tif")
     tifffile.imwrite(grey, pixels((4, 30, 30), "uint8"), photometric="minisblack", planarconfig="separate")
     with open_windows(grey) as windows:
-        assert not windows.has_alpha
+        assert not windows.alpha
 
 
 def test_segments_are_decoded_once_a_row_of_windows_and_the_cache_is_bounded(tmp_path, monkeypatch):

@@ -17,8 +17,8 @@ from maskrcnn_plus.masks.label_map import (
     masks_to_rles,
     normalize_rle,
     rles_to_label_map,
-    run_lengths,
 )
+from maskrcnn_plus.rle import decode_lengths
 
 
 def random_masks(rng, count, height, width):
@@ -98,9 +98,9 @@ def test_run_lengths_equal_dense_runs():
                 value = pixel
             expected[-1] += 1
         rle = pycocotools_rle(mask)
-        assert run_lengths(rle).tolist() == expected
-        assert run_lengths({**rle, "counts": rle["counts"].encode()}).tolist() == expected
-        assert run_lengths({**rle, "counts": expected}).tolist() == expected
+        assert decode_lengths([rle])[0].tolist() == expected
+        assert decode_lengths([{**rle, "counts": rle["counts"].encode()}])[0].tolist() == expected
+        assert decode_lengths([{**rle, "counts": expected}])[0].tolist() == expected
         assert normalize_rle({**rle, "counts": expected}) == normalize_rle(rle) == rle
 
 
@@ -111,7 +111,7 @@ def test_run_lengths_of_a_large_image():
     mask[2, 3000] = 1
     mask[4, 3000] = 1
     rle = coco_mask.encode(mask)
-    assert run_lengths(rle).tolist() == [5000000, 2500000, 7500002, 1, 1, 1, 20000000 - 15000005]
+    assert decode_lengths([rle])[0].tolist() == [5000000, 2500000, 7500002, 1, 1, 1, 20000000 - 15000005]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_run_lengths_of_a_large_image():
 )
 def test_run_lengths_refuse_a_malformed_rle(rle):
     with pytest.raises(ValueError, match="RLE"):
-        run_lengths(rle)
+        decode_lengths([rle])[0]
 
 
 def test_rles_to_label_map_equals_a_dense_loop():
