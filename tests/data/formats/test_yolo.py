@@ -1,0 +1,115 @@
+"""YOLO's polygons: as drawn by hand, and what is refused by file and line."""
+
+import numpy as np
+import pytest
+from annotation_folders import masks_of, read_one, rectangle, write_image
+
+from maskrcnn_plus.data.check import DataError
+from maskrcnn_plus.data.formats import read, sniff
+
+BOX = "1 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5"  # x 6..30, y 4..20 of 60 x 40
+
+
+def write(root, label=BOX, yaml="names: [a, b]\ntrain: images/train\n"):
+    write_image(root / "images" / "train" / "one.png")
+    (root / "labels" / "train").mkdir(parents=True, exist_ok=True)
+    if label is not None:
+        (root / "labels" / "train" / "one.txt").write_text(label)
+    if yaml is not None:
+        (root / "data.yaml").write_text(yaml)
+    return root
+
+
+def test_a_polygon_is_the_pixels_drawn_by_hand(tmp_path):
+    record, data = read_one(write(tmp_path))
+    assert sniff(tmp_path) == "yolo"
+    assert list(data.splits) == ["train"]
+    np.testing.assert_array_equal(masks_of(record)[0], rectangle(6, 4, 30, 20))
+    assert record["annotations"][0]["category_id"] == 1
+    assert record["annotations"][0]["bbox"] == pytest.approx([6, 4, 30, 20])
+
+
+@pytest.mark.parametrize(
+    "yaml",
+    [
+        "names: {0: a, 1: b}\ntrain: images/train\n",
+        "names: [a, b]\npath: C:\\data\\mine\ntrain: images/train\n",
+        "names: [a, b]\npath: /somewhere/else\ntrain: images/train\nval: images/val\n",
+        "names: [a, b]\ntrain: ../images/train\n",
+        "names: [a, b]\ntrain: D:\\other\\images\\train\n",
+        "names: [a, b]\ntrain: train.txt\n",
+        "names: [NA, b]\ntrain: [images/train]\n",
+    ],
+)
+def test_ways_to_name_classes_and_places(tmp_path, yaml):
+    write(tmp_path, yaml=yaml)
+    (tmp_path / "train.txt").write_text("./images/train/one.png\n")
+    record, data = read_one(tmp_path)
+    assert len(record["annotations"]) == 1
+    assert data.class_names in (["a", "b"], ["NA", "b"])
+
+
+def test_a_missing_split_is_said(tmp_path):
+    _, data = read_one(write(tmp_path, yaml="names: [a, b]\ntrain: images/train\nval: images/val\n"))
+    assert any("images/val" in note for note in data.notes)
+
+
+def test_a_missing_text_file_and_an_empty_one_are_negatives(tmp_path):
+    record, data = read_one(write(tmp_path, label=None))
+    assert record["annotations"] == []
+    assert any("without objects" in note for note in data.notes)
+    assert read_one(write(tmp_path, label="\n"))[0]["annotations"] == []
+
+
+def test_plain_folders_with_classes(tmp_path):
+    write(tmp_path, yaml=None)
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    (tmp_path / "labels" / "train" / "._one.txt").write_bytes(b"\0\5\x16\7")
+    record, data = read_one(tmp_path)
+    assert data.class_names == ["a", "b"]
+    assert len(record["annotations"]) == 1
+    assert not data.problems
+    (tmp_path / "labels" / "train" / "two.txt").write_text(BOX)
+    assert "two.txt" in read(tmp_path).problems[0]
+
+
+def test_names_beside_classes(tmp_path):
+    write(tmp_path)
+    (tmp_path / "classes.txt").write_text("x\ny\n")
+    _, data = read_one(tmp_path)
+    assert data.class_names == ["a", "b"]
+    assert any("classes.txt" in note for note in data.notes)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("0 0.5 0.5 0.2 0.2", "a box, not a mask"),
+        ("2 0.1 0.1 0.5 0.1 0.5 0.5", "class 2 is unknown"),
+        ("-1 0.1 0.1 0.5 0.1 0.5 0.5", "class -1 is unknown"),
+        ("0.5 0.1 0.1 0.5 0.1 0.5 0.5", "class 0.5 is unknown"),
+        ("0 0.1 0.1 0.5 0.1", "a box"),
+        ("0 0.1 0.1", "2 coordinates"),
+        ("0 0.1 0.1 0.5 0.1 0.5 0.5 0.7", "7 coordinates"),
+        ("0 10 10 50 10 50 50", "not within 0..1"),
+        ("0 nan 0.1 0.5 0.1 0.5 0.5", "not finite"),
+        ("cell 0.1 0.1", "not numbers"),
+    ],
+)
+def test_a_line_that_is_no_polygon_is_named(tmp_path, line, said):
+    record, data = read_one(write(tmp_path, label=f"{BOX}\n{line}\n"))
+    assert len(record["annotations"]) == 1
+    assert len(data.problems) == 1
+    assert said in data.problems[0]
+    assert "one.txt, line 2" in data.problems[0]
+
+
+@pytest.mark.parametrize("names", ["[a, no]", "[a, a]", "{1: a, 2: b}", "3", "[a, null]"])
+def test_names_that_are_no_classes_are_refused(tmp_path, names):
+    with pytest.raises(DataError, match=r"data\.yaml"):
+        read(write(tmp_path, yaml=f"names: {names}\ntrain: images/train\n"))
+
+
+def test_an_image_in_two_splits_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"one\.png is in the split"):
+        read(write(tmp_path, yaml="names: [a, b]\ntrain: images/train\nval: images/train\n"))
