@@ -7,13 +7,19 @@ from pathlib import Path
 from types import ModuleType
 
 from maskrcnn_plus.data.check import DataError
-from maskrcnn_plus.data.formats import coco_folders, labelme, mask_files, yolo
+from maskrcnn_plus.data.formats import coco_folders, cvat, labelme, mask_files, yolo
 from maskrcnn_plus.data.formats.annotated import Annotated
 from maskrcnn_plus.data.formats.folders import suggest
 
 __all__ = ["FORMATS", "Annotated", "read", "sniff"]
 
-FORMATS: dict[str, ModuleType] = {"coco": coco_folders, "yolo": yolo, "labelme": labelme, "masks": mask_files}
+FORMATS: dict[str, ModuleType] = {
+    "coco": coco_folders,
+    "yolo": yolo,
+    "labelme": labelme,
+    "masks": mask_files,
+    "cvat": cvat,
+}
 """Readers by name. Each has `matches(path)`, `read(path)` and `LOOKED_FOR`."""
 
 _SHOWN = 12
