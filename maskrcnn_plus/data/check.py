@@ -121,7 +121,7 @@ def checked_dataset(
 ) -> list[dict]:
     """Load registered data sets like Detectron2's `get_detection_dataset_dicts`, and check them before anything else.
 
-    What the check finds is get_cached until a file changes. In a job of several processes all of them must call it.
+    What the check finds is remembered until a file changes. In a job of several processes all of them must call it.
 
     Args:
         names: name or names in Detectron2's DatasetCatalog; several data sets must have the same classes.

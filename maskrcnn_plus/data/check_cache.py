@@ -1,4 +1,4 @@
-"""What is known of a data set is get_cached: found once, by the main process, until a file changes.
+"""What is known of a data set is remembered: found once, by the main process, until a file changes.
 
 Findings lie in the user's cache folder as JSON, under a fingerprint of all that they depend on. A cache that cannot be
 read or written costs the time that it would have saved, and nothing else.
@@ -78,7 +78,7 @@ def get_cached(key: str | None, find: Callable[[], dict[str, Any]]) -> dict[str,
 
     Args:
         key: their `fingerprint`; None to find them anew.
-        find: returns a dict that JSON can hold, with text as keys; called where nothing is get_cached.
+        find: returns a dict that JSON can hold, with text as keys; called where nothing is remembered.
     """
     if key is None:
         return find()
@@ -157,7 +157,7 @@ def _path(key: str) -> Path | None:
 
 
 def _read(key: str) -> dict[str, Any] | None:
-    """What is get_cached under a key, or None."""
+    """What is remembered under a key, or None."""
     path = _path(key)
     try:
         content = None if path is None else json.loads(path.read_bytes())

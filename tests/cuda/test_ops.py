@@ -111,6 +111,8 @@ def test_the_memory_of_the_backward_is_its_result():
 
 
 def test_nothing_waits_for_the_gpu(no_sync):
+    with no_sync, pytest.raises(RuntimeError, match="synchroniz"):
+        torch.ones(1, device="cuda").item()
     for channels_last in (True, False):
         maps, rois, levels = to_gpu(*scene(channels_last=channels_last))
         cotangent = torch.randn(60, 40, 7, 7, device="cuda")

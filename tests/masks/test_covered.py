@@ -1,4 +1,4 @@
-"""The choice of suppress_covered detections against a loop over dense masks, and scenes of touching objects."""
+"""The choice of covered detections against a loop over dense masks, and scenes of touching objects."""
 
 import numpy as np
 import pytest

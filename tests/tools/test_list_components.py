@@ -18,7 +18,7 @@ from maskrcnn_plus.components import REGISTRIES, list_components
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "list_components.py"
-ROOMS = sorted(path.parent.name for path in (ROOT / "maskrcnn_plus").glob("*/__init__.py"))
+PACKAGES = sorted(path.parent.name for path in (ROOT / "maskrcnn_plus").glob("*/__init__.py"))
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +44,11 @@ def test_timm_backbone_with_its_options(by_path):
     assert "self" not in component.options
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_everything_that_a_room_exports_is_there(by_path, room):
-    module = importlib.import_module(f"maskrcnn_plus.{room}")
+@pytest.mark.parametrize("package", PACKAGES)
+def test_everything_that_a_package_exports_is_there(by_path, package):
+    module = importlib.import_module(f"maskrcnn_plus.{package}")
     for name in getattr(module, "__all__", []):
-        component = by_path[f"maskrcnn_plus.{room}.{name}"]
+        component = by_path[f"maskrcnn_plus.{package}.{name}"]
         assert component.summary, name
         assert component.name in (name, getattr(getattr(module, name), "__name__", None))
 
