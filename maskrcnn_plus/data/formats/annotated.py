@@ -46,14 +46,17 @@ class Annotated:
             self.class_names.append(name)
         return self.class_names.index(name)
 
-    def add_image(self, split: str, path: str | Path, annotations: list[dict[str, Any]]) -> None:
-        """Add an image with the size that its file has; an unreadable one is a problem."""
+    def read_size(self, path: Path) -> tuple[int, int] | None:
+        """(height, width) of an image file; None, and a problem, where it cannot be read."""
         try:
-            height, width = read_image_size(str(path))
+            return read_image_size(str(path))
         except ImageReadError as error:
             self.problems.append(str(error))
-            return
-        record = {"file_name": str(path), "height": height, "width": width, "image_id": str(path)}
+            return None
+
+    def add_image(self, split: str, path: Path, size: tuple[int, int], annotations: list[dict[str, Any]]) -> None:
+        """Add an image with the (height, width) that `read_size` gave."""
+        record = {"file_name": str(path), "height": size[0], "width": size[1], "image_id": str(path)}
         self.splits[split].append({**record, "annotations": annotations})
 
 

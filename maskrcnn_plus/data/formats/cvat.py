@@ -12,7 +12,6 @@ from defusedxml.ElementTree import ParseError, parse
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.annotated import Annotated, ImageFinder, list_tree, polygon_annotation, split_of
 from maskrcnn_plus.data.formats.masks import mask_annotation
-from maskrcnn_plus.data.images import ImageReadError, read_image_size
 
 LOOKED_FOR = "XML files of CVAT (<annotations> with <image> or <track>)"
 
@@ -54,10 +53,8 @@ def read(path: Path) -> Annotated:
                 data.problems.append(f"{where}: " + ("it is not there." if image is None else "it is listed twice."))
                 continue
             used.add(image.resolve())
-            try:
-                size = read_image_size(str(image))
-            except ImageReadError as error:
-                data.problems.append(str(error))
+            size = data.read_size(image)
+            if size is None:
                 continue
             stated = element.get("height"), element.get("width")
             if stated != (str(size[0]), str(size[1])):
@@ -69,7 +66,7 @@ def read(path: Path) -> Annotated:
                     annotations.append(_read_shape(shape, size, data))
                 except (ValueError, OverflowError) as error:
                     data.problems.append(f"{where}, shape {number}: {error}")
-            data.add_image(split_of(image, root), image, annotations)
+            data.add_image(split_of(image, root), image, size, annotations)
     if not used and not data.problems:
         raise DataError(f"{path} holds no image of CVAT: it needs {LOOKED_FOR}.")
     return data

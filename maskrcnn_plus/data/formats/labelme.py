@@ -22,7 +22,6 @@ from maskrcnn_plus.data.formats.annotated import (
     split_of,
 )
 from maskrcnn_plus.data.formats.masks import mask_annotation
-from maskrcnn_plus.data.images import ImageReadError, read_image_size
 from maskrcnn_plus.masks.polygons import polygons_to_mask
 
 LOOKED_FOR = 'JSON files with "shapes" and "imagePath"'
@@ -59,10 +58,8 @@ def read(path: Path) -> Annotated:
             data.problems.append(f"{file}: another file annotates {image} too. Keep one of them.")
             continue
         used.add(image.resolve())
-        try:
-            size = read_image_size(str(image))
-        except ImageReadError as error:
-            data.problems.append(str(error))
+        size = data.read_size(image)
+        if size is None:
             continue
         stated = content.get("imageHeight"), content.get("imageWidth")
         if None not in stated and stated != size:
@@ -71,7 +68,7 @@ def read(path: Path) -> Annotated:
                 "Annotate the image as it is, or bring back the one that was annotated."
             )
             continue
-        data.add_image(split_of(file, root), image, _read_shapes(content["shapes"], file, size, data))
+        data.add_image(split_of(file, root), image, size, _read_shapes(content["shapes"], file, size, data))
     if not used and not data.problems:
         raise DataError(f"{path} holds no LabelMe annotation: it needs {LOOKED_FOR}.")
     others = [image for image in finder.files if image.resolve() not in used]

@@ -10,7 +10,7 @@ import numpy as np
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.annotated import Annotated, list_tree, split_of
 from maskrcnn_plus.data.formats.masks import mask_annotation
-from maskrcnn_plus.data.images import IMAGE_SUFFIXES, ImageReadError, read_image_size, read_label_map
+from maskrcnn_plus.data.images import IMAGE_SUFFIXES, ImageReadError, read_label_map
 
 LOOKED_FOR = "folders ID with one image in ID/images and a mask of one value an object in ID/masks"
 
@@ -40,10 +40,8 @@ def read(path: Path) -> Annotated:
         raise DataError(f"{path} holds no masks of single objects: it needs {LOOKED_FOR}.")
     for folder in folders:
         image = list_tree(folder / "images", IMAGE_SUFFIXES)[0]
-        try:
-            size = read_image_size(str(image))
-        except ImageReadError as error:
-            data.problems.append(str(error))
+        size = data.read_size(image)
+        if size is None:
             continue
         annotations = []
         for file in list_tree(folder / "masks", IMAGE_SUFFIXES):
@@ -51,7 +49,7 @@ def read(path: Path) -> Annotated:
                 annotations.append(mask_annotation(_read_mask(file, size, folder), 0))
             except ValueError as error:
                 data.problems.append(str(error))
-        data.add_image(split_of(image, path), image, annotations)
+        data.add_image(split_of(image, path), image, size, annotations)
     data.notes.append(f"the masks name no class: all objects are of the class {_CLASS!r}.")
     return data
 

@@ -13,7 +13,7 @@ import yaml
 
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.annotated import Annotated, list_tree, polygon_annotation, split_of
-from maskrcnn_plus.data.images import IMAGE_SUFFIXES, ImageReadError, read_image_size
+from maskrcnn_plus.data.images import IMAGE_SUFFIXES
 
 LOOKED_FOR = "a .yaml with `names` and `train`, `val` or `test`, or a classes.txt beside text files of numbers"
 
@@ -54,7 +54,9 @@ def read(path: Path) -> Annotated:
         label = _label_file(image)
         used.add(label.resolve())
         negatives += not label.is_file()
-        data.add_image(split, image, _read_label(label, image, data))
+        size = data.read_size(image)
+        if size is not None:
+            data.add_image(split, image, size, _read_label(label, size, data))
     if negatives:
         data.notes.append(f"{negatives} images have no text file: they are taken to be without objects.")
     if yaml_file is None:
@@ -170,14 +172,11 @@ def _label_file(image: Path) -> Path:
     return image.with_suffix(".txt")
 
 
-def _read_label(file: Path, image: Path, data: Annotated) -> list[dict[str, Any]]:
+def _read_label(file: Path, size: tuple[int, int], data: Annotated) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     try:
-        height, width = read_image_size(str(image))
         lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except ImageReadError:  # told when the image is added
-        return []
     except (OSError, ValueError) as error:
         data.problems.append(f"{file} cannot be read as text ({error}).")
         return []
@@ -189,7 +188,7 @@ def _read_label(file: Path, image: Path, data: Annotated) -> list[dict[str, Any]
             except ValueError as error:
                 data.problems.append(f"{file}, line {number}: {error}")
                 continue
-            scaled = [value * (height if index % 2 else width) for index, value in enumerate(points)]
+            scaled = [value * size[0 if index % 2 else 1] for index, value in enumerate(points)]
             annotations.append(polygon_annotation([scaled], category))
     return annotations
 
