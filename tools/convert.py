@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maskrcnn_plus.apps.convert import convert
+from maskrcnn_plus.data.formats.options import add_arguments, from_arguments
 from maskrcnn_plus.errors import run_tool
 
 
@@ -22,9 +23,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("folder", type=Path, help="folder of images and annotations, or an annotation file")
     parser.add_argument("--output", required=True, type=Path, help="a new folder")
     parser.add_argument("--to", required=True, choices=("coco", "labels"), help="what is written")
-    parser.add_argument("--format", help="format of FOLDER, where it is not found by itself")
     parser.add_argument("--val", type=float, default=0.2, help="part of the images for validation (default 0.2)")
     parser.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="skip leaves out what is wrong")
+    add_arguments(parser)
     args = parser.parse_args(argv)
     if not 0 <= args.val < 1:
         parser.error(f"--val {args.val}: 0 or more and less than 1 is needed")
@@ -38,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Convert and print what was found."""
-    lines = convert(args.folder, args.output, args.to, args.format, args.val, args.on_error)
+    options = from_arguments(args)
+    lines = convert(args.folder, args.output, args.to, args.format, args.val, args.on_error, options)
     print("\n".join(lines))
 
 

@@ -16,8 +16,8 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from maskrcnn_plus.data.check import DataError, check_dataset, report_problems
-from maskrcnn_plus.data.formats import FORMATS, Annotated, sniff
-from maskrcnn_plus.data.formats.annotated import WHOLE
+from maskrcnn_plus.data.formats import Annotated, ReadOptions, read
+from maskrcnn_plus.data.formats.files import WHOLE
 from maskrcnn_plus.masks.label_map import rles_to_label_map
 from maskrcnn_plus.masks.measure import rle_areas
 from maskrcnn_plus.masks.polygons import polygons_to_rle
@@ -27,7 +27,13 @@ SEED = 0
 
 
 def convert(
-    folder: Path, output: Path, to: str, name: str | None = None, val: float = 0.2, on_error: str = "raise"
+    folder: Path,
+    output: Path,
+    to: str,
+    name: str | None = None,
+    val: float = 0.2,
+    on_error: str = "raise",
+    options: ReadOptions | None = None,
 ) -> list[str]:
     """Read a folder and write it as COCO or as label images.
 
@@ -40,6 +46,7 @@ def convert(
         name: the format of `folder`; None finds it.
         val: part of the images for validation, where the folder has no such split.
         on_error: "raise", or "skip" to leave out images and annotations that cannot be used.
+        options: how the annotations are read.
 
     Returns:
         What was found, assumed and left out, a line each.
@@ -49,10 +56,9 @@ def convert(
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DataError(f"{output} exists and is not empty. Give a new folder.")
-    name = sniff(folder, name)
-    data = FORMATS[name].read(folder)
+    data = read(folder, name, options)
     report_problems(data.problems, on_error)
-    lines = [f"{folder}: {name}"]
+    lines = [f"{folder}: {data.format}"]
     splits = {}
     for split, records in data.splits.items():
         splits[split] = check_dataset(records, on_error=on_error, num_classes=len(data.class_names))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats import coco_folders, cvat, labelme, mask_files, yolo
 from maskrcnn_plus.data.formats.annotated import Annotated
+from maskrcnn_plus.data.formats.files import damaged_files, reading_once
 from maskrcnn_plus.data.formats.folders import suggest
+from maskrcnn_plus.data.formats.numbered import merge_numbered
+from maskrcnn_plus.data.formats.options import ReadOptions
 
-__all__ = ["FORMATS", "Annotated", "read", "sniff"]
+__all__ = ["FORMATS", "Annotated", "ReadOptions", "read", "sniff"]
 
 FORMATS: dict[str, ModuleType] = {
     "coco": coco_folders,
@@ -20,7 +24,11 @@ FORMATS: dict[str, ModuleType] = {
     "masks": mask_files,
     "cvat": cvat,
 }
-"""Readers by name. Each has `matches(path)`, `read(path)` and `LOOKED_FOR`."""
+"""Readers by name.
+
+Each has `matches(path)`, `read(path, options)`, `LOOKED_FOR`, what its files are, and perhaps `OPTIONS`, the names of
+those of `ReadOptions` that it heeds; `merge_numbered` is heeded for all.
+"""
 
 _SHOWN = 12
 
@@ -33,7 +41,7 @@ def sniff(path: Path, name: str | None = None) -> str:
         name: the format where it is known; nothing is looked at.
 
     Raises:
-        DataError: nothing is there, no format or several fit, or `name` is unknown.
+        DataError: nothing is there, no format or several fit, the only files are damaged, or `name` is unknown.
     """
     if not path.exists():
         raise DataError(f"{path} does not exist. Give the folder of your data.")
@@ -41,9 +49,14 @@ def sniff(path: Path, name: str | None = None) -> str:
         if name not in FORMATS:
             raise DataError(f"The format {name!r} is unknown.{suggest(name, FORMATS)} Known: {', '.join(FORMATS)}.")
         return name
-    found = [name for name, reader in FORMATS.items() if reader.matches(path)]
+    with reading_once():
+        found = [name for name, reader in FORMATS.items() if reader.matches(path)]
+        damaged = damaged_files()
     if len(found) > 1:
         raise DataError(f"{path} holds annotations of several formats: {', '.join(found)}. Name one with --format.")
+    if not found and damaged:
+        more = f" {len(damaged) - 1} more files cannot be read either." if len(damaged) > 1 else ""
+        raise DataError(f"{damaged[0]}{more}")
     if not found:
         looked = "".join(f"\n  {name}: {reader.LOOKED_FOR}" for name, reader in FORMATS.items())
         here = sorted(os.listdir(path)) if path.is_dir() else [path.name]
@@ -52,10 +65,22 @@ def sniff(path: Path, name: str | None = None) -> str:
     return found[0]
 
 
-def read(path: Path, name: str | None = None) -> Annotated:
+def read(path: Path, name: str | None = None, options: ReadOptions | None = None) -> Annotated:
     """Read a folder or file, of a format that is found by its content, or named.
 
     Raises:
-        DataError: as of `sniff`, and what the reader cannot read at all.
+        DataError: as of `sniff`; what the reader cannot read at all; an option that the format knows nothing of.
     """
-    return FORMATS[sniff(path, name)].read(path)
+    options = options or ReadOptions()
+    with reading_once():
+        name = sniff(path, name)
+        reader = FORMATS[name]
+        taken = ("merge_numbered", *getattr(reader, "OPTIONS", ()))
+        for each in fields(options):
+            if each.name not in taken and getattr(options, each.name) != each.default:
+                flag = f"--{each.name.replace('_', '-')}"
+                raise DataError(f"{path} is read as {name}, which knows nothing of {flag}. Leave it out.")
+        data = reader.read(path, options)
+    data.format = name
+    merge_numbered(data, options.merge_numbered)
+    return data

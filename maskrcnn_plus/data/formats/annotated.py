@@ -1,9 +1,7 @@
-"""What every reader gives, and what several of them need: files of a folder, JSON, images by their names."""
+"""What every reader gives, and what several of them need: annotations of polygons, images by their names."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,14 +11,8 @@ from typing import Any
 import numpy as np
 from detectron2.structures import BoxMode
 
-from maskrcnn_plus.data.check import DataError
+from maskrcnn_plus.data.formats.files import list_tree
 from maskrcnn_plus.data.images import IMAGE_SUFFIXES, ImageReadError, read_image_size
-from maskrcnn_plus.special_files import refuse_special_file
-
-WHOLE = "all"
-"""Name of the split of a folder that has none."""
-
-_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 @dataclass
@@ -29,16 +21,19 @@ class Annotated:
 
     Attributes:
         class_names: name of each category id.
-        splits: Detectron2 dataset dicts by split: "train", "val", "test", or `WHOLE`. Annotations have `segmentation`
-            (polygons [x0, y0, x1, y1, ...] in pixels or COCO RLE), `bbox` (with `bbox_mode`) and `category_id`.
+        splits: Detectron2 dataset dicts by split: "train", "val", "test", or `files.WHOLE`. Annotations have
+            `segmentation` (polygons [x0, y0, x1, y1, ...] in pixels or COCO RLE), `bbox` (with `bbox_mode`) and
+            `category_id`.
         notes: what was assumed or left out, a sentence each.
         problems: what cannot be used, a line each with file and annotation.
+        format: name of the format that was read.
     """
 
     class_names: list[str] = field(default_factory=list)
     splits: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    format: str = ""
 
     def category(self, name: str) -> int:
         """Index of a class, which becomes known with this call."""
@@ -76,45 +71,6 @@ def polygon_annotation(polygons: Sequence[Sequence[float]], category: int) -> di
         "category_id": category,
         "iscrowd": 0,
     }
-
-
-def list_tree(path: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Visible files below a folder, or the file itself, with one of the extensions; `._NAME` of macOS is hidden."""
-    if path.is_file():
-        return [path] if path.suffix.lower() in suffixes else []
-    found = []
-    for folder, folders, names in os.walk(path):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
-        chosen = (name for name in sorted(names) if not name.startswith("."))
-        found += [Path(folder, name) for name in chosen if Path(name).suffix.lower() in suffixes]
-    return found
-
-
-def read_json(path: Path) -> Any:
-    """Content of a JSON file of UTF-8, -16 or -32, with or without a byte order mark.
-
-    Raises:
-        DataError: naming the file that is no JSON.
-    """
-    try:
-        refuse_special_file(path)
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read as JSON ({error}). Export it again.") from error
-
-
-def peek_json(path: Path) -> Any:
-    """Content of a JSON file, None where it has none."""
-    try:
-        return read_json(path)
-    except DataError:
-        return None
-
-
-def split_of(file: Path, root: Path) -> str:
-    """Split that a folder between `root` and a file is named after, or `WHOLE`."""
-    parts = file.relative_to(root).parts[:-1] if file.is_relative_to(root) else ()
-    return next((_SPLITS[part.lower()] for part in parts if part.lower() in _SPLITS), WHOLE)
 
 
 class ImageFinder:

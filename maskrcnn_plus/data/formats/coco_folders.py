@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from maskrcnn_plus.data.check import DataError
-from maskrcnn_plus.data.formats.annotated import WHOLE, Annotated, list_tree, peek_json, read_json, split_of
+from maskrcnn_plus.data.formats.annotated import Annotated
 from maskrcnn_plus.data.formats.coco import read_coco
+from maskrcnn_plus.data.formats.files import WHOLE, list_tree, peek_json, read_json, split_of
+from maskrcnn_plus.data.formats.options import ReadOptions
 
 LOOKED_FOR = 'JSON files with "images" and "categories" (COCO)'
 
@@ -22,7 +24,7 @@ def matches(path: Path) -> bool:
     return any(_is_coco(peek_json(file)) for file in list_tree(path, (".json",)))
 
 
-def read(path: Path) -> Annotated:
+def read(path: Path, options: ReadOptions) -> Annotated:
     """Read all COCO files of a folder, a split a file or folder, with classes matched by name.
 
     What the reader of COCO files assumes is a warning of its log.

@@ -10,8 +10,10 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, parse
 
 from maskrcnn_plus.data.check import DataError
-from maskrcnn_plus.data.formats.annotated import Annotated, ImageFinder, list_tree, polygon_annotation, split_of
+from maskrcnn_plus.data.formats.annotated import Annotated, ImageFinder, polygon_annotation
+from maskrcnn_plus.data.formats.files import list_tree, split_of
 from maskrcnn_plus.data.formats.masks import mask_annotation
+from maskrcnn_plus.data.formats.options import ReadOptions
 
 LOOKED_FOR = "XML files of CVAT (<annotations> with <image> or <track>)"
 
@@ -29,7 +31,7 @@ def matches(path: Path) -> bool:
     return False
 
 
-def read(path: Path) -> Annotated:
+def read(path: Path, options: ReadOptions) -> Annotated:
     """Read all XML files of a folder that are CVAT's, or one.
 
     Raises:

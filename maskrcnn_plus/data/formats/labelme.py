@@ -12,16 +12,10 @@ import numpy as np
 from PIL import Image
 
 from maskrcnn_plus.data.check import DataError
-from maskrcnn_plus.data.formats.annotated import (
-    Annotated,
-    ImageFinder,
-    list_tree,
-    peek_json,
-    polygon_annotation,
-    read_json,
-    split_of,
-)
+from maskrcnn_plus.data.formats.annotated import Annotated, ImageFinder, polygon_annotation
+from maskrcnn_plus.data.formats.files import list_tree, peek_json, read_json, split_of
 from maskrcnn_plus.data.formats.masks import mask_annotation
+from maskrcnn_plus.data.formats.options import ReadOptions
 from maskrcnn_plus.masks.polygons import polygons_to_mask
 
 LOOKED_FOR = 'JSON files with "shapes" and "imagePath"'
@@ -34,7 +28,7 @@ def matches(path: Path) -> bool:
     return any(_is_labelme(peek_json(file)) for file in list_tree(path, (".json",)))
 
 
-def read(path: Path) -> Annotated:
+def read(path: Path, options: ReadOptions) -> Annotated:
     """Read all JSON files of a folder that are LabelMe's, or one.
 
     Raises:

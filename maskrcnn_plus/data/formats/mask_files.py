@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from maskrcnn_plus.data.check import DataError
-from maskrcnn_plus.data.formats.annotated import Annotated, list_tree, split_of
+from maskrcnn_plus.data.formats.annotated import Annotated
+from maskrcnn_plus.data.formats.files import list_tree, split_of
 from maskrcnn_plus.data.formats.masks import mask_annotation
+from maskrcnn_plus.data.formats.options import ReadOptions
 from maskrcnn_plus.data.images import IMAGE_SUFFIXES, ImageReadError, read_label_map
 
 LOOKED_FOR = "folders ID with one image in ID/images and a mask of one value an object in ID/masks"
@@ -28,7 +30,7 @@ def matches(path: Path) -> bool:
     return False
 
 
-def read(path: Path) -> Annotated:
+def read(path: Path, options: ReadOptions) -> Annotated:
     """Read a folder of such folders; its objects are of one class.
 
     Raises:

@@ -12,7 +12,9 @@ from typing import Any
 import yaml
 
 from maskrcnn_plus.data.check import DataError
-from maskrcnn_plus.data.formats.annotated import Annotated, list_tree, polygon_annotation, split_of
+from maskrcnn_plus.data.formats.annotated import Annotated, polygon_annotation
+from maskrcnn_plus.data.formats.files import list_tree, split_of
+from maskrcnn_plus.data.formats.options import ReadOptions
 from maskrcnn_plus.data.images import IMAGE_SUFFIXES
 
 LOOKED_FOR = "a .yaml with `names` and `train`, `val` or `test`, or a classes.txt beside text files of numbers"
@@ -26,7 +28,7 @@ def matches(path: Path) -> bool:
     return _find_yaml(path) is not None or (path.is_dir() and _find_classes(path) is not None and _has_labels(path))
 
 
-def read(path: Path) -> Annotated:
+def read(path: Path, options: ReadOptions) -> Annotated:
     """Read the data set of a folder or of a .yaml file.
 
     Raises:

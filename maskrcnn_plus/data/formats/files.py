@@ -1,0 +1,135 @@
+"""Files of a folder of annotations: found, and each JSON parsed once by all readers that look at it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from maskrcnn_plus.data.check import DataError
+from maskrcnn_plus.special_files import refuse_special_file
+
+WHOLE = "all"
+"""Name of the split of a folder that has none."""
+
+_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_KEPT_BYTES = 1 << 28  # of JSON files whose content waits for the reader that knows it
+_OUTLINE_ITEMS, _OUTLINE_TEXT, _OUTLINE_DEPTH = 8, 200, 5
+
+
+@dataclass
+class _Read:
+    """What is known of the files while formats are looked for.
+
+    Attributes:
+        trees: the files of folders, by folder and extensions.
+        outlines: a shortened content of each JSON file that was looked at; an error of one that cannot be read.
+        contents: whole contents that no reader has taken yet.
+        num_bytes: length of their files.
+    """
+
+    trees: dict[tuple[Path, tuple[str, ...]], list[Path]] = field(default_factory=dict)
+    outlines: dict[Path, Any] = field(default_factory=dict)
+    contents: dict[Path, Any] = field(default_factory=dict)
+    num_bytes: int = 0
+
+
+_read: ContextVar[_Read | None] = ContextVar("_read", default=None)
+
+
+@contextmanager
+def reading_once() -> Iterator[None]:
+    """Within it folders are listed once, and JSON files that were peeked at are not parsed again to be read."""
+    if _read.get() is not None:
+        yield
+        return
+    token = _read.set(_Read())
+    try:
+        yield
+    finally:
+        _read.reset(token)
+
+
+def damaged_files() -> list[DataError]:
+    """Errors of the JSON files that were peeked at and cannot be read, within `reading_once`."""
+    known = _read.get()
+    return [] if known is None else [each for each in known.outlines.values() if isinstance(each, DataError)]
+
+
+def list_tree(path: Path, suffixes: Sequence[str]) -> list[Path]:
+    """Visible files below a folder, or the file itself, with one of the extensions; `._NAME` of macOS is hidden."""
+    if path.is_file():
+        return [path] if path.suffix.lower() in suffixes else []
+    known, key = _read.get(), (path, tuple(suffixes))
+    if known is not None and key in known.trees:
+        return list(known.trees[key])
+    found = []
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+        chosen = (name for name in sorted(names) if not name.startswith("."))
+        found += [Path(folder, name) for name in chosen if Path(name).suffix.lower() in suffixes]
+    if known is not None:
+        known.trees[key] = list(found)
+    return found
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file of UTF-8, -16 or -32, with or without a byte order mark.
+
+    Raises:
+        DataError: naming the file that is no JSON.
+    """
+    known = _read.get()
+    if known is not None and path in known.contents:
+        return known.contents.pop(path)
+    try:
+        refuse_special_file(path)
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as JSON ({error}). Export it again.") from error
+
+
+def peek_json(path: Path) -> Any:
+    """What a JSON file looks like: its content with the first items of lists and dicts; None where it has none."""
+    known = _read.get()
+    if known is not None and path in known.outlines:
+        outline = known.outlines[path]
+        return None if isinstance(outline, DataError) else outline
+    try:
+        content = read_json(path)
+    except DataError as error:
+        if known is not None:
+            known.outlines[path] = error
+        return None
+    outline = _outline(content, 0)
+    if known is not None:
+        known.outlines[path] = outline
+        size = path.stat().st_size
+        if not known.contents or known.num_bytes + size <= _KEPT_BYTES:
+            known.contents[path] = content
+            known.num_bytes += size
+    return outline
+
+
+def _outline(content: Any, depth: int) -> Any:
+    if isinstance(content, str):
+        return content[:_OUTLINE_TEXT]
+    if isinstance(content, dict):
+        # All keys of the outermost dict: they tell formats apart, wherever they stand.
+        items = content.items() if depth == 0 else itertools.islice(content.items(), 4 * _OUTLINE_ITEMS)
+        return {key: _outline(value, depth + 1) for key, value in items} if depth < _OUTLINE_DEPTH else {}
+    if isinstance(content, list):
+        return [_outline(item, depth + 1) for item in content[:_OUTLINE_ITEMS]] if depth < _OUTLINE_DEPTH else []
+    return content
+
+
+def split_of(file: Path, root: Path) -> str:
+    """Split that a folder between `root` and a file is named after, or `WHOLE`."""
+    parts = file.relative_to(root).parts[:-1] if file.is_relative_to(root) else ()
+    return next((_SPLITS[part.lower()] for part in parts if part.lower() in _SPLITS), WHOLE)
