@@ -1,0 +1,223 @@
+"""Figures of a data set: how many objects of which class and size, how dense, and what its pixels look like.
+
+`measure` reads annotations alone; `sample_pixels` reads images.
+
+Shape shorthand: I images, N objects that are no crowds, in the order of the images.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from detectron2.structures import BoxMode
+
+from maskrcnn_plus.data.channels import ChannelRule
+from maskrcnn_plus.data.image_facts import ImageFacts, read_facts
+from maskrcnn_plus.data.images import read_label_map
+from maskrcnn_plus.masks.measure import rle_areas, rle_boxes
+from maskrcnn_plus.masks.polygons import polygons_to_rle
+
+_ROWS = 256  # of a matrix of box overlaps at once
+
+
+@dataclass(frozen=True)
+class PixelStatistics:
+    """Figures of the pixels of S images.
+
+    Attributes:
+        num_images: S, those that could be read.
+        unreadable: what is wrong with the others, a line each.
+        channels: number of images by their number of channels, alpha left out.
+        dtypes: number of images by the type of their values: "uint8", "uint16", "float32" ...
+        intensity: float64 [S, 2], 1st and 99.8th percentile of each image's grey values, as they are in the file.
+        dark_background: share of the images with objects in which the objects are brighter than the rest; NaN where no
+            image has objects.
+        mean_saturation: mean over the images of (largest - smallest channel) / (largest value of the type), 0 for grey
+            images.
+    """
+
+    num_images: int
+    unreadable: list[str]
+    channels: Counter[int]
+    dtypes: Counter[str]
+    intensity: np.ndarray = field(repr=False)
+    dark_background: float
+    mean_saturation: float
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Figures of the annotations of a data set. Crowds are counted in `num_crowds` and nowhere else.
+
+    Attributes:
+        class_names: the classes in their order.
+        num_images: I.
+        num_objects: N.
+        num_negatives: images without an object.
+        num_crowds: objects with `iscrowd`.
+        class_counts: number of objects of each class, by name.
+        images_per_class: number of images with an object of each class, by name.
+        image_sizes: int64 [I, 2], height and width in pixels.
+        objects_per_image: int64 [I].
+        box_sizes: float64 [N, 2], width and height of the box around each mask in pixels.
+        areas: int64 [N], pixels of each mask.
+        classes: int64 [N], index in `class_names`.
+        image_index: int64 [N], image of each object.
+        box_overlap: float64 [N], highest IoU of the box with that of another object of the same image and class; 0
+            where there is none.
+        pixels: figures of the pixels, where they were read.
+    """
+
+    class_names: list[str]
+    num_images: int
+    num_objects: int
+    num_negatives: int
+    num_crowds: int
+    class_counts: dict[str, int]
+    images_per_class: dict[str, int]
+    image_sizes: np.ndarray = field(repr=False)
+    objects_per_image: np.ndarray = field(repr=False)
+    box_sizes: np.ndarray = field(repr=False)
+    areas: np.ndarray = field(repr=False)
+    classes: np.ndarray = field(repr=False)
+    image_index: np.ndarray = field(repr=False)
+    box_overlap: np.ndarray = field(repr=False)
+    pixels: PixelStatistics | None = None
+
+    @property
+    def diameters(self) -> np.ndarray:
+        """Square root of each mask's area in pixels, float64 [N]."""
+        return np.sqrt(self.areas)
+
+    @property
+    def fill(self) -> np.ndarray:
+        """Share of each box that its mask covers, float64 [N]."""
+        boxes = self.box_sizes.prod(axis=1)
+        return np.divide(self.areas, boxes, out=np.zeros_like(boxes), where=boxes > 0)
+
+
+def measure(
+    records: Sequence[dict[str, Any]], class_names: Sequence[str], pixels: PixelStatistics | None = None
+) -> Statistics:
+    """Measure the annotations of a data set. Image files are not read, and label images only where areas are missing.
+
+    Args:
+        records: Detectron2 dataset dicts that `check_dataset` has passed.
+        class_names: the classes in the order of `category_id`.
+        pixels: kept in the result.
+
+    Raises:
+        ValueError: an annotation is malformed.
+        ImageReadError: a label image that is needed cannot be read.
+    """
+    names = [str(name) for name in class_names]
+    per_image = [_measure_image(record) for record in records]
+    counts = np.array([len(areas) for _, areas, _, _ in per_image], dtype=np.int64)  # [I]
+    boxes = np.concatenate([np.zeros((0, 4)), *(boxes for boxes, _, _, _ in per_image)])  # [N, 4]
+    classes = np.concatenate([np.zeros(0, dtype=np.int64), *(classes for _, _, classes, _ in per_image)])
+    images = np.repeat(np.arange(len(per_image)), counts)
+    of_class = np.bincount(classes, minlength=len(names)).tolist()
+    with_class = np.bincount(np.unique(np.stack([images, classes]), axis=1)[1], minlength=len(names)).tolist()
+    return Statistics(
+        class_names=names,
+        num_images=len(per_image),
+        num_objects=len(boxes),
+        num_negatives=int((counts == 0).sum()),
+        num_crowds=sum(crowds for _, _, _, crowds in per_image),
+        class_counts=dict(zip(names, of_class, strict=True)),
+        images_per_class=dict(zip(names, with_class, strict=True)),
+        image_sizes=np.array([[r["height"], r["width"]] for r in records], dtype=np.int64).reshape(-1, 2),
+        objects_per_image=counts,
+        box_sizes=boxes[:, 2:] - boxes[:, :2],
+        areas=np.concatenate([np.zeros(0, dtype=np.int64), *(areas for _, areas, _, _ in per_image)]),
+        classes=classes,
+        image_index=images,
+        box_overlap=np.concatenate(
+            [np.zeros(0), *(_highest_ious(boxes, classes) for boxes, _, classes, _ in per_image)]
+        ),
+        pixels=pixels,
+    )
+
+
+def sample_pixels(
+    records: Sequence[dict[str, Any]], limit: int = 200, seed: int = 0, rule: ChannelRule | None = None
+) -> PixelStatistics:
+    """Read the pixels of some images, drawn by chance.
+
+    Args:
+        records: Detectron2 dataset dicts.
+        limit: number of images.
+        seed: of the draw.
+        rule: how channels and planes of stacks are chosen; None takes an image as it is.
+    """
+    chosen = sorted(random.Random(seed).sample(range(len(records)), min(limit, len(records))))
+    return summarize([records[k] for k in chosen], read_facts([records[k] for k in chosen], rule))
+
+
+def summarize(records: Sequence[dict[str, Any]], facts: Sequence[ImageFacts | str]) -> PixelStatistics:
+    """Figures over images from what `read_facts` gave for them."""
+    read = [each for each in facts if isinstance(each, ImageFacts)]
+    brighter = [each.brighter for each in read if each.brighter is not None]
+    return PixelStatistics(
+        num_images=len(read),
+        unreadable=[each for each in facts if isinstance(each, str)],
+        channels=Counter(each.channels for each in read),
+        dtypes=Counter(each.dtype for each in read),
+        intensity=np.array([[each.low, each.high] for each in read], dtype=np.float64).reshape(-1, 2),
+        dark_background=float(np.mean(brighter)) if brighter else float("nan"),
+        mean_saturation=float(np.mean([each.saturation for each in read])) if read else 0.0,
+    )
+
+
+def _measure_image(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Boxes [n, 4] xyxy, areas [n] and classes [n] of the objects of an image, and its number of crowds."""
+    everything = record.get("annotations", [])
+    annotations = [each for each in everything if not each.get("iscrowd", 0)]
+    crowds = len(everything) - len(annotations)
+    classes = np.array([each["category_id"] for each in annotations], dtype=np.int64)
+    boxes = np.array(
+        [BoxMode.convert(list(each["bbox"]), BoxMode(each["bbox_mode"]), BoxMode.XYXY_ABS) for each in annotations],
+        dtype=np.float64,
+    ).reshape(-1, 4)
+    if "label_file_name" in record:
+        return boxes, _label_areas(record, annotations), classes, crowds
+    size = record["height"], record["width"]
+    masks = [each["segmentation"] for each in annotations]
+    rles = [mask if isinstance(mask, dict) else polygons_to_rle(mask, *size) for mask in masks]
+    areas = rle_areas(rles)
+    # A mask thinner than a pixel has no box of its own.
+    boxes[areas > 0] = rle_boxes(rles)[areas > 0]
+    return boxes, areas, classes, crowds
+
+
+def _label_areas(record: dict[str, Any], annotations: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Pixels of the objects of a label image, int64 [n]."""
+    if all("area" in each for each in annotations):
+        return np.array([each["area"] for each in annotations], dtype=np.int64)
+    labels, areas = np.unique(read_label_map(record["label_file_name"]), return_counts=True)
+    of_label = dict(zip(labels.tolist(), areas.tolist(), strict=True))
+    return np.array([of_label.get(each["label_id"], 0) for each in annotations], dtype=np.int64)
+
+
+def _highest_ious(boxes: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Highest IoU of each box [n, 4] with another of its class [n], float64 [n]."""
+    highest = np.zeros(len(boxes))
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    for first in range(0, len(boxes), _ROWS):
+        rows = slice(first, first + _ROWS)
+        shared = np.minimum(boxes[rows, None, 2:], boxes[None, :, 2:]) - np.maximum(
+            boxes[rows, None, :2], boxes[None, :, :2]
+        )  # [r, n, 2]
+        shared = shared.clip(min=0).prod(axis=2)
+        union = areas[rows, None] + areas - shared
+        ious = np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
+        ious[classes[rows, None] != classes] = 0
+        own = np.arange(first, min(first + _ROWS, len(boxes)))
+        ious[own - first, own] = 0
+        highest[rows] = ious.max(axis=1, initial=0)
+    return highest
