@@ -19,6 +19,8 @@ dataloader = dict(
             dataset=L(checked_dataset)(
                 names=None,
                 on_error="${dataset.on_error}",
+                negatives="${oc.select:dataset.negatives,false}",
+                balance="${oc.select:dataset.balance,0.0}",
                 select="${oc.select:dataset.channels}",
                 projection="${oc.select:dataset.projection}",
             ),

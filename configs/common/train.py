@@ -18,6 +18,8 @@ train = dict(
     checkpointer=dict(period=200, max_to_keep=2),
     best=dict(metric="", mode="max"),  # the metric that chooses model_best.pth; "" keeps none
     eval_period=0,  # 0 evaluates after the last iteration only
+    patience=0,  # evaluations in turn without a better train.best.metric after which a training ends; 0: none does
+    validation_loss=0,  # images of the test data whose losses each evaluation tells beside its figures
     eval_proposals=False,  # evaluations also tell the recall of proposals, `dataloader.proposal_evaluator`
     log_period=20,
     cudnn_benchmark=False,

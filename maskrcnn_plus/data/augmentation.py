@@ -90,12 +90,15 @@ class RandomScaleCrop(Augmentation):
         size: int | tuple[int, int],
         scale: tuple[float, float] = (1.0, 1.0),
         pad_value: float = 0,
+        short_side: int | None = None,
     ) -> None:
         """Check the arguments.
 
         Args:
             size: side of the output, or its (height, width), pixels.
             scale: (min, max) magnification of the image, drawn log-uniformly. The window has size / scale pixels.
+            short_side: the scale is of an image whose shorter side has so many pixels, for photographs, whose objects
+                are as large as the camera's resolution makes them; None: of the image as it is.
             pad_value: grey level of what lies right of and below an image smaller than the window.
 
         Raises:
@@ -107,13 +110,15 @@ class RandomScaleCrop(Augmentation):
         check_arguments(
             size=(size, is_pair, "a positive whole number of pixels or a pair (height, width)"),
             pad_value=(pad_value, 0 <= pad_value <= 255, "in 0..255"),
+            short_side=(short_side, short_side is None or short_side >= 1, "at least 1 pixel, or None"),
         )
         self.scale = _check_range("scale", scale, minimum=0.0, inclusive=False)
         self.pad_value = pad_value
+        self.short_side = short_side
 
     def get_transform(self, image: np.ndarray) -> CropResizeTransform:
         """Draw the scale and the place of the window."""
-        scale = float(np.exp(self._rand_range(*np.log(self.scale))))
+        scale = float(np.exp(self._rand_range(*np.log(self.scale)))) * _to_short_side(image, self.short_side)
         crop, resized = [], []
         for output, available in zip(self.size, image.shape[:2], strict=True):
             window = max(round(output / scale), 1)
@@ -128,12 +133,13 @@ class RandomScaleCrop(Augmentation):
 class ScaleImage(Augmentation):
     """Magnify the image by a fixed factor, less where its longer side would exceed a limit. For inference."""
 
-    def __init__(self, scale: float, max_size: int = 4096) -> None:
+    def __init__(self, scale: float, max_size: int = 4096, short_side: int | None = None) -> None:
         """Check the arguments.
 
         Args:
             scale: factor above 0.
             max_size: upper limit of the longer side of the result, pixels; it also shrinks larger images.
+            short_side: as of `RandomScaleCrop`.
 
         Raises:
             ValueError: an argument is out of range.
@@ -142,14 +148,16 @@ class ScaleImage(Augmentation):
         check_arguments(
             scale=(scale, 0 < scale < float("inf"), "a finite number above 0"),
             max_size=(max_size, max_size >= 1, "at least 1 pixel"),
+            short_side=(short_side, short_side is None or short_side >= 1, "at least 1 pixel, or None"),
         )
         self.scale = scale
         self.max_size = max_size
+        self.short_side = short_side
 
     def get_transform(self, image: np.ndarray) -> CropResizeTransform:
         """Compute the output size from the image's."""
         height, width = image.shape[:2]
-        scale = min(self.scale, self.max_size / max(height, width))
+        scale = min(self.scale * _to_short_side(image, self.short_side), self.max_size / max(height, width))
         output = (max(round(height * scale), 1), max(round(width * scale), 1))
         return CropResizeTransform((0, 0, width, height), output, output)
 
@@ -290,6 +298,11 @@ class RandomIntensity(Augmentation):
             noise=float(self._rand_range(*self.noise)),
             noise_seed=int(self._rand_range(0, 2**32)),
         )
+
+
+def _to_short_side(image: np.ndarray, short_side: int | None) -> float:
+    """Factor that gives the shorter side of an image so many pixels."""
+    return 1.0 if short_side is None else short_side / min(image.shape[:2])
 
 
 def _check_range(name: str, bounds: Sequence[float], minimum: float, inclusive: bool = True) -> tuple[float, float]:

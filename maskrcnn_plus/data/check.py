@@ -12,6 +12,7 @@ from detectron2.data.build import filter_images_with_only_crowd_annotations, pri
 from detectron2.data.detection_utils import check_metadata_consistency
 from detectron2.structures import BoxMode
 
+from maskrcnn_plus.data.balance import repeat_rare
 from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.check_cache import fingerprint, get_cached, on_main_process
 from maskrcnn_plus.data.findings import find_problems
@@ -114,6 +115,8 @@ def checked_dataset(
     names: str | Sequence[str],
     *,
     filter_empty: bool = True,
+    negatives: bool = False,
+    balance: float = 0.0,
     on_error: str = "raise",
     decode: bool = False,
     select: Sequence[int | str] | None = None,
@@ -125,7 +128,9 @@ def checked_dataset(
 
     Args:
         names: name or names in Detectron2's DatasetCatalog; several data sets must have the same classes.
-        filter_empty: drop images without annotations (for training).
+        filter_empty: for training: drop images without annotations, and those whose annotations are all crowds.
+        negatives: keep those without annotations nevertheless, to learn from them what is no object.
+        balance: repeat images with classes that are in less than this part of the images, see `repeat_rare`.
         on_error, decode: as for `check_dataset`. The number of classes comes from the metadata of the first name.
         select, projection: `dataset.channels` and `dataset.projection`, see `ChannelRule`, by which stacks are
             refused for training.
@@ -143,7 +148,9 @@ def checked_dataset(
     names = [names] if isinstance(names, str) else list(names)
     if dicts and all("annotations" in record for record in dicts):
         if filter_empty:
-            dicts = filter_images_with_only_crowd_annotations(dicts)
+            kept = filter_images_with_only_crowd_annotations([record for record in dicts if record["annotations"]])
+            dicts = kept + [record for record in dicts if negatives and not record["annotations"]]
+            dicts = repeat_rare(dicts, balance)
         thing_classes = MetadataCatalog.get(names[0]).get("thing_classes")
         if thing_classes is not None:
             print_instances_class_histogram(dicts, thing_classes)

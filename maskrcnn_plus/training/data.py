@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from maskrcnn_plus.build import build
 from maskrcnn_plus.errors import ConfigError
+from maskrcnn_plus.training.validation_loss import ValidationLoss
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +22,7 @@ class RunData:
 
     Attributes:
         test_loader: `dataloader.test`.
+        validation_loss: of `train.validation_loss` images; None without.
     """
 
     def __init__(self, cfg: DictConfig, training: bool) -> None:
@@ -45,6 +47,8 @@ class RunData:
             evaluators.append(build(cfg, "dataloader.proposal_evaluator"))
         if training:
             check_metric(OmegaConf.select(cfg, "train.best.metric"), evaluators)
+        images = OmegaConf.select(cfg, "train.validation_loss") if training else None
+        self.validation_loss = ValidationLoss(cfg, images) if images else None
 
     def evaluators(self) -> list[DatasetEvaluator]:
         """New evaluators of the test data; they hold its annotations only as long as they are needed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from typing import Any
 
 from detectron2.evaluation import DatasetEvaluators, inference_context, inference_on_dataset, print_csv_format
@@ -15,6 +16,8 @@ from maskrcnn_plus.evaluation.proposals import predict_proposals
 from maskrcnn_plus.mask_rcnn import without_dense_masks
 from maskrcnn_plus.training.data import RunData
 from maskrcnn_plus.training.signals import StoppableEvaluator, StoppableLoader, StopSignals
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -29,7 +32,8 @@ def evaluate(
         data: of the run; None reads it.
 
     Returns:
-        Nested results, {"segm": {"AP": ...}, ...}; empty on all but the main process.
+        Nested results, {"segm": {"AP": ...}, ...}, with `train.validation_loss` also {"val_loss": ..., ...}; empty on
+        all but the main process.
 
     Raises:
         TrainingInterrupted: in all processes, where one got a signal.
@@ -48,4 +52,9 @@ def evaluate(
             results.update(inference_on_dataset(functools.partial(predict_proposals, model), loader, evaluator) or {})
     if results:
         print_csv_format(results)
+    if data.validation_loss is not None:
+        losses = data.validation_loss(model)
+        if losses:
+            logger.info(f"Validation loss {losses['val_loss']:.4g}")
+        results.update(losses)
     return results

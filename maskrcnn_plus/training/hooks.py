@@ -104,9 +104,10 @@ class BestWeights:
         self.better = operator.gt if mode == "max" else operator.lt
         self.record = os.path.join(checkpointer.save_dir, "best.json")
         self.best: float | None = None
+        self.iteration = -1
         found = self._earlier() if start_iter and metric else None
         if found and found["metric"] == metric:
-            self.best = found["value"]
+            self.best, self.iteration = found["value"], int(found.get("iteration", -1))
         elif found:
             logger.warning(f"model_best.pth is the best by {found['metric']}: the first evaluation replaces it.")
 
@@ -141,11 +142,15 @@ class BestWeights:
         value = results[self.metric]
         if math.isnan(value) or (self.best is not None and not self.better(value, self.best)):
             return
-        self.best = value
+        self.best, self.iteration = value, iteration
         record = {"metric": self.metric, "value": value, "iteration": iteration}
         self.checkpointer.save("model_best", tag=False, only_model=True, model=model.state_dict(), best=record)
         self._write(record)
         logger.info(f"Best {self.metric} so far: {value:.4f} at iteration {iteration}.")
+
+    def is_exhausted(self, iteration: int, patience: int) -> bool:
+        """Whether nothing was better for `patience` iterations up to `iteration`; never with a patience of 0."""
+        return patience > 0 and self.best is not None and iteration - self.iteration >= patience
 
     def _write(self, record: dict[str, Any]) -> None:
         write_atomically(self.record, json.dumps(record).encode())
@@ -162,6 +167,10 @@ def _is_record(record: Any) -> bool:
     if not isinstance(record, dict) or not isinstance(record.get("metric"), str):
         return False
     return isinstance(record.get("value"), int | float) and math.isfinite(record["value"])
+
+
+class NothingBetter(BaseException):
+    """Ends a training by `train.patience`, in all processes."""
 
 
 class WeightAveraging(HookBase):

@@ -32,7 +32,7 @@ from maskrcnn_plus.locking import lock_folder
 from maskrcnn_plus.logs import log_to_file
 from maskrcnn_plus.training.data import RunData
 from maskrcnn_plus.training.evaluation import evaluate
-from maskrcnn_plus.training.hooks import BestWeights, Evaluation, PeriodicCheckpoint, WeightAveraging
+from maskrcnn_plus.training.hooks import BestWeights, Evaluation, NothingBetter, PeriodicCheckpoint, WeightAveraging
 from maskrcnn_plus.training.loop import Trainer, unwrap
 from maskrcnn_plus.training.processes import create_distributed, on_main_process
 from maskrcnn_plus.training.signals import StopOnSignal, StopSignals, TrainingInterrupted
@@ -156,15 +156,21 @@ def train(
     trainer.register_hooks([hooks.IterationTimer(), hooks.LRScheduler(optimizer, build(cfg, "lr_multiplier"))])
     start_iter = _resume_or_load(checkpointer, trainer, settings, resume)
     evaluated = model if averaging is None else averaging.average.module
+    chosen = settings.best
+    best = on_main_process(lambda: BestWeights(checkpointer, chosen.metric, chosen.mode, start_iter))
+    patience = (settings.get("patience") or 0) * settings.eval_period
+
+    def is_exhausted(iteration: int) -> bool:
+        return comm.all_gather(best is not None and best.is_exhausted(iteration, patience))[0]
+
     with StopSignals() as signals:
-        if start_iter >= settings.max_iter:
-            logger.info(f"The run in {settings.output_dir} is finished (train.max_iter={settings.max_iter}).")
+        if start_iter >= settings.max_iter or (start_iter and is_exhausted(start_iter - 1)):
+            why = f"train.max_iter={settings.max_iter}" if start_iter >= settings.max_iter else _patience(settings)
+            logger.info(f"The run in {settings.output_dir} is finished ({why}).")
             return evaluate(cfg, evaluated, signals, data)
         trainer.data_loader = data.train_loader(start_iter)
         results: dict[str, Any] = {}
         periodic = PeriodicCheckpoint(checkpointer, **settings.checkpointer)
-        chosen = settings.best
-        best = on_main_process(lambda: BestWeights(checkpointer, chosen.metric, chosen.mode, start_iter))
 
         def test() -> dict[str, Any]:
             periodic.save()
@@ -172,6 +178,8 @@ def train(
             results.update(evaluate(cfg, evaluated, signals, data))
             if results and chosen.metric:
                 best.update(flatten_results_dict(results), trainer.iter, evaluated)
+            if trainer.iter < settings.max_iter and is_exhausted(trainer.iter):
+                raise NothingBetter
             return results
 
         writers = on_main_process(lambda: build_writers(settings.output_dir, settings.max_iter, start_iter))
@@ -184,8 +192,17 @@ def train(
                 StopOnSignal(signals, periodic.save),
             ]
         )
-        trainer.train(start_iter, settings.max_iter)
+        try:
+            trainer.train(start_iter, settings.max_iter)
+        except NothingBetter:
+            logger.info(f"The training ends at iteration {trainer.iter}: {_patience(settings)}.")
+            checkpointer.save("model_final")
     return results
+
+
+def _patience(settings: DictConfig) -> str:
+    """Why `train.patience` ended a training."""
+    return f"no better {settings.best.metric} in {settings.patience} evaluations; train.patience=0 goes on to the end"
 
 
 def _resume_or_load(checkpointer: Checkpointer, trainer: Trainer, settings: DictConfig, resume: bool) -> int:

@@ -1,0 +1,121 @@
+"""Training and validation images of a data set that comes without these splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from maskrcnn_plus.data.check import DataError
+from maskrcnn_plus.data.formats.annotated import WHOLE
+
+__all__ = ["choose_validation", "train_and_val"]
+
+_TRIALS = 64
+
+
+def train_and_val(
+    splits: Mapping[str, list[dict[str, Any]]],
+    val: float = 0.2,
+    seed: int = 0,
+    groups: Sequence[int] | None = None,
+) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+    """The splits of a data set with "train", and "val" where images can be had for it.
+
+    Splits that the data set has stay as they are. Without one for validation its images are drawn from those for
+    training; where there is only one split, whatever it is called, its images are taken for both.
+
+    Args:
+        splits: Detectron2 dataset dicts by split, as of `Annotated`.
+        val: part of the images that are drawn; 0 draws none.
+        seed: of the draw, which depends on nothing else but the file names.
+        groups: a number an image of those that are drawn from; images of one number stay together. None: of one each.
+
+    Returns:
+        The splits, and what was assumed, a sentence each.
+
+    Raises:
+        DataError: there is no image, or the splits cannot be understood.
+    """
+    splits = {name: list(records) for name, records in splits.items() if records}
+    notes: list[str] = []
+    if not splits:
+        raise DataError("No usable image is left.")
+    if WHOLE in splits and "train" in splits:
+        raise DataError("Some images lie in folders of splits, some do not. Put all of them into train, val or test.")
+    if "train" not in splits:
+        source = WHOLE if WHOLE in splits else next(iter(splits)) if len(splits) == 1 else None
+        if source is None:
+            raise DataError(f"There are the splits {', '.join(splits)}, but no train. Name one so.")
+        if source != WHOLE:
+            notes.append(f"there is only the split {source}: its images are taken for training and validation.")
+        splits["train"] = splits.pop(source)
+    if "val" in splits or val <= 0 or len(splits["train"]) < 2:
+        return splits, notes
+    records = splits["train"]
+    chosen = set(choose_validation(records, val, seed, groups))
+    if not chosen:
+        notes.append("all images belong to one group (frames, tiles or copies): none can be kept for validation.")
+        return splits, notes
+    splits["train"] = [record for index, record in enumerate(records) if index not in chosen]
+    splits["val"] = [record for index, record in enumerate(records) if index in chosen]
+    together = "" if groups is None or len(set(groups)) == len(records) else f", {len(set(groups))} groups kept whole"
+    notes.append(f"there is no split for validation: {len(chosen)} images were drawn for it by chance{together}.")
+    return splits, notes
+
+
+def choose_validation(
+    records: Sequence[dict[str, Any]], val: float, seed: int = 0, groups: Sequence[int] | None = None
+) -> list[int]:
+    """Draw whole groups of images, such that the classes have about the same shares in both parts.
+
+    Of several random orders of the groups the one is taken whose first groups fit best: the size of the part, and for
+    each class the part of its objects and of its images.
+
+    Args:
+        records: dataset dicts.
+        val: part of the images that is wanted, above 0.
+        seed: of the orders.
+        groups: a number an image; None: of one image each.
+
+    Returns:
+        Indices of the chosen images, ascending; empty where there is one group alone. At least one image stays.
+    """
+    names = [str(record["file_name"]) for record in records]
+    keys = names if groups is None else [f"{group:09d}" for group in groups]
+    members: dict[str, list[int]] = {}
+    for index in sorted(range(len(records)), key=lambda index: (names[index], index)):
+        members.setdefault(keys[index], []).append(index)
+    if len(members) < 2:
+        return []
+    # By the first file name of each, so that numbers of groups do not matter.
+    parts = sorted(members.values(), key=lambda part: names[part[0]])
+    classes = 1 + max((each["category_id"] for record in records for each in record["annotations"]), default=0)
+    table = np.stack([_contents([records[index] for index in part], classes) for part in parts])  # [groups, figures]
+    total = table.sum(axis=0)
+    wanted = min(max(val * total[0], 1), total[0] - 1)
+    generator = np.random.default_rng(seed)
+    best: tuple[float, np.ndarray] | None = None
+    for _ in range(_TRIALS):
+        order = generator.permutation(len(parts))
+        sums = table[order].cumsum(axis=0)[:-1]  # at least one group stays
+        count = int(np.abs(sums[:, 0] - wanted).argmin())
+        shares = sums[count] / np.maximum(total, 1)
+        # A class with no object in one of the parts can be neither learned nor judged.
+        missing = ((shares == 0) | (shares == 1))[total > 1].sum()
+        error = float(np.abs(shares - val).mean() + missing)
+        if best is None or error < best[0]:
+            best = error, order[: count + 1]
+    return sorted(index for part in best[1] for index in parts[part])
+
+
+def _contents(part: Sequence[dict[str, Any]], classes: int) -> np.ndarray:
+    """Numbers of images, of objects of each class and of images with each class."""
+    figures = np.zeros(1 + 2 * classes)
+    figures[0] = len(part)
+    for record in part:
+        counts = np.bincount([each["category_id"] for each in record["annotations"]], minlength=classes)
+        figures[1 : 1 + classes] += counts
+        figures[1 + classes :] += counts > 0
+    return figures
