@@ -25,6 +25,8 @@ dataset = dict(
     percentiles=None,  # such as [1.0, 99.8] of an image's pixels, mapped to 0..255
     channels=None,  # of files that are neither grey nor RGB, by index or name: those of the network, such as [0, 0, 1]
     projection=None,  # of z stacks to images: "max" or "mean"
+    negatives=False,  # whether images without objects are trained on
+    balance=0.0,  # images with a class that is in less than this part of them are repeated
     on_error="raise",
 )
 
@@ -40,6 +42,8 @@ dataloader = dict(
                     on_error="${dataset.on_error}",
                 ),
                 on_error="${dataset.on_error}",
+                negatives="${dataset.negatives}",
+                balance="${dataset.balance}",
                 select="${dataset.channels}",
                 projection="${dataset.projection}",
             ),

@@ -19,6 +19,8 @@ dataset = dict(
     projection=None,  # of z stacks to images: "max" or "mean"
     scale=1.5,  # of images at inference
     score_threshold=0.5,  # least score of a detection, of MatchingEvaluator and tools/predict.py
+    negatives=False,  # whether images without objects are trained on
+    balance=0.0,  # images with a class that is in less than this part of them are repeated
     on_error="raise",  # what a bad image or annotation does: "raise" or "skip"
 )
 

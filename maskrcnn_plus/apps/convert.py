@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import shutil
 import tempfile
 from collections import Counter
@@ -17,13 +16,10 @@ from PIL import Image
 
 from maskrcnn_plus.data.check import DataError, check_dataset, report_problems
 from maskrcnn_plus.data.formats import Annotated, ReadOptions, read
-from maskrcnn_plus.data.formats.files import WHOLE
+from maskrcnn_plus.data.split import train_and_val
 from maskrcnn_plus.masks.label_map import rles_to_label_map
 from maskrcnn_plus.masks.measure import rle_areas
 from maskrcnn_plus.masks.polygons import polygons_to_rle
-
-SEED = 0
-"""Of the split of images that come without one."""
 
 
 def convert(
@@ -62,7 +58,8 @@ def convert(
     splits = {}
     for split, records in data.splits.items():
         splits[split] = check_dataset(records, on_error=on_error, num_classes=len(data.class_names))
-    splits = _with_val({split: records for split, records in splits.items() if records}, val, data.notes)
+    splits, notes = train_and_val(splits, val)
+    data.notes += notes
     for split, records in splits.items():
         counts = Counter(data.class_names[each["category_id"]] for record in records for each in record["annotations"])
         objects = ", ".join(f"{class_name} {count}" for class_name, count in counts.items()) or "no objects"
@@ -78,29 +75,6 @@ def convert(
     lines += [f"  assumed: {note}" for note in data.notes]
     lines += [f"  left out: {problem}" for problem in data.problems]
     return [*lines, f"written to {output}"]
-
-
-def _with_val(splits: dict[str, list[dict]], val: float, notes: list[str]) -> dict[str, list[dict]]:
-    """Splits with "train", and "val" where there are images for it."""
-    if not splits:
-        raise DataError("No usable image is left.")
-    splits = dict(splits)
-    if WHOLE in splits and "train" in splits:
-        raise DataError("Some images lie in folders of splits, some do not. Put all of them into train, val or test.")
-    if "train" not in splits:
-        source = WHOLE if WHOLE in splits else next(iter(splits)) if len(splits) == 1 else None
-        if source is None:
-            raise DataError(f"There are the splits {', '.join(splits)}, but no train. Name one so.")
-        if source != WHOLE:
-            notes.append(f"there is only the split {source}: its images are taken for training and validation.")
-        splits["train"] = splits.pop(source)
-    count = min(max(1, round(val * len(splits["train"]))), len(splits["train"]) - 1) if val > 0 else 0
-    if "val" not in splits and count:
-        records = sorted(splits["train"], key=lambda record: record["file_name"])
-        random.Random(SEED).shuffle(records)
-        splits["train"], splits["val"] = records[count:], records[:count]
-        notes.append(f"there is no split for validation: {count} images were drawn for it by chance.")
-    return splits
 
 
 def _write_coco(splits: dict[str, list[dict]], data: Annotated, output: Path) -> None:

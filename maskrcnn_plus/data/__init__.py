@@ -6,6 +6,7 @@ from maskrcnn_plus.data.check import checked_dataset
 from maskrcnn_plus.data.classes import Classes, resolve_classes
 from maskrcnn_plus.data.coco import register_coco
 from maskrcnn_plus.data.copy_paste import CopyPasteMapper
+from maskrcnn_plus.data.folder import register_folder
 from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.data.registration import register_label_maps
 from maskrcnn_plus.data.resize import InterpolateShortestEdge
@@ -26,6 +27,7 @@ __all__ = [
     "TrainingStream",
     "checked_dataset",
     "register_coco",
+    "register_folder",
     "register_label_maps",
     "register_synthetic_cells",
     "resolve_classes",

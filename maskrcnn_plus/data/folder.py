@@ -80,10 +80,9 @@ def load_folder(
     path = Path(path).expanduser()
     key = (str(path.resolve()), _state(path), format, val, seed, tuple(sorted(options.items())))
     if key not in _loaded:
-        name = formats.sniff(path, format)
-        data = formats.read(path, name, formats.ReadOptions(**options))
+        data = formats.read(path, format, formats.ReadOptions(**options))
         splits, notes = train_and_val(data.splits, val, seed)
-        _loaded[key] = pack(FolderData(data.class_names, splits, name, [*data.notes, *notes], data.problems))
+        _loaded[key] = pack(FolderData(data.class_names, splits, data.format, [*data.notes, *notes], data.problems))
         for old in list(_loaded)[:-_KEPT]:
             del _loaded[old]
     return unpack(_loaded[key])

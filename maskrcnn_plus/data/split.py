@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from maskrcnn_plus.data.check import DataError
-from maskrcnn_plus.data.formats.annotated import WHOLE
+from maskrcnn_plus.data.formats.files import WHOLE
 
 __all__ = ["choose_validation", "train_and_val"]
 

@@ -8,6 +8,7 @@ import math
 import operator
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,22 @@ class PeriodicCheckpoint(HookBase):
             self.save()
 
 
+class NothingBetter(BaseException):
+    """Ends a training by `train.patience`, in all processes."""
+
+
 class Evaluation(hooks.EvalHook):
     """Detectron2's hook, which leaves out the evaluation after a training that was ended in its last iteration."""
+
+    def __init__(self, period: int, evaluate: Callable[[], dict], is_exhausted: Callable[[int], bool]) -> None:
+        """Evaluate each `period` iterations, and end the training where `is_exhausted(iteration)` says so."""
+        super().__init__(period, evaluate)
+        self._is_exhausted = is_exhausted
+
+    def _do_eval(self) -> None:
+        super()._do_eval()
+        if self.trainer.iter < self.trainer.max_iter - 1 and self._is_exhausted(self.trainer.iter):
+            raise NothingBetter
 
     def after_train(self) -> None:
         """Evaluate after the last iteration."""
@@ -167,10 +182,6 @@ def _is_record(record: Any) -> bool:
     if not isinstance(record, dict) or not isinstance(record.get("metric"), str):
         return False
     return isinstance(record.get("value"), int | float) and math.isfinite(record["value"])
-
-
-class NothingBetter(BaseException):
-    """Ends a training by `train.patience`, in all processes."""
 
 
 class WeightAveraging(HookBase):

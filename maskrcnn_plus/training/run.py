@@ -178,8 +178,6 @@ def train(
             results.update(evaluate(cfg, evaluated, signals, data))
             if results and chosen.metric:
                 best.update(flatten_results_dict(results), trainer.iter, evaluated)
-            if trainer.iter < settings.max_iter and is_exhausted(trainer.iter):
-                raise NothingBetter
             return results
 
         writers = on_main_process(lambda: build_writers(settings.output_dir, settings.max_iter, start_iter))
@@ -187,7 +185,7 @@ def train(
             [
                 averaging,
                 periodic,
-                Evaluation(settings.eval_period, test),
+                Evaluation(settings.eval_period, test, is_exhausted),
                 MetricsWriter(writers, settings.log_period, settings.output_dir) if writers else None,
                 StopOnSignal(signals, periodic.save),
             ]

@@ -328,3 +328,19 @@ def test_the_global_generator_decides():
 def test_bad_arguments_are_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("shape", [(40, 80), (300, 100, 3), (64, 64)])
+def test_a_scale_for_a_shorter_side_gives_images_of_all_resolutions_one_size(shape):
+    image = np.zeros(shape, dtype=np.uint8)
+    resized = ScaleImage(scale=1.5, short_side=100).get_transform(image).apply_image(image)
+    assert min(resized.shape[:2]) == 150
+    assert resized.shape[0] / resized.shape[1] == pytest.approx(shape[0] / shape[1], rel=0.02)
+    crop = RandomScaleCrop(size=75, scale=(1.5, 1.5), short_side=100).get_transform(image)
+    assert crop.crop[2:] == (round(min(shape[:2]) / 2),) * 2  # half of the shorter side is 75 of 150 pixels
+
+
+def test_a_shorter_side_of_nothing_is_refused():
+    for make in (lambda: ScaleImage(1.0, short_side=0), lambda: RandomScaleCrop(64, short_side=0)):
+        with pytest.raises(ValueError, match="short_side"):
+            make()

@@ -246,3 +246,11 @@ def test_checked_dataset_stands_in_a_config(label_record, register):
     config = LazyCall(checked_dataset)(names=[name], on_error="raise")
     assert instantiate(config) == [label_record]
     assert pickle.loads(pickle.dumps(checked_dataset)) is checked_dataset
+
+
+def test_negatives_are_kept_where_they_are_wanted_and_crowds_are_no_negatives(record, register):
+    empty = {**record, "image_id": "empty", "annotations": []}
+    crowd = {**record, "image_id": "crowd", "annotations": [{**each, "iscrowd": 1} for each in record["annotations"]]}
+    names = register("check_a", [empty, record, crowd])
+    assert [each["image_id"] for each in checked_dataset(names)] == [record["image_id"]]
+    assert [each["image_id"] for each in checked_dataset(names, negatives=True)] == [record["image_id"], "empty"]

@@ -1,0 +1,92 @@
+"""Folders of any format as registered data sets: classes by name, splits, and what is left out is said."""
+
+import json
+
+import pytest
+from annotation_folders import write_image
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from maskrcnn_plus.data.check import DataError
+from maskrcnn_plus.data.folder import load_folder, register_folder
+from maskrcnn_plus.data.formats import coco as coco_format
+
+
+@pytest.fixture(autouse=True)
+def _unregister():
+    coco_format._said.clear()
+    yield
+    for name in ("folder_train", "folder_val"):
+        for catalog in (DatasetCatalog, MetadataCatalog):
+            if name in catalog:
+                catalog.remove(name)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """LabelMe files of ten images: a cat in each, a dog in the first six, a bird in one."""
+    for index in range(10):
+        write_image(tmp_path / f"{index}.png")
+        names = ["cat"] + ["Dog"] * (index < 6) + ["bird"] * (index == 3)
+        shapes = [
+            {"label": name, "shape_type": "rectangle", "points": [[5 * k, 5], [5 * k + 4, 20]]}
+            for k, name in enumerate(names)
+        ]
+        content = {"version": "5", "shapes": shapes, "imagePath": f"{index}.png", "imageData": None}
+        (tmp_path / f"{index}.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def counts(records):
+    """Objects by category."""
+    found = [each["category_id"] for record in records for each in record["annotations"]]
+    return {category: found.count(category) for category in set(found)}
+
+
+def test_both_splits_hold_all_images_once_and_all_classes(folder):
+    train = DatasetCatalog.get(register_folder("folder_train", str(folder), "train"))
+    val = DatasetCatalog.get(register_folder("folder_val", str(folder), "val"))
+    assert sorted(record["file_name"] for record in train + val) == sorted(map(str, folder.glob("*.png")))
+    assert counts(train + val) == {0: 10, 1: 6, 2: 1}
+    assert MetadataCatalog.get("folder_train").thing_classes == ["cat", "Dog", "bird"]
+
+
+def test_classes_are_matched_by_name_and_others_left_out(folder, caplog):
+    name = register_folder("folder_train", str(folder), thing_classes=["dog", "cat"], val=0)
+    assert counts(DatasetCatalog.get(name)) == {0: 6, 1: 10}
+    assert "left out: bird (1)" in caplog.text
+
+
+def test_a_name_that_no_object_has_is_refused_with_the_nearest(folder):
+    name = register_folder("folder_train", str(folder), thing_classes=["brid"], val=0)
+    with pytest.raises(DataError, match=r"no object of brid.*Did you mean bird"):
+        DatasetCatalog.get(name)
+
+
+def test_a_changed_folder_is_read_again(folder):
+    assert len(load_folder(folder, val=0).splits["train"]) == 10
+    (folder / "0.json").unlink()
+    (folder / "0.png").unlink()
+    assert len(load_folder(folder, val=0).splits["train"]) == 9
+
+
+def test_what_is_loaded_belongs_to_the_caller(folder):
+    load_folder(folder, val=0).splits["train"].clear()
+    assert len(load_folder(folder, val=0).splits["train"]) == 10
+
+
+def test_a_missing_split_is_named(folder):
+    with pytest.raises(DataError, match=r"'folder_val'.*no images of the split val, only train"):
+        DatasetCatalog.get(register_folder("folder_val", str(folder), "val", val=0))
+
+
+def test_bad_images_are_errors_or_left_out(folder):
+    (folder / "4.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"4\.png"):
+        DatasetCatalog.get(register_folder("folder_train", str(folder), val=0))
+    name = register_folder("folder_val", str(folder), "train", val=0, on_error="skip")
+    assert len(DatasetCatalog.get(name)) == 9
+
+
+def test_an_unknown_option_is_refused_at_once(folder):
+    with pytest.raises(TypeError, match="colour"):
+        register_folder("folder_train", str(folder), colour="red")
