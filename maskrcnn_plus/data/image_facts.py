@@ -19,8 +19,8 @@ import pycocotools.mask as coco_mask
 from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.check_cache import fingerprint, get_cached
 from maskrcnn_plus.data.images import ImageReadError, decode, read_label_map, reading
+from maskrcnn_plus.masks.measure import rle_union
 from maskrcnn_plus.masks.polygons import polygons_to_rle
-from maskrcnn_plus.rle import canonical_rles
 
 __all__ = ["THUMB_SIDE", "ImageFacts", "read_facts"]
 
@@ -130,7 +130,7 @@ def _foreground(record: dict[str, Any], size: tuple[int, int]) -> np.ndarray | N
     elif annotations:
         masks = [each["segmentation"] for each in annotations]
         rles = [mask if isinstance(mask, dict) else polygons_to_rle(mask, *size) for mask in masks]
-        inside = coco_mask.decode(coco_mask.merge(canonical_rles(rles))).astype(bool)
+        inside = coco_mask.decode(rle_union(rles)).astype(bool)
     else:
         return None
     return inside if inside.shape == size else None

@@ -1,27 +1,22 @@
-"""A report of predictions for people to look through: one HTML file that needs no other file and no network."""
+"""A report of predictions for people to look through."""
 
-import base64
 import html
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from detectron2.structures import Instances
 
-from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.inference.predictions import known_pixel_size
 from maskrcnn_plus.masks.measure import rle_areas
 from maskrcnn_plus.masks.rle_masks import instance_masks
 from maskrcnn_plus.results.overlay import class_label, class_shades
+from maskrcnn_plus.results.page import figure_cards, histogram, log_bins, number, picture, thumbnail, write_page
 
 MAX_PICTURES = 200
 """Images shown in a report; the figures cover all."""
-
-THUMBNAIL_SIDE = 640
-JPEG_QUALITY = 85
 
 
 @dataclass
@@ -58,7 +53,7 @@ def report_entry(
     """Sum up the predictions of one image; image and overlay [H, W, 3] uint8 RGB are kept as thumbnails only."""
     height, width = instances.image_size
     areas = rle_areas(instance_masks(instances)).tolist()
-    pictures = None if image is None or overlay is None else (_thumbnail(image), _thumbnail(overlay))
+    pictures = None if image is None or overlay is None else (thumbnail(image), thumbnail(overlay))
     scores, classes = instances.scores.tolist(), instances.pred_classes.tolist()
     pixel_size = known_pixel_size(instances, pixel_size)
     return ReportEntry(name, height, width, scores, areas, classes, pixel_size, pictures)
@@ -90,29 +85,21 @@ def write_report(
     unit, areas = _areas(entries)
     totals = Counter(k for entry in entries for k in entry.classes)
     several = len(class_names) > 1 if class_names else len(totals) > 1
-    style = _STYLE + "".join(f".c{k}{{--dot:{class_shades(k)[0]}}}" for k in sorted(totals))
     figures = {
         "images": len(entries),
         "objects": len(scores),
         "objects per image": f"{len(scores) / len(entries):.1f}" if entries else "-",
         "median score": f"{np.median(scores):.2f}" if len(scores) else "-",
-        f"median area ({unit})": _number(np.median(areas)) if len(areas) else "-",
+        f"median area ({unit})": number(np.median(areas)) if len(areas) else "-",
     }
     if failures:
         figures["files failed"] = len(failures)
     parts = [
-        "<!DOCTYPE html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{html.escape(title)}</title><style>{style}</style></head><body>",
-        f"<header><h1>{html.escape(title)}</h1>{_definitions(details or {})}</header><main>",
-        '<section class="figures">',
-        *(f'<div class="card"><b>{value}</b><span>{label}</span></div>' for label, value in figures.items()),
-        "</section>",
+        figure_cards(figures),
         _failure_list(failures),
         '<section class="charts">',
-        _histogram(scores, "Scores", np.linspace(min(0.5, scores.min(initial=1)), 1, 21), "{:.2f}".format),
-        _histogram(areas, f"Object areas ({unit}, logarithmic)", _log_bins(areas), _number),
+        histogram(scores, "Scores", np.linspace(min(0.5, scores.min(initial=1)), 1, 21), "{:.2f}".format),
+        histogram(areas, f"Object areas ({unit}, logarithmic)", log_bins(areas), number),
         "</section>",
         f'<p class="classes">{_class_counts(totals, class_names)}</p>' if several else "",
         *(_image_card(entry, k < MAX_PICTURES, several, class_names) for k, entry in enumerate(entries)),
@@ -120,13 +107,8 @@ def write_report(
     if len(entries) > MAX_PICTURES:
         hidden = len(entries) - MAX_PICTURES
         parts.append(f'<p class="note">The {hidden} images after the first {MAX_PICTURES} are without pictures.</p>')
-    parts.append("</main></body></html>\n")
-    write_atomically(Path(path), "\n".join(filter(None, parts)).encode("utf-8", errors="replace"))
-
-
-def _definitions(details: dict[str, str]) -> str:
-    items = (f"<div><dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd></div>" for key, value in details.items())
-    return f"<dl>{''.join(items)}</dl>"
+    style = "".join(f".c{k}{{--dot:{class_shades(k)[0]}}}" for k in sorted(totals))
+    write_page(path, title, parts, details=details, style=style)
 
 
 def _failure_list(failures: Sequence[tuple[str, str]]) -> str:
@@ -144,11 +126,8 @@ def _image_card(entry: ReportEntry, with_pictures: bool, several: bool, class_na
     chips = _class_counts(Counter(entry.classes), class_names) if several else ""
     figures = ""
     if with_pictures and entry.pictures:
-        sources = (base64.b64encode(picture).decode() for picture in entry.pictures)
-        figures = "".join(
-            f'<figure><img loading="lazy" alt="{alt}" src="data:image/jpeg;base64,{source}"></figure>'
-            for alt, source in zip(("Image", "Predictions"), sources, strict=True)
-        )
+        pairs = zip(entry.pictures, ("Image", "Predictions"), strict=True)
+        figures = "".join(f"<figure>{picture(jpeg, alt)}</figure>" for jpeg, alt in pairs)
     return (
         f'<article class="card"><h3>{html.escape(entry.name)}</h3>'
         f'<p class="facts">{"".join(f"<span>{fact}</span>" for fact in facts)}{chips}</p>'
@@ -167,92 +146,3 @@ def _areas(entries: Sequence[ReportEntry]) -> tuple[str, np.ndarray]:
     if entries and all(entry.pixel_size for entry in entries):
         return "&micro;m&sup2;", np.array([area * entry.pixel_size**2 for entry in entries for area in entry.areas])
     return "px", np.array([area for entry in entries for area in entry.areas])
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
-
-
-def _log_bins(areas: np.ndarray) -> np.ndarray:
-    areas = areas[areas > 0]
-    low, high = (areas.min(), areas.max()) if len(areas) else (1, 2)
-    return np.geomspace(low, max(high, 1.01 * low), 21)
-
-
-def _histogram(values: np.ndarray, caption: str, bins: np.ndarray, label: Callable[[float], str]) -> str:
-    """Bars of an inline SVG, 420 x 150 units, with the ends and the middle of the axis labelled."""
-    counts, _ = np.histogram(np.clip(values, bins[0], bins[-1]), bins)
-    peak, step, base = max(counts.max(), 1), 420 / len(counts), 118
-    bars = "".join(
-        f'<rect x="{k * step + 1:.1f}" y="{base - 104 * n / peak:.1f}" width="{step - 2:.1f}" '
-        f'height="{104 * n / peak:.1f}" rx="2"><title>{label(bins[k])} to {label(bins[k + 1])}: {n}'
-        "</title></rect>"
-        for k, n in enumerate(counts)
-        if n
-    )
-    ticks = "".join(
-        f'<text x="{x}" y="138" text-anchor="{anchor}">{label(bins[k])}</text>'
-        for x, anchor, k in ((1, "start", 0), (210, "middle", len(counts) // 2), (419, "end", -1))
-    )
-    return (
-        f'<figure class="card"><figcaption>{caption}<small>highest bar: {counts.max()}</small></figcaption>'
-        f'<svg viewBox="0 0 420 144" role="img" aria-label="Histogram: {caption}">{bars}'
-        f'<line x1="0" x2="420" y1="{base}" y2="{base}"/>{ticks}</svg></figure>'
-    )
-
-
-def _thumbnail(image: np.ndarray) -> bytes:
-    scale = THUMBNAIL_SIDE / max(image.shape[:2])
-    if scale < 1:
-        width, height = (max(round(scale * side), 1) for side in image.shape[1::-1])
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    # full colour resolution: outlines are 1 px wide
-    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
-
-
-_STYLE = """
-:root{color-scheme:light dark;--page:#f4f5f7;--card:#fff;--ink:#1b1f27;--soft:#626a78;--line:#e1e4ea;--bar:#3d7be0;
---bad:#b3261e;--badcard:#fdf1f0}
-@media(prefers-color-scheme:dark){:root{--page:#13161b;--card:#1c2027;--ink:#e8eaee;--soft:#9aa3b2;--line:#2d333d;
---bar:#6ea0f5;--bad:#ff8a80;--badcard:#2a1c1d}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,
-"Helvetica Neue",Arial,sans-serif;-webkit-print-color-adjust:exact;print-color-adjust:exact}
-header,main{max-width:1240px;margin:0 auto;padding:0 24px}
-header{padding-top:32px}
-main{padding-bottom:48px}
-h1{font-size:27px;letter-spacing:-.02em;margin:0 0 10px}
-h2{font-size:16px;margin:0 0 6px}
-h3{font-size:16px;margin:0;overflow-wrap:anywhere}
-dl{display:flex;flex-wrap:wrap;gap:4px 28px;margin:0 0 22px}
-dl div{display:flex;gap:8px;min-width:0}
-dt{color:var(--soft)}
-dd{margin:0;overflow-wrap:anywhere}
-.card{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:16px 18px}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:14px;margin-bottom:14px}
-.figures b{display:block;font-size:25px;line-height:1.25;font-variant-numeric:tabular-nums}
-.figures span,.facts,small,.note{color:var(--soft)}
-.failures{background:var(--badcard);border:1px solid var(--bad);border-radius:12px;padding:14px 18px;margin-bottom:14px}
-.failures h2{color:var(--bad)}
-.failures ul{margin:0;padding-left:20px;overflow-wrap:anywhere}
-.charts,.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:14px}
-.charts{margin-bottom:14px}
-figure{margin:0}
-figcaption{display:flex;justify-content:space-between;gap:12px;font-weight:600;margin-bottom:6px}
-small{font-weight:400;font-size:13px}
-svg{display:block;width:100%}
-svg rect{fill:var(--bar)}
-svg line{stroke:var(--line)}
-svg text{fill:var(--soft);font-size:12px}
-article{margin-top:14px;break-inside:avoid}
-.facts,.classes{display:flex;flex-wrap:wrap;gap:4px 18px;margin:2px 0 12px;font-variant-numeric:tabular-nums}
-.chip::before{content:"";display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:6px;
-background:var(--dot)}
-.pair:empty{display:none}
-.pair img{display:block;width:100%;border-radius:8px}
-@media print{:root{color-scheme:light;--page:#fff;--card:#fff;--ink:#000;--soft:#444;--line:#ccc;--bar:#3d7be0;
---bad:#b3261e;--badcard:#fff}body{font-size:11px}.pair{grid-template-columns:1fr 1fr}.figures{
-grid-template-columns:repeat(6,1fr)}.charts{grid-template-columns:1fr 1fr}}
-"""
