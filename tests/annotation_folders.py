@@ -1,6 +1,7 @@
 """Folders of annotations for tests: images, and masks that are drawn by hand."""
 
 import numpy as np
+import tifffile
 from PIL import Image
 
 from maskrcnn_plus.data.formats import read
@@ -26,6 +27,9 @@ def masks_of(record):
     """Masks of a dataset dict, decoded by pycocotools."""
     from pycocotools import mask as coco_mask
 
+    if "label_file_name" in record:
+        label_map = tifffile.imread(path) if (path := record["label_file_name"]).endswith(".tif") else Image.open(path)
+        return [np.asarray(label_map) == entry["label_id"] for entry in record["annotations"]]
     size = record["height"], record["width"]
     return [
         coco_mask.decode(entry["segmentation"]).astype(bool)

@@ -16,7 +16,7 @@ import pycocotools.mask as coco_mask
 import torch
 from detectron2.structures import BitMasks, PolygonMasks
 
-from maskrcnn_plus.rle import MAX_PIXELS, canonical_rles
+from maskrcnn_plus.rle import MAX_PIXELS, canonical_rles, encode_runs, join_runs, ranges
 
 MAX_OUTLINE = 10_000_000
 """Pixels that the outline of an object may be long: the circumference of an image of 2.5 million pixels a side."""
@@ -77,13 +77,39 @@ def polygons_to_rle(polygons: Sequence[Any], height: int, width: int) -> dict[st
     Raises:
         ValueError: as `check_polygons`, or an image without pixels or with more than an RLE can count.
     """
-    if height < 1 or width < 1 or height * width > MAX_PIXELS:
-        raise ValueError(f"an image of {height} x {width} pixels must have 1 to {MAX_PIXELS}.")
+    _check_size(height, width)
     points = [each.tolist() for each in check_polygons(polygons, height, width)]
     if not points:
         return canonical_rles([{"size": [height, width], "counts": [height * width]}])[0]
     union = coco_mask.merge(coco_mask.frPyObjects(points, height, width))
     return {"size": [height, width], "counts": union["counts"].decode("ascii")}
+
+
+def rings_to_rle(rings: Sequence[Any], height: int, width: int) -> dict[str, Any]:
+    """Encode the pixels whose centres lie inside closed rings by the even-odd rule, such as an outline and its holes.
+
+    Unlike COCO's rule it gives back the mask of an outline along the edges of its pixels, holes included.
+
+    Args:
+        rings, height, width: as `polygons` of `polygons_to_rle`.
+
+    Returns, Raises: as `polygons_to_rle`.
+    """
+    _check_size(height, width)
+    corners = [ring.reshape(-1, 2) for ring in check_polygons(rings, height, width)]
+    starts = np.concatenate([np.zeros((0, 2)), *corners])
+    ends = np.concatenate([np.zeros((0, 2)), *(np.roll(ring, -1, axis=0) for ring in corners)])
+    sides = np.sort([starts[:, 0], ends[:, 0]], axis=0)
+    first, last = np.ceil(sides - 0.5).clip(0, width).astype(np.int64)  # columns whose centres an edge crosses
+    columns, edge = ranges(first, last)
+    steps = (ends - starts)[edge]
+    y = starts[edge, 1] + (columns + 0.5 - starts[edge, 0]) * (steps[:, 1] / steps[:, 0])
+    rows = np.ceil(y - 0.5).clip(0, height).astype(np.int64)
+    places = np.sort(columns * height + rows)
+    begin, end = places[::2], places[1::2]
+    filled = begin < end
+    owners = np.zeros(int(filled.sum()), dtype=np.int64)
+    return encode_runs(join_runs(owners, begin[filled], end[filled], np.array([[height, width]])))[0]
 
 
 def polygons_to_mask(polygons: Sequence[Any], height: int, width: int) -> np.ndarray:
@@ -100,6 +126,11 @@ def polygons_to_bitmasks(masks: PolygonMasks, height: int, width: int) -> BitMas
     if len(masks) == 0:
         return BitMasks(torch.zeros(0, height, width, dtype=torch.bool))
     return BitMasks(torch.from_numpy(np.stack([polygons_to_mask(each, height, width) for each in masks.polygons])))
+
+
+def _check_size(height: int, width: int) -> None:
+    if height < 1 or width < 1 or height * width > MAX_PIXELS:
+        raise ValueError(f"an image of {height} x {width} pixels must have 1 to {MAX_PIXELS}.")
 
 
 def clip_polygon(polygon: np.ndarray, width: float, height: float) -> np.ndarray:

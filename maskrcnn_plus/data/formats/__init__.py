@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from maskrcnn_plus.data.check import DataError
-from maskrcnn_plus.data.formats import coco_folders, cvat, labelme, mask_files, yolo
+from maskrcnn_plus.data.formats import coco_folders, cvat, labelme, labels, mask_files, voc, yolo
 from maskrcnn_plus.data.formats.annotated import Annotated
 from maskrcnn_plus.data.formats.files import damaged_files, reading_once
 from maskrcnn_plus.data.formats.folders import suggest
@@ -23,6 +23,8 @@ FORMATS: dict[str, ModuleType] = {
     "labelme": labelme,
     "masks": mask_files,
     "cvat": cvat,
+    "voc": voc,
+    "labels": labels,
 }
 """Readers by name.
 
@@ -52,6 +54,8 @@ def sniff(path: Path, name: str | None = None) -> str:
     with reading_once():
         found = [name for name, reader in FORMATS.items() if reader.matches(path)]
         damaged = damaged_files()
+    if len(found) > 1 and "labels" in found:  # pictures of what another file says better
+        found.remove("labels")
     if len(found) > 1:
         raise DataError(f"{path} holds annotations of several formats: {', '.join(found)}. Name one with --format.")
     if not found and damaged:

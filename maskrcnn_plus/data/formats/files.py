@@ -129,6 +129,20 @@ def _outline(content: Any, depth: int) -> Any:
     return content
 
 
+def read_lines(path: Path) -> list[str]:
+    """Lines of a text file without those that are blank, and without blanks at their ends.
+
+    Raises:
+        DataError: naming the file that is no text of UTF-8.
+    """
+    try:
+        refuse_special_file(path)
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as text of UTF-8 ({error}). Save it as such.") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
 def split_of(file: Path, root: Path) -> str:
     """Split that a folder between `root` and a file is named after, or `WHOLE`."""
     parts = file.relative_to(root).parts[:-1] if file.is_relative_to(root) else ()

@@ -10,9 +10,10 @@ import numpy as np
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.annotated import Annotated
 from maskrcnn_plus.data.formats.files import list_tree, split_of
+from maskrcnn_plus.data.formats.instance_maps import read_instance_map
 from maskrcnn_plus.data.formats.masks import mask_annotation
 from maskrcnn_plus.data.formats.options import ReadOptions
-from maskrcnn_plus.data.images import IMAGE_SUFFIXES, ImageReadError, read_label_map
+from maskrcnn_plus.data.images import IMAGE_SUFFIXES, ImageReadError
 
 LOOKED_FOR = "folders ID with one image in ID/images and a mask of one value an object in ID/masks"
 
@@ -24,7 +25,7 @@ def matches(path: Path) -> bool:
     for folder in _image_folders(path):
         for file in list_tree(folder / "masks", IMAGE_SUFFIXES)[:1]:
             try:
-                return len(np.unique(read_label_map(str(file)))) <= 2
+                return len(np.unique(read_instance_map(file)[0])) <= 2
             except ImageReadError:
                 return False
     return False
@@ -57,13 +58,15 @@ def read(path: Path, options: ReadOptions) -> Annotated:
 
 
 def _image_folders(path: Path) -> list[Path]:
-    """Folders with one image in `images` and a folder `masks`."""
+    """Folders with one image in `images` and a folder `masks`, unless its only file has the name of the image."""
     found = []
     for folder, folders, _ in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if "images" in folders and "masks" in folders:
             here = Path(folder)
-            if len(list_tree(here / "images", IMAGE_SUFFIXES)) == 1:
+            images, masks = (list_tree(here / name, IMAGE_SUFFIXES) for name in ("images", "masks"))
+            is_label_image = [file.stem for file in masks] == [file.stem for file in images]
+            if len(images) == 1 and not is_label_image:
                 found.append(here)
             folders.clear()
     return found
@@ -73,7 +76,7 @@ def _read_mask(file: Path, size: tuple[int, int], folder: Path) -> np.ndarray:
     """The mask of a file, bool [H, W]."""
     if file.parent != folder / "masks":
         raise ValueError(f"{file}: a folder within masks is not understood. Put the file into {folder / 'masks'}.")
-    label_map = read_label_map(str(file))  # [H, W]
+    label_map, _ = read_instance_map(file)  # [H, W]
     if label_map.shape != size:
         raise ValueError(
             f"{file}: the mask is {label_map.shape[0]} x {label_map.shape[1]}, its image {size[0]} x {size[1]} "

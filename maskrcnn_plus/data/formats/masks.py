@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 from detectron2.structures import BoxMode
 
-from maskrcnn_plus.masks.label_map import masks_to_rles
+from maskrcnn_plus.data.images import read_label_map
+from maskrcnn_plus.masks.label_map import label_map_to_rles, masks_to_rles
 from maskrcnn_plus.masks.measure import rle_boxes
+from maskrcnn_plus.masks.polygons import polygons_to_rle
 
 
 def mask_annotation(mask: np.ndarray, category: int) -> dict[str, Any]:
@@ -26,3 +28,18 @@ def mask_annotation(mask: np.ndarray, category: int) -> dict[str, Any]:
         "category_id": category,
         "iscrowd": 0,
     }
+
+
+def record_rles(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Masks of the annotations of a dataset dict, from polygons, RLEs or its label image.
+
+    Raises:
+        ImageReadError: the label image cannot be read.
+    """
+    annotations = record["annotations"]
+    if annotations and "label_file_name" in record:
+        label_map = read_label_map(record["label_file_name"])  # [H, W]
+        return label_map_to_rles(label_map, [each["label_id"] for each in annotations])
+    masks = (each["segmentation"] for each in annotations)
+    size = record["height"], record["width"]
+    return [mask if isinstance(mask, dict) else polygons_to_rle(mask, *size) for mask in masks]

@@ -1,0 +1,160 @@
+"""Which label image belongs to which image: two folders side by side, or two names in one folder."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+
+import numpy as np
+
+from maskrcnn_plus.data.formats.files import list_tree
+from maskrcnn_plus.data.formats.instance_maps import read_instance_map
+from maskrcnn_plus.data.images import IMAGE_SUFFIXES, ImageReadError
+
+_LABEL_NAME = re.compile(r"label|mask|segm|annot|truth|instance|^(gt|ann|seg)s?$", re.IGNORECASE)
+_LABEL_END = re.compile(r"[_-](cp_masks|masks?|labels?|segm?|instances?|gt)$", re.IGNORECASE)
+_IMAGE_ENDS = ("", "_img", "_image")
+
+
+@dataclass
+class LabelledImage:
+    """An image with its label images.
+
+    Attributes:
+        image: the file.
+        labels: label image and its class, None where its folder names none.
+        root: the folder above those of images and labels.
+    """
+
+    image: Path
+    root: Path
+    labels: list[tuple[Path, str | None]] = field(default_factory=list)
+
+
+@dataclass
+class Pairing:
+    """What `pair_files` found.
+
+    Attributes:
+        images: with at least one label image each.
+        unlabelled: images of the same folders without any.
+        orphans: label images without an image.
+    """
+
+    images: list[LabelledImage] = field(default_factory=list)
+    unlabelled: list[Path] = field(default_factory=list)
+    orphans: list[Path] = field(default_factory=list)
+
+
+def pair_files(root: Path) -> Pairing:
+    """Find the label images of a folder by the names of files and folders.
+
+    Two folders side by side hold images and label images of the same names (also with `_mask` and the like at their
+    end), in sub-folders of the same names, or a sub-folder a class; or NAME.tif has a NAME_masks.tif beside it.
+
+    Args:
+        root: folder of the data set.
+    """
+    by_folder: dict[Path, list[Path]] = defaultdict(list)
+    for file in list_tree(root, IMAGE_SUFFIXES) if root.is_dir() else ():
+        by_folder[file.parent].append(file)
+    below: dict[Path, dict[Path, list[Path]]] = defaultdict(lambda: defaultdict(list))  # files by a folder's children
+    for folder, files in by_folder.items():
+        for child in (folder, *folder.parents):
+            if child == root:
+                break
+            below[child.parent][child] += files
+    pairing, taken = Pairing(), set()
+    for parent in sorted(below, key=lambda folder: len(folder.parts)):
+        children = {child: files for child, files in below[parent].items() if not taken.intersection(files)}
+        for labels, images in _folder_pairs(children):
+            _pair_folders(parent, (images, children[images]), (labels, children[labels]), pairing)
+            taken.update(children[labels], children[images])
+    for folder, files in by_folder.items():
+        _pair_names(folder, [file for file in files if file not in taken], pairing)
+    return pairing
+
+
+def _folder_pairs(children: dict[Path, list[Path]]) -> Iterable[tuple[Path, Path]]:
+    """Folders of label images among those of one folder, each with its folder of images."""
+    named = [child for child in children if _LABEL_NAME.search(child.name)]
+    others = [child for child in children if child not in named]
+    if not named and len(others) == 2:
+        named = _by_content(others, children)
+        others = [child for child in others if child not in named]
+    for child in named:
+        keys = {key for file in children[child] for key, _ in _label_keys(file.relative_to(child))}
+        shared = {other: sum(_key(file.relative_to(other)) in keys for file in children[other]) for other in others}
+        best = max(shared, key=shared.get, default=None)
+        if best is not None and shared[best]:
+            yield child, best
+
+
+def _by_content(folders: list[Path], children: dict[Path, list[Path]]) -> list[Path]:
+    """The one of two folders with the same names whose first file looks like a label image, if one does."""
+    names = [{file.relative_to(folder).with_suffix("") for file in children[folder]} for folder in folders]
+    if len(names[0] & names[1]) < 0.5 * max(map(len, names)):
+        return []
+    found = [folder for folder in folders if _looks_like_labels(children[folder][0])]
+    return found if len(found) == 1 else []
+
+
+def _looks_like_labels(file: Path) -> bool:
+    """Whether neighbouring pixels mostly have the same value, of few."""
+    try:
+        label_map, _ = read_instance_map(file)
+    except ImageReadError:
+        return False
+    flat = (label_map[:, 1:] == label_map[:, :-1]).mean() if label_map.shape[1] > 1 else 0
+    return flat > 0.9 and len(np.unique(label_map)) < 0.02 * label_map.size
+
+
+def _key(file: PurePath) -> PurePath:
+    """Name by which an image of a folder is known."""
+    return file.with_name(file.stem)
+
+
+def _label_keys(file: PurePath) -> list[tuple[PurePath, str | None]]:
+    """Images that a label image of a folder may belong to, the likeliest first, and its class where a folder has it."""
+    plain, bare = _key(file), file.with_name(_LABEL_END.sub("", file.stem))
+    keys = [(plain, None), (bare, None)]
+    if len(file.parts) > 1:
+        keys += [(PurePath(*key.parts[1:]), file.parts[0]) for key in (plain, bare)]
+    return keys
+
+
+def _pair_folders(
+    root: Path, images: tuple[Path, list[Path]], labels: tuple[Path, list[Path]], pairing: Pairing
+) -> None:
+    known: dict[PurePath, LabelledImage] = {}
+    for file in images[1]:
+        known.setdefault(_key(file.relative_to(images[0])), LabelledImage(file, root))
+    for file in labels[1]:
+        candidates = _label_keys(file.relative_to(labels[0]))
+        found = next(((known[key], name) for key, name in candidates if key in known), None)
+        if found is None:
+            pairing.orphans.append(file)
+        else:
+            found[0].labels.append((file, found[1]))
+    pairing.images += [each for each in known.values() if each.labels]
+    pairing.unlabelled += [each.image for each in known.values() if not each.labels]
+
+
+def _pair_names(folder: Path, files: list[Path], pairing: Pairing) -> None:
+    """Pair NAME with NAME_masks and the like in one folder."""
+    stems: dict[str, Path] = {}
+    for file in files:
+        stems.setdefault(file.stem, file)
+    labelled: dict[Path, LabelledImage] = {}
+    for stem, file in stems.items():
+        base = _LABEL_END.sub("", stem)
+        image = next((stems[base + end] for end in _IMAGE_ENDS if base + end in stems), None)
+        if base != stem and image is not None and image != file:
+            labelled.setdefault(image, LabelledImage(image, folder)).labels.append((file, None))
+    labels = {file for each in labelled.values() for file, _ in each.labels}
+    pairing.images += labelled.values()
+    if labelled:
+        pairing.unlabelled += [file for file in stems.values() if file not in labels and file not in labelled]
