@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write a folder of annotations as a data set to train on: COCO files, or label images.
+"""Write a folder of annotations as a data set to train on: COCO files, label images or YOLO.
 
 Usage: python tools/convert.py FOLDER --output datasets/mine --to coco
 
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maskrcnn_plus.apps.convert import convert
+from maskrcnn_plus.apps.data_sets import WRITERS
 from maskrcnn_plus.data.formats.options import add_arguments, from_arguments
 from maskrcnn_plus.errors import run_tool
 
@@ -22,7 +23,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of images and annotations, or an annotation file")
     parser.add_argument("--output", required=True, type=Path, help="a new folder")
-    parser.add_argument("--to", required=True, choices=("coco", "labels"), help="what is written")
+    parser.add_argument("--to", required=True, choices=WRITERS, help="what is written")
     parser.add_argument("--val", type=float, default=0.2, help="part of the images for validation (default 0.2)")
     parser.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="skip leaves out what is wrong")
     add_arguments(parser)

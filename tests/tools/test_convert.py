@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,14 +66,53 @@ def test_labels_are_read_back(folder, convert):
 
 
 def test_what_labels_cannot_say_is_refused(folder, convert):
-    (folder / "1.txt").write_text("\n".join([*LINES, LINES[0].replace("0 ", "1 ", 1)]))
-    code, told, output = convert(folder, "--to", "labels")
-    assert (code, output.exists()) == (1, False)
-    assert "cell, dust" in told.err
     (folder / "1.txt").write_text("\n".join([*LINES, LINES[0]]))
     code, told, output = convert(folder, "--to", "labels")
     assert (code, output.exists()) == (1, False)
     assert "cover all of it" in told.err
+
+
+def test_several_classes_of_labels_are_read_back(folder, convert):
+    (folder / "1.txt").write_text("\n".join([LINES[0], LINES[1].replace("0 ", "1 ", 1)]))
+    code, _, output = convert(folder, "--to", "labels")
+    assert code == 0
+    data = read(output)
+    assert data.format == "labels"
+    found = {Path(each["file_name"]).stem: each for records in data.splits.values() for each in records}
+    assert sorted(found) == ["0", "1", "2", "3", "4"]
+    assert [data.class_names[each["category_id"]] for each in found["1"]["annotations"]] == ["cell", "dust"]
+    np.testing.assert_array_equal(masks_of(found["1"]), MASKS)
+
+
+@pytest.mark.parametrize("source", ["polygons", "masks"])
+def test_yolo_is_read_back(folder, convert, tmp_path, source):
+    if source == "masks":
+        assert convert(folder, "--to", "labels")[0] == 0
+        folder = (tmp_path / "out").rename(tmp_path / "labels")
+    code, told, output = convert(folder, "--to", "yolo", "--val", "0.4")
+    assert code == 0
+    assert "holes" not in told.out
+    data = read(output)
+    assert (data.format, data.problems) == ("yolo", [])
+    assert data.class_names[0] == ("cell" if source == "polygons" else "object")
+    expected = {"train": 3, "val": 2} if source == "polygons" else {"train": 4, "val": 1}
+    assert {split: len(records) for split, records in data.splits.items()} == expected
+    found = [masks_of(record) for records in data.splits.values() for record in records if record["annotations"]]
+    np.testing.assert_array_equal(found, [MASKS] * 4)
+
+
+def test_what_yolo_cannot_say_is_said(tmp_path, convert):
+    label_map = (MASKS[0] | MASKS[1]).astype(np.uint8)
+    label_map[8:10, 10:14] = 0
+    write_image(tmp_path / "data" / "images" / "a.png")
+    (tmp_path / "data" / "labels").mkdir()
+    label_map[0, 0] = 2
+    Image.fromarray(label_map).save(tmp_path / "data" / "labels" / "a.png")
+    code, told, output = convert(tmp_path / "data", "--to", "yolo")
+    assert code == 0
+    assert "1 objects have holes or several parts" in told.out
+    (record,) = read(output).splits["train"]
+    np.testing.assert_array_equal(masks_of(record)[0], MASKS[0])
 
 
 def test_a_wrong_line_stops_or_is_left_out(folder, convert):
