@@ -100,7 +100,7 @@ def read_label_map(path: str) -> np.ndarray:
 
 
 def read_image_size(path: str, rule: ChannelRule | None = None, decodes: bool = True) -> tuple[int, int]:
-    """Read the size of an image from its header, without decoding the pixels.
+    """Read the size of an upright image from its header, without decoding the pixels.
 
     Args:
         path: as for `read_image`.
@@ -109,6 +109,22 @@ def read_image_size(path: str, rule: ChannelRule | None = None, decodes: bool = 
 
     Returns:
         (height, width) in pixels, after EXIF orientation.
+
+    Raises:
+        ImageReadError: as `read_stored_size`.
+    """
+    height, width, orientation = read_stored_size(path, rule, decodes)
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+
+
+def read_stored_size(path: str, rule: ChannelRule | None = None, decodes: bool = True) -> tuple[int, int, int]:
+    """Read the size in which the pixels of an image lie in its file, from its header.
+
+    Args:
+        path, rule, decodes: as for `read_image_size`.
+
+    Returns:
+        (height, width, orientation): pixels before EXIF orientation, and its tag (1..8; 1 is upright).
 
     Raises:
         ImageReadError: the file is missing, too large or an animation, or its header is not that of an image.
@@ -130,7 +146,7 @@ def read_image_size(path: str, rule: ChannelRule | None = None, decodes: bool = 
                     raise ImageReadError(f"{path}: an animation of {image.n_frames} frames, not one image.")
     if width == 0 or height == 0:
         raise ImageReadError(f"{path}: the image has zero size ({width} x {height}). Remove or replace the file.")
-    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+    return height, width, orientation
 
 
 @contextmanager

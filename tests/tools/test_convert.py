@@ -116,7 +116,7 @@ def test_what_yolo_cannot_say_is_said(tmp_path, convert):
 
 
 def test_a_wrong_line_stops_or_is_left_out(folder, convert):
-    (folder / "1.txt").write_text(f"{LINES[0]}\n0 0.5 0.5 0.1 0.1\n")
+    (folder / "1.txt").write_text(f"{LINES[0]}\n7 0.5 0.5 0.1 0.1 0.2 0.2\n")
     code, told, output = convert(folder, "--to", "coco")
     assert (code, output.exists()) == (1, False)
     assert "1.txt, line 2" in told.err

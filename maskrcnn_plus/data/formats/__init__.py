@@ -86,5 +86,6 @@ def read(path: Path, name: str | None = None, options: ReadOptions | None = None
                 raise DataError(f"{path} is read as {name}, which knows nothing of {flag}. Leave it out.")
         data = reader.read(path, options)
     data.format = name
+    data.finish(path)
     merge_numbered(data, options.merge_numbered)
     return data

@@ -1,9 +1,10 @@
-"""What every reader gives, and what several of them need: annotations of polygons, images by their names."""
+"""What every reader gives: images with their objects, what was assumed, and what cannot be used."""
 
 from __future__ import annotations
 
+import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,20 @@ from typing import Any
 import numpy as np
 from detectron2.structures import BoxMode
 
-from maskrcnn_plus.data.formats.files import list_tree
-from maskrcnn_plus.data.images import IMAGE_SUFFIXES, ImageReadError, read_image_size
+from maskrcnn_plus.data.check import DataError
+from maskrcnn_plus.data.formats.image_finder import ImageFinder
+from maskrcnn_plus.data.formats.image_frames import UPRIGHT, ImageFrame, find_frame
+from maskrcnn_plus.data.formats.masks import rle_annotation
+from maskrcnn_plus.data.formats.shapes import NoAreaError, Shape, unite
+from maskrcnn_plus.data.images import ImageReadError, read_stored_size
+from maskrcnn_plus.masks.polygons import clip_polygon
+
+__all__ = ["Annotated", "ImageFinder", "polygon_annotation"]
+
+_SHOWN = 3
+_MAX_SCALE = 4
+_ALWAYS_FINE = 1 << 24  # pixels
+_CLIPPED = "polygons that reach beyond their image, and were cut at its border"
 
 
 @dataclass
@@ -27,6 +40,8 @@ class Annotated:
         notes: what was assumed or left out, a sentence each.
         problems: what cannot be used, a line each with file and annotation.
         format: name of the format that was read.
+        missing: images that are annotated and not there.
+        num_boxes: how many objects are drawn rectangles.
     """
 
     class_names: list[str] = field(default_factory=list)
@@ -34,6 +49,12 @@ class Annotated:
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     format: str = ""
+    missing: list[str] = field(default_factory=list)
+    num_boxes: int = 0
+    _assumed: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    _left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    _images: dict[Path, str] = field(default_factory=dict)
+    _stored: dict[Path, tuple[int, int, int]] = field(default_factory=dict)
 
     def category(self, name: str) -> int:
         """Index of a class, which becomes known with this call."""
@@ -41,26 +62,184 @@ class Annotated:
             self.class_names.append(name)
         return self.class_names.index(name)
 
+    def assume(self, what: str, where: str) -> None:
+        """Note an assumption of which there may be many, told with their number and the first of them."""
+        self._assumed[what].append(where)
+
+    def leave_out(self, what: str, where: str) -> None:
+        """Note what has no mask and is left out: "a point"."""
+        self._left_out[what].append(where)
+
     def read_size(self, path: Path) -> tuple[int, int] | None:
         """(height, width) of an image file; None, and a problem, where it cannot be read."""
         try:
-            return read_image_size(str(path))
+            height, width, orientation = self._read_stored(path)
+            return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
         except ImageReadError as error:
             self.problems.append(str(error))
             return None
+
+    def drawn_size(self, image: Path, stated: tuple[int, int] | None, where: str) -> tuple[int, int] | None:
+        """(height, width) of the image that a tool showed: what its file states, else the image's.
+
+        None, and a problem, where the image cannot be read or is far smaller than stated, so that masks of the stated
+        size would take memory without need.
+        """
+        size = self.read_size(image)
+        if size is None or stated is None:
+            return size
+        if stated[0] * stated[1] > max(_MAX_SCALE**2 * size[0] * size[1], _ALWAYS_FINE) or min(stated) < 1:
+            self.problems.append(
+                f"{where}: it says {stated[0]} x {stated[1]}, the image {image} is {size[0]} x {size[1]}."
+            )
+            return None
+        return stated
+
+    def is_new(self, image: Path, where: str) -> bool:
+        """Whether an image has not been annotated before; a problem where it has.
+
+        Args:
+            image: the file.
+            where: the annotation file that asks.
+        """
+        other = self._images.setdefault(image.resolve(), where)
+        if other != where:
+            self.problems.append(f"{where}: {other} annotates {image} too. Keep one of them.")
+        return other == where
+
+    def has_image(self, image: Path) -> bool:
+        """Whether an image was given to `is_new`."""
+        return image.resolve() in self._images
 
     def add_image(self, split: str, path: Path, size: tuple[int, int], annotations: list[dict[str, Any]]) -> None:
         """Add an image with the (height, width) that `read_size` gave."""
         record = {"file_name": str(path), "height": size[0], "width": size[1], "image_id": str(path)}
         self.splits[split].append({**record, "annotations": annotations})
 
+    def read_shapes(self, entries: Iterable[Any], where: str, read: Callable[[Any, str], Shape | None]) -> list[Shape]:
+        """The shapes that `read` makes of the entries of an image; what it raises is noted or becomes a problem.
 
-def polygon_annotation(polygons: Sequence[Sequence[float]], category: int) -> dict[str, Any]:
+        Args:
+            entries: as they stand in the file.
+            where: the file and image in messages.
+            read: makes a shape of an entry and its place in messages, or None where there is nothing to say.
+        """
+        shapes = []
+        for number, entry in enumerate(entries):
+            place = f"{where}, shape {number}"
+            try:
+                shape = read(entry, place)
+            except NoAreaError as error:
+                self.leave_out(str(error), place)
+                continue
+            except KeyError as error:
+                self.problems.append(f"{place}: it has no {error}. Redraw or remove it.")
+                continue
+            except (ValueError, TypeError, AttributeError, IndexError, OverflowError, OSError, zlib.error) as error:
+                self.problems.append(f"{place}: {error}")
+                continue
+            if shape is not None:
+                shapes.append(shape)
+        return shapes
+
+    def add_shapes(
+        self, split: str, image: Path, shapes: Sequence[Shape], where: str, stated: tuple[int, int] | None = None
+    ) -> None:
+        """Add an image with what was drawn on it, in pixels of the file.
+
+        Args:
+            split: of the image.
+            image: the file.
+            shapes: in pixels of the image that the tool showed.
+            where: the annotation file in messages.
+            stated: (height, width) of that image; None where the file does not say.
+        """
+        points = [points for shape in shapes for points in shape.polygons]
+        extent = tuple(np.concatenate(points).max(axis=0)[::-1].tolist()) if points else None
+        try:
+            frame, assumed = find_frame(self._read_stored(image), stated, extent)
+        except ImageReadError as error:
+            self.problems.append(str(error))
+            return
+        except ValueError as error:
+            self.problems.append(f"{where}: of {image} {error}")
+            return
+        if assumed:
+            self.assume(assumed, str(image))
+        annotations = []
+        for shape in shapes:
+            try:
+                annotations.append(self._annotation(shape, frame))
+            except ValueError as error:
+                self.problems.append(f"{shape.where}: {error}")
+            else:
+                self.num_boxes += shape.is_box
+        self.add_image(split, image, frame.size, annotations)
+
+    def note_orientation(self, image: Path) -> None:
+        """Say of a readable image that is turned by EXIF that its annotations are those of the upright image."""
+        if self._read_stored(image)[2] != 1:
+            self.assume(UPRIGHT, str(image))
+
+    def _read_stored(self, path: Path) -> tuple[int, int, int]:
+        if path not in self._stored:
+            self._stored = {path: read_stored_size(str(path))}  # of the last image, which is asked for twice
+        return self._stored[path]
+
+    def _annotation(self, shape: Shape, frame: ImageFrame) -> dict[str, Any]:
+        height, width = frame.size
+        polygons = []
+        for points in map(frame.move_points, shape.polygons):
+            inside = clip_polygon(points, width, height)
+            if len(inside) != len(points) or (inside != points).any():
+                self.assume(_CLIPPED, shape.where)
+            if len(inside):
+                polygons.append(inside)
+        if shape.polygons and not polygons and shape.rle is None:
+            raise ValueError(f"it is outside of the image of {height} high x {width} wide. Redraw or remove it.")
+        rle = None if shape.rle is None else frame.move_rle(shape.rle)
+        holes = [frame.move_points(points) for points in shape.holes]
+        moved = unite(Shape(shape.label, shape.where, polygons, holes, rle), frame.size)
+        category, crowd = self.category(shape.label), int(shape.is_crowd)
+        if moved.rle is not None:
+            return rle_annotation(moved.rle, category, crowd)
+        return polygon_annotation([points.reshape(-1) for points in moved.polygons], category, crowd)
+
+    def finish(self, path: Path) -> None:
+        """Tell what was assumed and left out, in `notes` and `problems`.
+
+        Raises:
+            DataError: no object has a mask, though there are objects.
+        """
+        left_out = "; ".join(f"{what} ({len(where)})" for what, where in self._left_out.items())
+        count = sum(len(record["annotations"]) for records in self.splits.values() for record in records)
+        masks = "Draw or export polygons or masks."
+        if left_out and not count:
+            raise DataError(f"{path}: no object has a mask. There are: {left_out}. {masks}")
+        if self.num_boxes and self.num_boxes == count:
+            raise DataError(f"{path}: all {count} objects are boxes, and none has a mask. {masks}")
+        if self.num_boxes:
+            self.notes.append(f"{self.num_boxes} of {count} objects are drawn as boxes: the whole box is their mask.")
+        for what, where in self._left_out.items():
+            self.notes.append(f"left out, as it has no mask: {what} ({_some(where)}).")
+        self.notes += [f"{what} ({_some(where)})." for what, where in self._assumed.items()]
+        if self.missing:
+            total = len(self.missing) + sum(map(len, self.splits.values()))
+            self.problems.insert(
+                0,
+                f"{len(self.missing)} of {total} images that are annotated are not there ({_some(self.missing)}). "
+                "Bring them, or leave them out with --on-error skip.",
+            )
+        self._left_out, self._assumed = {}, {}
+
+
+def polygon_annotation(polygons: Sequence[Sequence[float]], category: int, crowd: int = 0) -> dict[str, Any]:
     """An object of one or more parts.
 
     Args:
         polygons: [x0, y0, x1, y1, ...] of each part, in pixels.
         category: index of its class.
+        crowd: 1 for a region of many objects.
     """
     points = np.concatenate([np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in polygons])
     box = [*points.min(axis=0).tolist(), *points.max(axis=0).tolist()]
@@ -69,43 +248,10 @@ def polygon_annotation(polygons: Sequence[Sequence[float]], category: int) -> di
         "bbox": box,
         "bbox_mode": BoxMode.XYXY_ABS,
         "category_id": category,
-        "iscrowd": 0,
+        "iscrowd": crowd,
     }
 
 
-class ImageFinder:
-    """Image files of a folder by name."""
-
-    def __init__(self, root: Path) -> None:
-        """List the folder.
-
-        Args:
-            root: folder of the data set.
-        """
-        self.files = list_tree(root, IMAGE_SUFFIXES)
-        self._by_name: dict[str, list[Path]] = defaultdict(list)
-        self._by_stem: dict[str, list[Path]] = defaultdict(list)
-        for file in self.files:
-            self._by_name[file.name].append(file)
-            self._by_stem[file.stem].append(file)
-
-    def find(self, name: str, beside: Path) -> Path | None:
-        """The image that an annotation file names.
-
-        Args:
-            name: as the file gives it, with folders of any machine.
-            beside: the annotation file.
-
-        Returns:
-            The path relative to the annotation file; else the file's name beside it; else the only file below the root
-            with this name; else the image beside the annotation file with that file's name; else None.
-        """
-        plain = name.replace("\\", "/")
-        base = plain.rpartition("/")[2]
-        for candidate in (beside.parent / plain, beside.parent / base):
-            if base and candidate.is_file():
-                return candidate
-        if len(self._by_name.get(base, ())) == 1:
-            return self._by_name[base][0]
-        near = [file for file in self._by_stem.get(beside.stem, ()) if file.parent == beside.parent]
-        return near[0] if len(near) == 1 else None
+def _some(where: Sequence[str]) -> str:
+    shown = ", ".join(where[:_SHOWN])
+    return f"{len(where)}: {shown}, ..." if len(where) > _SHOWN else f"{len(where)}: {shown}"

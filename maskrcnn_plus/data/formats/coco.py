@@ -63,8 +63,7 @@ def read_categories(json_file: str) -> list[Category]:
     Raises:
         DataError: naming the file, when it is no COCO file or its categories cannot be told apart.
     """
-    content = _load(json_file)
-    return _categories(content, json_file)[0]
+    return _categories(_check_lists(_load(json_file), json_file, []), json_file)[0]
 
 
 def read_coco(json_file: str, image_root: str, on_error: str = "raise") -> CocoData:
@@ -82,29 +81,50 @@ def read_coco(json_file: str, image_root: str, on_error: str = "raise") -> CocoD
     Raises:
         DataError: naming the file, and the images, categories or annotations that are wrong.
     """
-    content = _load(json_file)
-    categories, indices = _categories(content, json_file)
     notes: list[str] = []
     problems: list[str] = []
-    records = _records(content["images"], image_root, json_file, notes, problems)
-    _add_annotations(content["annotations"], records, categories, indices, notes, problems)
+    data = parse_coco(_load(json_file), json_file, image_root, notes, problems)
     report_problems([f"{json_file}, {problem}" for problem in problems], on_error)
     if notes:
         warn_once(f"{json_file}: " + "\n  ".join(["what was assumed:", *notes] if len(notes) > 1 else notes))
+    return data
+
+
+def parse_coco(content: Any, json_file: str, image_root: str, notes: list[str], problems: list[str]) -> CocoData:
+    """What `read_coco` makes of the content of a file.
+
+    Args:
+        content: of the file; its list of annotations may be added.
+        json_file: named in errors.
+        image_root: folder that the `file_name`s are relative to.
+        notes: what had to be assumed is added here.
+        problems: images and annotations that cannot be used are added here.
+
+    Raises:
+        DataError: naming the file that is no COCO file, or whose images or categories cannot be told apart.
+    """
+    content = _check_lists(content, json_file, notes)
+    categories, indices = _categories(content, json_file)
+    records = _records(content["images"], image_root, json_file, notes, problems)
+    _add_annotations(content["annotations"], records, categories, indices, notes, problems)
     ordered = {id(record): record for _, record in sorted(records.items(), key=lambda item: id_order(item[0]))}
     return CocoData(categories, list(ordered.values()))
 
 
-def _load(json_file: str) -> dict[str, Any]:
-    """The file as a dict with the three lists."""
+def _load(json_file: str) -> Any:
+    """Content of a JSON file, or of an address."""
     try:
         refuse_special_file(json_file)
         with PathManager.open(json_file, "rb") as file:
-            content = json.loads(file.read())  # UTF-8, -16 or -32, with or without a byte order mark
+            return json.loads(file.read())  # UTF-8, -16 or -32, with or without a byte order mark
     except FileNotFoundError:
         raise DataError(f"{json_file} does not exist.") from None
     except (ValueError, OSError, RecursionError) as error:
         raise DataError(f"{json_file} is no valid COCO file: it cannot be read as JSON ({error}).") from error
+
+
+def _check_lists(content: Any, json_file: str, notes: list[str]) -> dict[str, Any]:
+    """The content as a dict with the three lists."""
     needed = 'A COCO file holds {"images": [...], "annotations": [...], "categories": [...]}.'
     if isinstance(content, list):
         raise DataError(
@@ -115,7 +135,7 @@ def _load(json_file: str) -> dict[str, Any]:
         raise DataError(f"{json_file} is no valid COCO file: it holds a {type(content).__name__}. {needed}")
     found = ", ".join(map(repr, list(content)[:_SHOWN])) or "nothing"
     if content.get("annotations") is None and "images" in content and "categories" in content:
-        warn_once(f"{json_file} has no annotations: its images are taken to be without objects.")
+        notes.append("it has no annotations: its images are taken to be without objects.")
         content["annotations"] = []
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):

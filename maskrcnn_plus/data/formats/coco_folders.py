@@ -10,13 +10,21 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from maskrcnn_plus.data.annotations import normalize_segmentation
 from maskrcnn_plus.data.check import DataError
-from maskrcnn_plus.data.formats.annotated import Annotated
-from maskrcnn_plus.data.formats.coco import read_coco
+from maskrcnn_plus.data.formats.annotated import Annotated, ImageFinder
+from maskrcnn_plus.data.formats.coco import Category, parse_coco
+from maskrcnn_plus.data.formats.coco_attributes import select_attribute
 from maskrcnn_plus.data.formats.files import WHOLE, list_tree, peek_json, read_json, split_of
 from maskrcnn_plus.data.formats.options import ReadOptions
+from maskrcnn_plus.data.formats.shapes import NoAreaError, Shape
 
 LOOKED_FOR = 'JSON files with "images" and "categories" (COCO)'
+OPTIONS = ("attribute",)
+
+_LOOKED_UP = 100  # names by which the folder of the images is found
 
 
 def matches(path: Path) -> bool:
@@ -27,40 +35,108 @@ def matches(path: Path) -> bool:
 def read(path: Path, options: ReadOptions) -> Annotated:
     """Read all COCO files of a folder, a split a file or folder, with classes matched by name.
 
-    What the reader of COCO files assumes is a warning of its log.
-
     Raises:
         DataError: a file cannot be read, or two splits have an image in common.
     """
     data = Annotated()
     root = path if path.is_dir() else path.parent
+    finder, found = ImageFinder(root, data), False
     for file in list_tree(path, (".json",)):
         content = read_json(file)
         if not _is_coco(content):
-            data.notes.append(f"{file} is no COCO file and was left out.")
+            data.assume("JSON files that are not COCO's, which were left out", str(file))
             continue
-        coco = read_coco(str(file), str(_image_root(file, root, content)))
-        names = Counter(category.name for category in coco.categories)
-        parents = {str(each.get("supercategory")) for each in content["categories"]}
-        for category in coco.categories:
-            if category.count == 0 and category.name in parents and names[category.name] == 1:
-                data.notes.append(f"{file}: {category.name!r} is a group of classes without objects, and no class.")
-            else:
-                data.category(category.name)
-        for name in (name for name, count in names.items() if count > 1):
-            data.notes.append(f"{file}: {names[name]} categories are named {name!r} and were taken as one.")
+        found = True
+        content = select_attribute(content, options.attribute, str(file), data)
+        notes: list[str] = []
+        problems: list[str] = []
+        coco = parse_coco(content, str(file), str(_image_root(file, root, content)), notes, problems)
+        data.notes += [f"{file}: {note}" for note in notes]
+        data.problems += [f"{file}, {problem}" for problem in problems]
+        _add_classes(coco.categories, content, file, data)
         for record in coco.records:
-            for entry in record["annotations"]:
-                entry["category_id"] = data.category(coco.categories[entry["category_id"]].name)
-            data.splits[_split(file, root)].append(record)
-    if not data.splits:
+            _add_record(record, coco.categories, file, _split(file, root), finder, data)
+    if not found:
         raise DataError(f"{path} holds no COCO file: it needs {LOOKED_FOR}.")
-    _refuse_repeated(data)
     return data
 
 
 def _is_coco(content: Any) -> bool:
     return isinstance(content, dict) and all(isinstance(content.get(key), list) for key in ("images", "categories"))
+
+
+def _add_classes(categories: list[Category], content: dict[str, Any], file: Path, data: Annotated) -> None:
+    names = Counter(category.name for category in categories)
+    parents = {str(each.get("supercategory")) for each in content["categories"]}
+    for category in categories:
+        if category.count == 0 and category.name in parents and names[category.name] == 1:
+            data.notes.append(f"{file}: {category.name!r} is a group of classes without objects, and no class.")
+        else:
+            data.category(category.name)
+    for name in (name for name, count in names.items() if count > 1):
+        data.notes.append(f"{file}: {names[name]} categories are named {name!r} and were taken as one.")
+
+
+def _add_record(
+    record: dict[str, Any], categories: list[Category], file: Path, split: str, finder: ImageFinder, data: Annotated
+) -> None:
+    """Add an image as it stands in the file, or in the pixels of its image where that has another size."""
+    path = Path(record["file_name"])
+    image = path if path.is_file() else finder.find(record["file_name"], file)
+    if image is None:
+        return
+    if data.has_image(image):
+        raise DataError(f"{image} is annotated twice, in {file} and elsewhere. Keep one of the files.")
+    stated = (record["height"], record["width"]) if {"height", "width"} <= record.keys() else None
+    stated = stated if stated and all(isinstance(side, int) and side > 0 for side in stated) else None
+    size = data.read_size(image)
+    if not data.is_new(image, str(file)) or size is None or data.drawn_size(image, stated, str(file)) is None:
+        return
+    entries = []
+    for number, entry in enumerate(record["annotations"]):
+        place = f"{file}, annotation {entry.get('id', f'number {number}')} of {image.name}"
+        entry["category_id"] = data.category(categories[entry["category_id"]].name)
+        try:
+            entries.append((place, _with_mask(entry)))
+        except NoAreaError as error:
+            data.leave_out(str(error), place)
+    if stated == size:
+        data.note_orientation(image)
+        annotations = [entry for _, entry in entries]
+        data.splits[split].append({**record, "file_name": str(image), "annotations": annotations})
+        return
+
+    def as_shape(item: tuple[str, dict[str, Any]], _: str) -> Shape:
+        place, entry = item
+        mask = normalize_segmentation(entry["segmentation"], stated or size)[0]
+        shape = Shape(data.class_names[entry["category_id"]], place, is_crowd=bool(entry.get("iscrowd", 0)))
+        if isinstance(mask, dict):
+            shape.rle = mask
+        else:
+            shape.polygons = [np.asarray(polygon).reshape(-1, 2) for polygon in mask]
+        return shape
+
+    data.add_shapes(split, image, data.read_shapes(entries, f"{file}, {image.name}", as_shape), str(file), stated)
+
+
+def _with_mask(entry: dict[str, Any]) -> dict[str, Any]:
+    """An annotation without parts of one or two points, which are slips.
+
+    Raises:
+        NoAreaError: nothing is left, or it has a box alone.
+    """
+    mask = entry.get("segmentation")
+    if not mask:
+        raise NoAreaError("a box" if entry.get("bbox") else "an annotation of nothing")
+    if isinstance(mask, list) and all(isinstance(part, list) for part in mask):
+        numbers = [part for part in mask if all(isinstance(value, int | float) for value in part)]
+        if len(numbers) == len(mask):
+            parts = [part for part in mask if len(part) >= 6]
+            if not parts:
+                count = max(map(len, mask)) // 2
+                raise NoAreaError("a box" if not count and entry.get("bbox") else f"a polygon of {count} points")
+            return {**entry, "segmentation": parts}
+    return entry
 
 
 def _split(file: Path, root: Path) -> str:
@@ -76,18 +152,7 @@ def _split(file: Path, root: Path) -> str:
 def _image_root(file: Path, root: Path, content: dict[str, Any]) -> Path:
     """The folder that holds most of the images, by name: that of the file, or another one of the data set."""
     names = [str(image.get("file_name", "")) for image in content["images"] if isinstance(image, dict)]
-    names = [name.replace("\\", "/") for name in names]
+    names = [name.replace("\\", "/") for name in names[:: max(1, len(names) // _LOOKED_UP)]]
     folders = [file.parent, root, *(each for each in sorted(root.rglob("*")) if each.is_dir())]
     found = [sum((each / n).is_file() or (each / n.rpartition("/")[2]).is_file() for n in names) for each in folders]
     return folders[found.index(max(found))]
-
-
-def _refuse_repeated(data: Annotated) -> None:
-    """Refuse an image in two files, whose annotations nobody could bring together."""
-    seen: dict[str, str] = {}
-    for split, records in data.splits.items():
-        for record in records:
-            path = str(Path(record["file_name"]).resolve())
-            if path in seen:
-                raise DataError(f"{path} is annotated twice, in the splits {seen[path]} and {split}. Keep one of them.")
-            seen[path] = split

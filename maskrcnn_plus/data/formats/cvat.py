@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import ParseError, parse
 
 from maskrcnn_plus.data.check import DataError
-from maskrcnn_plus.data.formats.annotated import Annotated, ImageFinder, polygon_annotation
+from maskrcnn_plus.data.formats.annotated import Annotated, ImageFinder
 from maskrcnn_plus.data.formats.files import list_tree, split_of
-from maskrcnn_plus.data.formats.masks import mask_annotation
 from maskrcnn_plus.data.formats.options import ReadOptions
+from maskrcnn_plus.data.formats.shapes import (
+    NoAreaError,
+    Shape,
+    as_points,
+    check_area,
+    close_line,
+    ellipse,
+    mask_rle,
+    rectangle,
+    turn,
+)
+from maskrcnn_plus.data.formats.xml_files import peek_tags, read_xml
 
 LOOKED_FOR = "XML files of CVAT (<annotations> with <image> or <track>)"
-
-_ELLIPSE_POINTS = 64
+OPTIONS = ("attribute",)
 
 
 def matches(path: Path) -> bool:
     """Whether a folder, or an XML file, is CVAT's."""
-    for file in list_tree(path, (".xml",)):
-        try:
-            if _load(file) is not None:
-                return True
-        except DataError:
-            continue
-    return False
+    return any(_is_cvat(peek_tags(file)) for file in list_tree(path, (".xml",)))
+
+
+def _is_cvat(tags: list[str]) -> bool:
+    return tags[:1] == ["annotations"] and ("image" in tags or "track" in tags or "meta" in tags)
 
 
 def read(path: Path, options: ReadOptions) -> Annotated:
@@ -39,88 +46,81 @@ def read(path: Path, options: ReadOptions) -> Annotated:
     """
     data = Annotated()
     root = path if path.is_dir() else path.parent
-    finder, used = ImageFinder(root), set()
+    finder, found = ImageFinder(root, data), False
     for file in list_tree(path, (".xml",)):
-        tree = _load(file)
-        if tree is None:
-            data.notes.append(f"{file} is not CVAT's and was left out.")
+        tree = read_xml(file)
+        if tree.tag != "annotations" or (tree.find("image") is None and tree.find("track") is None):
+            data.assume("XML files that are not CVAT's, which were left out", str(file))
             continue
+        found = True
         if tree.find("track") is not None:
             raise DataError(f"{file} has tracks of a video. Export it as 'CVAT for images 1.1'.")
         for element in tree.iter("image"):
             name = element.get("name", "")
-            image = finder.find(name, file.parent / "images" / "x") or finder.find(name, file)
+            image = finder.find(name, file.parent / "images" / "x", say=False) or finder.find(name, file)
             where = f"{file}, image {name!r}"
-            if image is None or image.resolve() in used:
-                data.problems.append(f"{where}: " + ("it is not there." if image is None else "it is listed twice."))
+            if image is None or not data.is_new(image, where):
                 continue
-            used.add(image.resolve())
-            size = data.read_size(image)
-            if size is None:
-                continue
-            stated = element.get("height"), element.get("width")
-            if stated != (str(size[0]), str(size[1])):
-                data.problems.append(f"{where}: it says {stated[0]} x {stated[1]}, the file is {size[0]} x {size[1]}.")
-                continue
-            annotations = []
-            for number, shape in enumerate(element):
-                try:
-                    annotations.append(_read_shape(shape, size, data))
-                except (ValueError, OverflowError) as error:
-                    data.problems.append(f"{where}, shape {number}: {error}")
-            data.add_image(split_of(image, root), image, size, annotations)
-    if not used and not data.problems:
+            stated = _stated_size(element)
+            size = data.drawn_size(image, stated, where)
+            if size is not None:
+                shapes = data.read_shapes(element, where, partial(_read_shape, size=size, attribute=options.attribute))
+                data.add_shapes(split_of(image, root), image, shapes, where, stated)
+    if not found:
         raise DataError(f"{path} holds no image of CVAT: it needs {LOOKED_FOR}.")
     return data
 
 
-def _load(file: Path) -> Any:
-    """Root of an XML file of CVAT, None where it is another one."""
+def _stated_size(element: Any) -> tuple[int, int] | None:
+    """(height, width) that an <image> states."""
     try:
-        root = parse(file).getroot()
-    except (ParseError, DefusedXmlException, OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read as XML ({error}). Export it again.") from error
-    sound = root.tag == "annotations" and (root.find("image") is not None or root.find("track") is not None)
-    return root if sound else None
+        size = int(element.get("height", "")), int(element.get("width", ""))
+    except ValueError:
+        return None
+    return size if min(size) > 0 else None
 
 
-def _read_shape(shape: Any, size: tuple[int, int], data: Annotated) -> dict[str, Any]:
-    """Annotation of a shape in an image of `size` (H, W)."""
+def _read_shape(shape: Any, place: str, size: tuple[int, int], attribute: str | None) -> Shape:
+    """A shape of an image of `size` (H, W)."""
+    if shape.tag in ("tag", "points", "cuboid", "skeleton"):
+        raise NoAreaError({"tag": "a tag of the whole image", "points": "a point"}.get(shape.tag, f"a {shape.tag}"))
+    if shape.tag not in ("polygon", "polyline", "box", "ellipse", "mask"):
+        raise ValueError(f"<{shape.tag}> is not understood. Draw a polygon, box, ellipse or mask, or remove it.")
     label = shape.get("label")
-    if not label or shape.tag not in ("polygon", "box", "ellipse", "mask"):
-        raise ValueError(f"a {shape.tag} has no mask of a class. Draw a polygon, box, ellipse or mask, or remove it.")
-    if float(shape.get("rotation", 0)) != 0:
-        raise ValueError(f"a rotated {shape.tag} is not understood. Draw it as a polygon.")
+    if attribute is not None:
+        label = next((each.text for each in shape.iter("attribute") if each.get("name") == attribute), None)
+    if not (label or "").strip():
+        what = "label" if attribute is None else f"attribute {attribute!r}"
+        raise ValueError(f"this {shape.tag} has no {what}. Give it one.")
+    drawn = Shape(label, place, is_box=shape.tag == "box")
     if shape.tag == "mask":
-        mask = _read_mask(shape, size)
-        return mask_annotation(mask, data.category(label))
-    if shape.tag == "polygon":
-        points = [float(value) for pair in shape.get("points", "").split(";") for value in pair.split(",")]
-    elif shape.tag == "box":
-        x0, y0, x1, y1 = _numbers(shape, "xtl", "ytl", "xbr", "ybr")
-        points = [x0, y0, x1, y0, x1, y1, x0, y1]
+        drawn.rle = _read_mask(shape, size)
+        return drawn
+    if shape.tag in ("polygon", "polyline"):
+        points = as_points([pair.split(",") for pair in shape.get("points", "").split(";")])
+        drawn.polygons = [close_line(points) if shape.tag == "polyline" else check_area(points)]
+        return drawn
+    degrees = float(shape.get("rotation", 0))
+    if shape.tag == "box":
+        points = rectangle(*_numbers(shape, "xtl", "ytl", "xbr", "ybr"))
+        points = turn(points, degrees, points.mean(axis=0))
     else:
-        x, y, rx, ry = _numbers(shape, "cx", "cy", "rx", "ry")
-        angles = np.arange(_ELLIPSE_POINTS) * (2 * np.pi / _ELLIPSE_POINTS)
-        points = np.stack([x + rx * np.cos(angles), y + ry * np.sin(angles)], axis=1).reshape(-1).tolist()
-    if len(points) < 6 or len(points) % 2 or not np.isfinite(points).all():
-        raise ValueError("a polygon needs x and y of 3 points or more. Redraw or remove it.")
-    return polygon_annotation([points], data.category(label))
+        points = ellipse(*_numbers(shape, "cx", "cy", "rx", "ry"), degrees)
+    drawn.polygons = [check_area(as_points(points))]
+    return drawn
 
 
 def _numbers(shape: Any, *names: str) -> list[float]:
     return [float(shape.get(name, "")) for name in names]
 
 
-def _read_mask(shape: Any, size: tuple[int, int]) -> np.ndarray:
-    """Mask bool [H, W] of runs, background first, of the row-major pixels of a box."""
+def _read_mask(shape: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """RLE of runs, background first, of the row-major pixels of a box."""
     x, y, width, height = (int(value) for value in _numbers(shape, "left", "top", "width", "height"))
     if min(x, y) < 0 or min(width, height) < 1 or x + width > size[1] or y + height > size[0]:
         raise ValueError(f"its mask of {height} x {width} at x {x}, y {y} is not within the image.")
     runs = [int(value) for value in shape.get("rle", "").split(",")]
     if min(runs) < 0 or sum(runs) != height * width or not any(runs[1::2]):
         raise ValueError(f"its runs are empty or do not add up to {height} x {width} pixels. Redraw or remove it.")
-    mask = np.zeros(size, dtype=bool)
     part = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)  # [h * w] -> [h, w]
-    mask[y : y + height, x : x + width] = part
-    return mask
+    return mask_rle(part, x, y, size)

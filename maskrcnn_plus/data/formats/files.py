@@ -29,13 +29,15 @@ class _Read:
 
     Attributes:
         trees: the files of folders, by folder and extensions.
-        outlines: a shortened content of each JSON file that was looked at; an error of one that cannot be read.
+        outlines: a shortened content of each JSON file that was looked at; None of one that cannot be read.
+        errors: of files that cannot be read, by file.
         contents: whole contents that no reader has taken yet.
         num_bytes: length of their files.
     """
 
     trees: dict[tuple[Path, tuple[str, ...]], list[Path]] = field(default_factory=dict)
     outlines: dict[Path, Any] = field(default_factory=dict)
+    errors: dict[Path, DataError] = field(default_factory=dict)
     contents: dict[Path, Any] = field(default_factory=dict)
     num_bytes: int = 0
 
@@ -57,9 +59,16 @@ def reading_once() -> Iterator[None]:
 
 
 def damaged_files() -> list[DataError]:
-    """Errors of the JSON files that were peeked at and cannot be read, within `reading_once`."""
+    """Errors of the files that were peeked at and cannot be read, within `reading_once`."""
     known = _read.get()
-    return [] if known is None else [each for each in known.outlines.values() if isinstance(each, DataError)]
+    return [] if known is None else list(known.errors.values())
+
+
+def damaged(path: Path, error: DataError) -> None:
+    """Remember that a file that was peeked at cannot be read."""
+    known = _read.get()
+    if known is not None:
+        known.errors[path] = error
 
 
 def list_tree(path: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -99,13 +108,13 @@ def peek_json(path: Path) -> Any:
     """What a JSON file looks like: its content with the first items of lists and dicts; None where it has none."""
     known = _read.get()
     if known is not None and path in known.outlines:
-        outline = known.outlines[path]
-        return None if isinstance(outline, DataError) else outline
+        return known.outlines[path]
     try:
         content = read_json(path)
     except DataError as error:
         if known is not None:
-            known.outlines[path] = error
+            known.outlines[path] = None
+        damaged(path, error)
         return None
     outline = _outline(content, 0)
     if known is not None:

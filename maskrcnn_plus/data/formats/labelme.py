@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,27 @@ import numpy as np
 from PIL import Image
 
 from maskrcnn_plus.data.check import DataError
-from maskrcnn_plus.data.formats.annotated import Annotated, ImageFinder, polygon_annotation
+from maskrcnn_plus.data.formats.annotated import Annotated, ImageFinder
+from maskrcnn_plus.data.formats.embedded import extract_image
 from maskrcnn_plus.data.formats.files import list_tree, peek_json, read_json, split_of
-from maskrcnn_plus.data.formats.masks import mask_annotation
 from maskrcnn_plus.data.formats.options import ReadOptions
-from maskrcnn_plus.masks.polygons import polygons_to_mask
+from maskrcnn_plus.data.formats.shapes import (
+    NoAreaError,
+    Shape,
+    as_points,
+    check_area,
+    close_line,
+    ellipse,
+    join_groups,
+    mask_rle,
+    rectangle,
+)
 
 LOOKED_FOR = 'JSON files with "shapes" and "imagePath"'
 
-_CIRCLE_POINTS = 64
+_LINES = ("line", "linestrip")
+_POINTS = ("point", "points")
+_EMBEDDED = "images that are not there, and were taken from the JSON files that hold them"
 
 
 def matches(path: Path) -> bool:
@@ -36,36 +49,25 @@ def read(path: Path, options: ReadOptions) -> Annotated:
     """
     data = Annotated()
     root = path if path.is_dir() else path.parent
-    finder, used = ImageFinder(root), set()
+    finder = ImageFinder(root, data)
+    found = False
     for file in list_tree(path, (".json",)):
         content = read_json(file)
         if not _is_labelme(content):
-            data.notes.append(f"{file} has no shapes and was left out.")
+            data.assume("JSON files without shapes, which were left out", str(file))
             continue
-        image = finder.find(str(content.get("imagePath") or ""), file)
-        if image is None:
-            data.problems.append(
-                f"{file}: its image {content.get('imagePath')!r} is not there. Put it beside the file."
-            )
+        found = True
+        image = _find_image(content, file, finder, data)
+        if image is None or not data.is_new(image, str(file)):
             continue
-        if image.resolve() in used:
-            data.problems.append(f"{file}: another file annotates {image} too. Keep one of them.")
-            continue
-        used.add(image.resolve())
-        size = data.read_size(image)
-        if size is None:
-            continue
-        stated = content.get("imageHeight"), content.get("imageWidth")
-        if None not in stated and stated != size:
-            data.problems.append(
-                f"{file}: it says {stated[0]} high x {stated[1]} wide, the image {image} is {size[0]} x {size[1]}. "
-                "Annotate the image as it is, or bring back the one that was annotated."
-            )
-            continue
-        data.add_image(split_of(file, root), image, size, _read_shapes(content["shapes"], file, size, data))
-    if not used and not data.problems:
+        stated = _stated_size(content)
+        size = data.drawn_size(image, stated, str(file))
+        if size is not None:
+            shapes = data.read_shapes(content["shapes"], str(file), partial(_read_shape, size=size))
+            data.add_shapes(split_of(file, root), image, join_groups(shapes), str(file), stated)
+    if not found:
         raise DataError(f"{path} holds no LabelMe annotation: it needs {LOOKED_FOR}.")
-    others = [image for image in finder.files if image.resolve() not in used]
+    others = [image for image in finder.files if not data.has_image(image)]
     if path.is_dir() and others:
         data.notes.append(f"{len(others)} images have no JSON file and were left out, {others[0]} among them.")
     return data
@@ -75,73 +77,71 @@ def _is_labelme(content: Any) -> bool:
     return isinstance(content, dict) and isinstance(content.get("shapes"), list) and "imagePath" in content
 
 
-def _read_shapes(shapes: list[Any], file: Path, size: tuple[int, int], data: Annotated) -> list[dict[str, Any]]:
-    """Annotations of an image of `size` (H, W); shapes of one label and group_id are parts of one object."""
-    groups: dict[Any, list[list[float] | np.ndarray]] = {}
-    for number, shape in enumerate(shapes):
+def _find_image(content: dict[str, Any], file: Path, finder: ImageFinder, data: Annotated) -> Path | None:
+    """The image of a file, or the copy that the file holds, kept in the cache folder."""
+    name, text = str(content.get("imagePath") or ""), content.get("imageData")
+    image = finder.find(name, file, say=not text)
+    if image is None and text:
         try:
-            label, group, part = _read_shape(shape, size)
-        except (ValueError, TypeError, KeyError, OSError) as error:
-            data.problems.append(f"{file}, shape {number}: {error}")
-            continue
-        key = (label, "alone", number) if group is None else (label, "group", str(group))
-        groups.setdefault(key, []).append(part)
-    annotations = []
-    for (label, *_), parts in groups.items():
-        category = data.category(label)
-        if all(isinstance(part, list) for part in parts):
-            annotations.append(polygon_annotation(parts, category))
-            continue
-        mask = np.zeros(size, dtype=bool)  # [H, W]
-        for part in parts:
-            mask |= polygons_to_mask([part], *size).astype(bool) if isinstance(part, list) else part
-        annotations.append(mask_annotation(mask, category))
-    return annotations
+            image = extract_image(text, file.stem)
+            data.assume(_EMBEDDED, str(file))
+        except (ValueError, OSError) as error:
+            data.problems.append(f"{file}: its image {name!r} is not there, and its imageData is unusable: {error}")
+    return image
 
 
-def _read_shape(shape: Any, size: tuple[int, int]) -> tuple[str, Any, list[float] | np.ndarray]:
-    """Label, group and polygon [x0, y0, x1, y1, ...] or mask bool [H, W] of a shape."""
-    if not isinstance(shape, dict) or not str(shape.get("label") or "").strip():
+def _stated_size(content: dict[str, Any]) -> tuple[int, int] | None:
+    """(height, width) that a file states, None where it states none or nonsense."""
+    try:
+        size = int(content["imageHeight"]), int(content["imageWidth"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return size if min(size) > 0 else None
+
+
+def _read_shape(entry: Any, place: str, size: tuple[int, int]) -> Shape:
+    """A shape in an image of `size` (H, W)."""
+    if not isinstance(entry, dict) or not str(entry.get("label") or "").strip():
         raise ValueError("it has no label. Give it one.")
-    kind = shape.get("shape_type") or "polygon"
-    points = np.asarray(shape.get("points", []), dtype=np.float64)  # [P, 2], x and y
-    if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
-        raise ValueError(f"its points are {str(shape.get('points'))[:60]}; they must be [[x, y], ...].")
-    needed = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2}.get(kind)
-    if needed is None:
-        raise ValueError(f"a {kind} has no area. Draw a polygon, rectangle, circle or mask, or remove it.")
-    if len(points) < needed:
-        raise ValueError(f"a {kind} of {len(points)} points: {needed} or more are needed. Redraw or remove it.")
+    kind = entry.get("shape_type") or "polygon"
+    group = entry.get("group_id")
+    shape = Shape(str(entry["label"]), place, group=None if group is None else str(group))
+    if kind in _POINTS:
+        raise NoAreaError("a point")
+    points = as_points(entry.get("points", []))
     if kind == "mask":
-        part = _read_mask(shape.get("mask"), points, size)
+        shape.rle = _read_mask(entry.get("mask"), points, size)
+    elif kind in _LINES:
+        shape.polygons = [close_line(points)]
     elif kind == "circle":
-        angles = np.arange(_CIRCLE_POINTS) * (2 * np.pi / _CIRCLE_POINTS)
-        radius = np.hypot(*(points[1] - points[0]))
-        part = (points[0] + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)).reshape(-1).tolist()
-    elif kind == "rectangle" and len(points) == 2:
-        (x0, y0), (x1, y1) = points.tolist()
-        part = [x0, y0, x1, y0, x1, y1, x0, y1]
+        _need(points, kind, 2)
+        radius = float(np.hypot(*(points[1] - points[0])))
+        shape.polygons = [check_area(ellipse(*points[0].tolist(), radius, radius))]
+    elif kind == "rectangle" and len(points) <= 2:
+        _need(points, kind, 2)
+        shape.polygons, shape.is_box = [check_area(rectangle(*points.reshape(-1).tolist()))], True
+    elif kind in ("polygon", "rectangle", "rotation"):
+        shape.polygons, shape.is_box = [check_area(points)], kind != "polygon"
     else:
-        part = points.reshape(-1).tolist()
-    return str(shape["label"]), shape.get("group_id"), part
+        raise ValueError(f"a {str(kind)[:40]} is not understood. Draw a polygon, or remove it.")
+    return shape
 
 
-def _read_mask(text: Any, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Mask bool [H, W] of a PNG in base64 whose upper left pixel is the first point."""
-    if not isinstance(text, str):
-        raise ValueError("a mask without its picture. Redraw or remove it.")
+def _need(points: np.ndarray, kind: str, count: int) -> None:
+    if len(points) < count:
+        raise NoAreaError(f"a {kind} of {len(points)} points")
+
+
+def _read_mask(text: Any, points: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
+    """RLE of a PNG in base64 whose upper left pixel is the first point."""
+    if not isinstance(text, str) or not len(points):
+        raise ValueError("a mask without its picture or place. Redraw or remove it.")
     try:
         with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"]) as picture:
             if picture.width > size[1] or picture.height > size[0]:
                 raise ValueError(f"its mask of {picture.height} x {picture.width} is larger than the image.")
             part = np.asarray(picture.convert("L")) > 0  # [h, w]
-    except (binascii.Error, OSError, SyntaxError) as error:
+    except (binascii.Error, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"its mask is no PNG in base64 ({error}). Redraw or remove it.") from error
     x, y = (int(value) for value in points[0])
-    if x < 0 or y < 0 or y + part.shape[0] > size[0] or x + part.shape[1] > size[1]:
-        raise ValueError(f"its mask of {part.shape[0]} x {part.shape[1]} at x {x}, y {y} is not within the image.")
-    if not part.any():
-        raise ValueError("its mask is empty. Redraw or remove it.")
-    mask = np.zeros(size, dtype=bool)
-    mask[y : y + part.shape[0], x : x + part.shape[1]] = part
-    return mask
+    return mask_rle(part, x, y, size)

@@ -20,13 +20,29 @@ def mask_annotation(mask: np.ndarray, category: int) -> dict[str, Any]:
         mask: bool [H, W], not empty.
         category: index of its class.
     """
-    rle = masks_to_rles(mask[None])[0]
+    return rle_annotation(masks_to_rles(mask[None])[0], category)
+
+
+def rle_annotation(rle: dict[str, Any], category: int, crowd: int = 0) -> dict[str, Any]:
+    """An object of an RLE of its image.
+
+    Args:
+        rle: not empty.
+        category: index of its class.
+        crowd: 1 for a region of many objects.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    box = rle_boxes([rle])[0]
+    if not box.any():
+        raise ValueError("its mask is empty. Redraw or remove it.")
     return {
         "segmentation": rle,
-        "bbox": rle_boxes([rle])[0].tolist(),
+        "bbox": box.tolist(),
         "bbox_mode": BoxMode.XYXY_ABS,
         "category_id": category,
-        "iscrowd": 0,
+        "iscrowd": crowd,
     }
 
 

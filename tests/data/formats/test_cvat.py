@@ -5,7 +5,7 @@ import pytest
 from annotation_folders import masks_of, read_one, rectangle, write_image
 
 from maskrcnn_plus.data.check import DataError
-from maskrcnn_plus.data.formats import read, sniff
+from maskrcnn_plus.data.formats import ReadOptions, read, sniff
 
 POLYGON = '<polygon label="cell" points="6,4;30,4;30,20;6,20"/>'
 
@@ -21,7 +21,7 @@ def write(root, shapes, size='width="60" height="40"'):
     ("shapes", "mask"),
     [
         (POLYGON, rectangle(6, 4, 30, 20)),
-        ('<box label="cell" xtl="6" ytl="4" xbr="30" ybr="20"/>', rectangle(6, 4, 30, 20)),
+        ('<polyline label="cell" points="6,4;30,4;30,20;6,20;6,4"/>', rectangle(6, 4, 30, 20)),
         (
             '<mask label="cell" rle="1,2,3" left="6" top="4" width="3" height="2"/>',
             rectangle(7, 4, 9, 5),
@@ -54,11 +54,9 @@ def test_no_shapes_are_a_negative(tmp_path):
 @pytest.mark.parametrize(
     ("shape", "said"),
     [
-        ('<polyline label="cell" points="1,1;2,2"/>', "a polyline has no mask"),
-        ('<tag label="cell"/>', "a tag has no mask"),
-        ('<polygon label="cell" points="1,1;2,2"/>', "3 points"),
-        ('<polygon label="cell" points=""/>', "could not convert"),
-        ('<box label="cell" rotation="30" xtl="6" ytl="4" xbr="30" ybr="20"/>', "rotated"),
+        ('<polygon label="cell" points=""/>', "its points are"),
+        ('<polygon points="1,1;2,2"/>', "no label"),
+        ('<blob label="cell"/>', "not understood"),
         ('<mask label="cell" rle="1,2" left="6" top="4" width="3" height="2"/>', "add up"),
         ('<mask label="cell" rle="1,5" left="inf" top="4" width="3" height="2"/>', "infinity"),
         ('<mask label="cell" rle="1,5" left="59" top="4" width="3" height="2"/>', "not within"),
@@ -71,8 +69,45 @@ def test_a_shape_without_mask_is_named(tmp_path, shape, said):
     assert "image 'one.png', shape 1" in data.problems[0]
 
 
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ('<polyline label="cell" points="1,1;20,2;40,1"/>', "an open line"),
+        ('<points label="cell" points="1,1"/>', "a point"),
+        ('<tag label="cell"/>', "a tag of the whole image"),
+        ('<polygon label="cell" points="1,1;2,2"/>', "a polygon of 2 points"),
+        ('<polygon label="cell" points="1,1;2,2;3,3"/>', "without area"),
+    ],
+)
+def test_what_has_no_area_is_left_out_beside_masks(tmp_path, shape, said):
+    record, data = read_one(write(tmp_path, POLYGON + shape))
+    assert len(record["annotations"]) == 1
+    assert not data.problems
+    assert any(said in note and "one.png" in note for note in data.notes)
+    with pytest.raises(DataError, match="no object has a mask"):
+        read(write(tmp_path, shape))
+
+
+def test_boxes_are_said_beside_masks_and_refused_without(tmp_path):
+    box = '<box label="cell" rotation="90" xtl="12" ytl="4" xbr="36" ybr="20"/>'
+    record, data = read_one(write(tmp_path, POLYGON + box))
+    np.testing.assert_array_equal(masks_of(record)[1], rectangle(16, 0, 32, 24))
+    assert any("1 of 2 objects are drawn as boxes" in note for note in data.notes)
+    with pytest.raises(DataError, match="all 1 objects are boxes"):
+        read(write(tmp_path, box))
+
+
+def test_an_attribute_names_the_class(tmp_path):
+    shape = POLYGON.replace("/>", '><attribute name="kind">NA</attribute></polygon>')
+    assert read(write(tmp_path, shape)).class_names == ["cell"]
+    assert read(tmp_path, options=ReadOptions(attribute="kind")).class_names == ["NA"]
+    assert "no attribute 'size'" in read(tmp_path, options=ReadOptions(attribute="size")).problems[0]
+
+
 def test_another_size_is_named(tmp_path):
-    assert "41 x 60" in read(write(tmp_path, POLYGON, 'width="60" height="41"')).problems[0]
+    assert "140 high" in read(write(tmp_path, POLYGON, 'width="60" height="140"')).problems[0]
+    mask = '<mask label="cell" rle="0,1000000000000" left="0" top="0" width="1000000" height="1000000"/>'
+    assert "1000000 x 1000000" in read(write(tmp_path, mask, 'width="1000000" height="1000000"')).problems[0]
 
 
 @pytest.mark.parametrize(

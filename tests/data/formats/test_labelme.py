@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,8 +37,7 @@ def png(mask):
     "shapes",
     [
         [shape()],
-        [shape([[6, 4], [30, 20]], "rectangle")],
-        [shape([[30, 20], [6, 4]], "rectangle")],
+        [shape([*SQUARE, SQUARE[0]], "linestrip")],
         [shape([[6, 4], [29, 19]], "mask", mask=png(np.ones((16, 24), dtype=bool)))],
         [shape([[6, 4], [29, 19]], "mask", mask=png(np.full((16, 24), 255, dtype=np.uint8)))],
     ],
@@ -83,12 +83,10 @@ def test_no_shapes_are_a_negative_and_no_file_is_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (shape(SQUARE[:2]), "2 points"),
-        (shape(SQUARE[:2], "line"), "a line has no area"),
-        (shape([[1, 1]], "point"), "a point has no area"),
+        (shape(SQUARE, "blob"), "a blob is not understood"),
         (shape(label=""), "no label"),
         (shape([[1, 2, 3]]), "points are"),
-        (shape([["x", 1]]), "could not convert"),
+        (shape([["x", 1]]), "points are"),
         (shape(SQUARE[:2], "mask", mask="no png"), "no PNG"),
         (shape(SQUARE[:2], "mask"), "without its picture"),
         (shape([[55, 4], [78, 19]], "mask", mask=png(np.ones((16, 24), dtype=bool))), "not within the image"),
@@ -105,9 +103,50 @@ def test_a_shape_without_mask_is_named(tmp_path, wrong, said):
 
 
 def test_another_size_and_a_missing_image_are_named(tmp_path):
-    assert "41 high" in read(write(tmp_path, [shape()], imageHeight=41, imageWidth=60)).problems[0]
+    assert "141 high" in read(write(tmp_path, [shape()], imageHeight=141, imageWidth=60)).problems[0]
     (tmp_path / "one.png").unlink()
-    assert "is not there" in read(tmp_path).problems[0]
+    assert "1 of 1 images that are annotated are not there (1: one.png)" in read(tmp_path).problems[0]
+
+
+@pytest.mark.parametrize("corners", [[[6, 4], [30, 20]], [[30, 20], [6, 4]], SQUARE])
+def test_boxes_are_said_beside_masks_and_refused_without(tmp_path, corners):
+    record, data = read_one(write(tmp_path, [shape(), shape(corners, "rectangle")]))
+    np.testing.assert_array_equal(masks_of(record)[1], rectangle(6, 4, 30, 20))
+    assert any("1 of 2 objects are drawn as boxes" in note for note in data.notes)
+    with pytest.raises(DataError, match="all 1 objects are boxes"):
+        read(write(tmp_path, [shape(corners, "rectangle")]))
+
+
+@pytest.mark.parametrize(
+    ("slip", "said"),
+    [
+        (shape(SQUARE[:2]), "a polygon of 2 points"),
+        (shape(SQUARE[:2], "line"), "an open line"),
+        (shape([[1, 1]], "point"), "a point"),
+        (shape([[1, 1], [1, 1]], "circle"), "without area"),
+    ],
+)
+def test_what_has_no_area_is_left_out_and_said(tmp_path, slip, said):
+    record, data = read_one(write(tmp_path, [shape(), slip]))
+    assert len(record["annotations"]) == 1
+    assert not data.problems
+    assert any(said in note and "one.json, shape 1" in note for note in data.notes)
+
+
+def test_an_image_that_the_file_holds_is_taken_from_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("MASKRCNN_PLUS_CACHE", str(tmp_path / "cache"))
+    folder = write(tmp_path / "data", [shape()])
+    picture = (folder / "one.png").read_bytes()
+    write(folder, [shape()], imageData=base64.b64encode(picture).decode())
+    (folder / "one.png").unlink()
+    record, data = read_one(folder)
+    assert Path(record["file_name"]).read_bytes() == picture
+    assert Path(record["file_name"]).is_relative_to(tmp_path / "cache")
+    assert sorted(file.name for file in folder.iterdir()) == ["one.json"]
+    assert any("taken from the JSON" in note for note in data.notes)
+    write(folder, [shape()], imageData="bm8gaW1hZ2U=")
+    (folder / "one.png").unlink()
+    assert "no image in base64" in read(folder).problems[0]
 
 
 def test_damaged_json_is_named(tmp_path):

@@ -84,12 +84,9 @@ def test_names_beside_classes(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("0 0.5 0.5 0.2 0.2", "a box, not a mask"),
         ("2 0.1 0.1 0.5 0.1 0.5 0.5", "class 2 is unknown"),
         ("-1 0.1 0.1 0.5 0.1 0.5 0.5", "class -1 is unknown"),
         ("0.5 0.1 0.1 0.5 0.1 0.5 0.5", "class 0.5 is unknown"),
-        ("0 0.1 0.1 0.5 0.1", "a box"),
-        ("0 0.1 0.1", "2 coordinates"),
         ("0 0.1 0.1 0.5 0.1 0.5 0.5 0.7", "7 coordinates"),
         ("0 10 10 50 10 50 50", "not within 0..1"),
         ("0 nan 0.1 0.5 0.1 0.5 0.5", "not finite"),
@@ -104,12 +101,63 @@ def test_a_line_that_is_no_polygon_is_named(tmp_path, line, said):
     assert "one.txt, line 2" in data.problems[0]
 
 
-@pytest.mark.parametrize("names", ["[a, no]", "[a, a]", "{1: a, 2: b}", "3", "[a, null]"])
+def test_boxes_are_left_out_beside_masks_and_refused_without(tmp_path):
+    boxes = "0 0.5 0.5 0.2 0.2\n1 0.5 0.5 0.2 0.2 0.9\n"
+    record, data = read_one(write(tmp_path, label=f"{BOX}\n{boxes}0 0.1 0.1\n"))
+    assert len(record["annotations"]) == 1
+    assert not data.problems
+    assert any("a box (2: " in note and "line 2" in note for note in data.notes)
+    assert any("a polygon of 1 points" in note for note in data.notes)
+    with pytest.raises(DataError, match=r"no object has a mask.*a box \(2\)"):
+        read(write(tmp_path, label=boxes))
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "name"),
+    [
+        ("[no, NA]", ["no", "NA"], "NA"),
+        ("[yes, null]", ["yes", "null"], "null"),
+        ("[on, 1.0]", ["on", "1.0"], "1.0"),
+        ("{3: x, 1: cell}", ["cell", "x"], "cell"),
+        ("[cell, cell]", ["cell"], "cell"),
+    ],
+)
+def test_names_are_the_text_that_stands_there(tmp_path, names, classes, name):
+    record, data = read_one(write(tmp_path, yaml=f"names: {names}\ntrain: images/train\n"))
+    assert data.class_names == classes
+    assert data.class_names[record["annotations"][0]["category_id"]] == name
+
+
+@pytest.mark.parametrize("names", ["[a, [b]]", "{a: 1}", "3", "[a, '']", "&x [*x]"])
 def test_names_that_are_no_classes_are_refused(tmp_path, names):
     with pytest.raises(DataError, match=r"data\.yaml"):
         read(write(tmp_path, yaml=f"names: {names}\ntrain: images/train\n"))
 
 
-def test_an_image_in_two_splits_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"one\.png is in the split"):
-        read(write(tmp_path, yaml="names: [a, b]\ntrain: images/train\nval: images/train\n"))
+def test_an_image_in_two_splits_is_of_the_first(tmp_path):
+    _, data = read_one(write(tmp_path, yaml="names: [a, b]\ntrain: images/train\nval: images/train\n"))
+    assert list(data.splits) == ["train"]
+    assert any("1 images are in train and in val" in note for note in data.notes)
+
+
+def test_four_points_may_be_rotated_boxes(tmp_path):
+    assert any("rotated boxes" in note for note in read(write(tmp_path)).notes)
+
+
+def test_a_yaml_in_a_sub_folder_and_nothing_outside(tmp_path):
+    write(tmp_path / "data" / "mine", yaml=None)
+    write(tmp_path / "other", yaml=None)
+    (tmp_path / "data" / "settings").mkdir()
+    file = tmp_path / "data" / "settings" / "data.yaml"
+    file.write_text("names: [a, b]\npath: ../mine\ntrain: images/train\nval: ../../other/images\n")
+    record, data = read_one(tmp_path / "data")
+    assert record["file_name"] == str(tmp_path / "data" / "settings" / ".." / "mine" / "images" / "train" / "one.png")
+    assert any("other/images" in note and "not there" in note for note in data.notes)
+
+
+def test_a_copy_without_labels_is_no_negative(tmp_path):
+    write(tmp_path, yaml=None)
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    write_image(tmp_path / "all" / "one.png")
+    (record,) = (record for records in read(tmp_path).splits.values() for record in records)
+    assert len(record["annotations"]) == 1

@@ -1,0 +1,114 @@
+"""The image that an annotation file names, among the files of a folder."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from maskrcnn_plus.data.formats.files import list_tree
+from maskrcnn_plus.data.images import IMAGE_SUFFIXES
+
+if TYPE_CHECKING:
+    from maskrcnn_plus.data.formats.annotated import Annotated
+
+_UPLOADED = re.compile(r"[0-9a-f]{8}-(.+)")  # how Label Studio names what was uploaded
+
+_SEVERAL = "of several files with the name of an image, all with the same content, one was taken"
+_EXTENSION = "images that are there with another extension than the annotations say"
+
+
+class ImageFinder:
+    """Image files of a folder by name."""
+
+    def __init__(self, root: Path, data: Annotated) -> None:
+        """List the folder.
+
+        Args:
+            root: folder of the data set.
+            data: what was assumed and what is missing is told there.
+        """
+        self.files = list_tree(root, IMAGE_SUFFIXES)
+        self.data = data
+        self._by_name: dict[str, list[Path]] = defaultdict(list)
+        self._by_stem: dict[str, list[Path]] = defaultdict(list)
+        for file in self.files:
+            self._by_name[file.name].append(file)
+            self._by_stem[file.stem].append(file)
+
+    def find(self, name: str, beside: Path, say: bool = True) -> Path | None:
+        """The image that an annotation file names.
+
+        Args:
+            name: as the file gives it: a path of any machine, or an address.
+            beside: the annotation file.
+            say: whether an image that is not there is noted as missing.
+
+        Returns:
+            The path relative to the annotation file; else the file's name beside it; else the file below the root with
+            this name, or with its stem; else the image beside the annotation file with that file's name; else None.
+        """
+        for plain in _spellings(name):
+            base = plain.rpartition("/")[2]
+            for candidate in (beside.parent / plain, beside.parent / base):
+                if base and _is_file(candidate):
+                    return candidate
+            if base in self._by_name:
+                return self._choose(self._by_name[base], plain, say)
+        for plain in _spellings(name):
+            stem = plain.rpartition("/")[2].rpartition(".")[0]
+            if len(self._by_stem.get(stem, ())) == 1:
+                self.data.assume(_EXTENSION, name)
+                return self._by_stem[stem][0]
+        near = [file for file in self._by_stem.get(beside.stem, ()) if file.parent == beside.parent]
+        if len(near) == 1:
+            return near[0]
+        if say:
+            self.data.missing.append(name)
+        return None
+
+    def _choose(self, files: list[Path], name: str, say: bool) -> Path | None:
+        """The file whose folders are most like those of a name; None where nobody can tell."""
+        parts = name.split("/")
+        common = [_common_tail(file.parts, parts) for file in files]
+        best = [file for file, count in zip(files, common, strict=True) if count == max(common)]
+        if len(best) > 1:
+            first = best[0].read_bytes()
+            if any(file.read_bytes() != first for file in best[1:]):
+                if say:
+                    shown = ", ".join(map(str, best[:2]))
+                    self.data.problems.append(f"{name} may be any of {len(best)} files that differ: {shown}. Keep one.")
+                return None
+            self.data.assume(_SEVERAL, str(best[0]))
+        return best[0]
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """What a name may mean as a path, slashes forward."""
+    plain = name.replace("\\", "/").strip()
+    yield plain
+    if "%" in plain or "?" in plain or "://" in plain:
+        try:
+            address = urlsplit(plain)
+        except ValueError:
+            return
+        yield from parse_qs(address.query).get("d", [])
+        yield unquote(address.path)
+    uploaded = _UPLOADED.fullmatch(plain.rpartition("/")[2])
+    if uploaded:
+        yield uploaded.group(1)
+
+
+def _common_tail(a: tuple[str, ...], b: list[str]) -> int:
+    pairs = zip(reversed(a), reversed(b), strict=False)
+    return next((count for count, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
