@@ -2,10 +2,12 @@
 """Segment instances in images and videos with a trained model.
 
 Examples:
-    python tools/predict.py --config-file configs/nuclei/mask_rcnn_lite0_fpn.py \\
-        --weights output/nuclei/model_best.pth --input slides/ more/*.tif --output predictions --report
-    python tools/predict.py --config-file nuclei/mask_rcnn_lite0_fpn --weights model_best.pth --input "slides/*.png" \\
+    python tools/predict.py --weights output/nuclei/model_best.pth --input slides/ more/*.tif --output predictions \\
+        --report
+    python tools/predict.py --config-file nuclei/mask_rcnn_lite0_fpn --weights model.pth --input "slides/*.png" \\
         film.mp4 --output predictions --format labels csv geojson --pixel-size 0.25 --opts dataset.scale=2.0
+
+A checkpoint of a training knows its config; weights of other origin need --config-file.
 
 Inputs are files, folders, glob patterns, videos and animated GIF, WebP and PNG (each frame an image, NAME/frame_000001)
 and TIFF stacks (each page an image, NAME_p0001; dataset.projection=max makes one of a z stack). Below the output
@@ -43,7 +45,8 @@ shorten_thread_waits()  # before PyTorch is loaded
 # isort: split
 
 from maskrcnn_plus.apps.predict_files.run import predict_files
-from maskrcnn_plus.config import get_score_threshold, load_config
+from maskrcnn_plus.checkpoints.description import choose_config
+from maskrcnn_plus.config import get_score_threshold
 from maskrcnn_plus.data.limits import MAX_PIXELS
 from maskrcnn_plus.errors import run_tool
 from maskrcnn_plus.inference.predictor import Predictor
@@ -52,8 +55,10 @@ from maskrcnn_plus.results import DEFAULT_FORMATS, FORMATS
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, help="a LazyConfig file, or the name of a shipped config")
-    parser.add_argument("--weights", required=True, help="checkpoint of a model of this config")
+    parser.add_argument("--weights", required=True, help="checkpoint of a trained model")
+    parser.add_argument(
+        "--config-file", help="a LazyConfig file, or the name of a shipped config (default: what the weights say)"
+    )
     parser.add_argument("--input", required=True, nargs="+", help="image and video files, folders and glob patterns")
     parser.add_argument("--output", required=True, help="folder for the results")
     parser.add_argument(
@@ -101,12 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def predict(args: argparse.Namespace) -> int:
     """Predict what the arguments name; gives the exit code."""
-    cfg = load_config(args.config_file, args.opts)
+    cfg = choose_config(args.config_file, args.weights, args.opts)
     threshold = get_score_threshold(cfg, args.score_threshold)
     predictor = Predictor(cfg, args.weights, device=args.device, score_threshold=threshold)
     keep_memory_on_cpu(predictor.device)
     details = {
-        "Config": args.config_file,
+        **({"Config": args.config_file} if args.config_file else {}),
         "Weights": args.weights,
         "Score threshold": f"{threshold:g}",
         "Date": datetime.now().strftime("%Y-%m-%d %H:%M"),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.checkpoints.config_record import changed_keys
+from maskrcnn_plus.checkpoints.description import DESCRIPTION
 from maskrcnn_plus.special_files import refuse_special_file
 from maskrcnn_plus.weights.conversion import WeightsError
 from maskrcnn_plus.weights.files import read_file
@@ -34,6 +35,7 @@ class Checkpointer(DetectionCheckpointer):
         class_names: Sequence[str] | None = None,
         category_ids: Sequence[int | float | str] | None = None,
         config: Mapping[str, Any] | None = None,
+        description: Mapping[str, Any] | None = None,
         save_to_disk: bool | None = None,
         **checkpointables: Any,
     ) -> None:
@@ -44,11 +46,14 @@ class Checkpointer(DetectionCheckpointer):
             class_names: of the model, in the order of its rows; written into every checkpoint.
             category_ids: of these classes in the data set's own file, written beside them.
             config: of the training, by `flatten_config`; written into every checkpoint.
+            description: by `describe`; written into every checkpoint, with the `metrics` of the last evaluation.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.class_names = [str(name) for name in class_names] if class_names else None
         self.category_ids = list(category_ids) if category_ids else None
         self.config = dict(config) if config else None
+        self.description = dict(description) if description else None
+        self.metrics: dict[str, float] = {}
 
     def save(self, name: str, *, tag: bool = True, only_model: bool = False, **kwargs: Any) -> None:
         """Write `<save_dir>/<name>.pth`.
@@ -66,6 +71,7 @@ class Checkpointer(DetectionCheckpointer):
             return
         states = {} if only_model else {key: value.state_dict() for key, value in self.checkpointables.items()}
         about = {"class_names": self.class_names, "category_ids": self.category_ids, "config": self.config}
+        about[DESCRIPTION] = self.description and {**self.description, "metrics": self.metrics}
         about = {key: value for key, value in about.items() if value}
         data = {"model": self.model.state_dict(), **about, **states, **kwargs}
         path = os.path.join(self.save_dir, f"{name}.pth")

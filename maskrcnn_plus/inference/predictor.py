@@ -1,6 +1,6 @@
 """A trained model, applied to images through the pre-processing of its config's evaluation.
 
-    predictor = Predictor("nuclei/mask_rcnn_lite0_fpn", "model_best.pth")
+    predictor = Predictor("model_best.pth")
     instances = predictor.predict("image.png")
 
 Shape shorthand: N objects of one image of H x W pixels, C channels; [h, w] the image as the network sees it.
@@ -23,6 +23,7 @@ from torch import nn
 
 from maskrcnn_plus.build import build
 from maskrcnn_plus.checkpoints import load_weights, read_classes
+from maskrcnn_plus.checkpoints.description import described_config
 from maskrcnn_plus.config import get_config, skip_pretrained
 from maskrcnn_plus.data import pixels
 from maskrcnn_plus.data.channels import ChannelRule, get_rule
@@ -59,7 +60,8 @@ class Predictor:
         """Build the model and load its weights.
 
         Args:
-            config: a LazyConfig, or the path or name of one (`maskrcnn_plus.config.get_config`). It has `model`,
+            config: the weights file of a training of this package, which knows its config; or a LazyConfig, or the
+                path or name of one (`maskrcnn_plus.config.get_config`), together with `weights`. It has `model`,
                 `dataloader.test.mapper` (a callable on `{"file_name": path}`) and, optionally, `train.device`,
                 `train.channels_last` (CPU only, default true) and `dataset.thing_classes` (list of class names).
             weights: checkpoint file; "random" leaves the model as the config builds it, for tests and timing.
@@ -74,7 +76,11 @@ class Predictor:
         Raises:
             ValueError: there is no such config, a config key is missing or cannot be built, the device is not there,
                 the threshold is not in 0..1 or the weights are not given, missing, unreadable or of another model.
+                A file that knows no config, or one with parts that are not built from a checkpoint: WeightsError.
         """
+        if weights is None and not OmegaConf.is_config(config) and _is_weights(os.fspath(config)):
+            weights = os.fspath(config)
+            config = described_config(weights)
         config = copy.deepcopy(config) if OmegaConf.is_config(config) else get_config(os.fspath(config))
         _check_weights(config, weights)
         if score_threshold is None:
@@ -268,6 +274,13 @@ class Predictor:
                 f"width) to {scale:.2g} times its size, where others are seen at {usual:.2g}: small objects may be "
                 "missed. Predict it by tiles (predict_tiled, or --tile auto)."
             )
+
+
+def _is_weights(path: str) -> bool:
+    """Whether it is a file of weights, there or not, and no config."""
+    return path.endswith((".pth", ".pt", ".pkl", ".safetensors")) or (
+        os.path.isfile(path) and not path.endswith((".py", ".yaml", ".yml"))
+    )
 
 
 def _check_weights(config: DictConfig, weights: str | None) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from detectron2.data import DatasetFromList
 from detectron2.evaluation import DatasetEvaluator
 from omegaconf import DictConfig, OmegaConf
 
 from maskrcnn_plus.build import build
+from maskrcnn_plus.data.check_cache import fingerprint
 from maskrcnn_plus.errors import ConfigError
 from maskrcnn_plus.training.validation_loss import ValidationLoss
 
@@ -50,6 +53,12 @@ class RunData:
         images = OmegaConf.select(cfg, "train.validation_loss") if training else None
         self.validation_loss = ValidationLoss(cfg, images) if images else None
 
+    def describe(self) -> dict[str, Any]:
+        """Numbers of images and objects of both splits, and a fingerprint of their names, sizes and boxes."""
+        stream, test = self._train_parts.get("dataset"), getattr(self.test_loader, "dataset", None)
+        splits = {"train": getattr(stream, "dataset", None), "test": getattr(test, "_dataset", None)}
+        return {split: _describe(data) for split, data in splits.items() if isinstance(data, DatasetFromList)}
+
     def evaluators(self) -> list[DatasetEvaluator]:
         """New evaluators of the test data; they hold its annotations only as long as they are needed."""
         evaluators = build(self._cfg, "dataloader.evaluator")
@@ -58,6 +67,23 @@ class RunData:
     def train_loader(self, start_iter: int) -> Iterable[list[dict]]:
         """`dataloader.train`, whose stream begins where `start_iter` iterations have ended."""
         return build_train_loader(self._cfg, start_iter, **self._train_parts)
+
+
+def _describe(dicts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of a split; the fingerprint is the same wherever the files lie."""
+    lines = []
+    for record in dicts:
+        objects = [
+            (entry.get("category_id"), *map(float, entry.get("bbox", ()))) for entry in record.get("annotations", [])
+        ]
+        lines.append(
+            [os.path.basename(str(record.get("file_name", ""))), record.get("height"), record.get("width"), objects]
+        )
+    return {
+        "images": len(lines),
+        "objects": sum(len(line[-1]) for line in lines),
+        "fingerprint": fingerprint(sorted(lines, key=str), ()),
+    }
 
 
 def build_train_loader(cfg: DictConfig, start_iter: int, **parts: Any) -> Iterable[list[dict]]:

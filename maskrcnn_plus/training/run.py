@@ -21,6 +21,7 @@ from maskrcnn_plus.atomic import TEMPORARY, write_atomically
 from maskrcnn_plus.build import build
 from maskrcnn_plus.checkpoints import Checkpointer, load_weights, read_classes
 from maskrcnn_plus.checkpoints.config_record import flatten_config
+from maskrcnn_plus.checkpoints.description import describe
 from maskrcnn_plus.config import skip_pretrained
 from maskrcnn_plus.config_rules import check_config
 from maskrcnn_plus.data.classes import Classes, resolve_classes
@@ -151,6 +152,7 @@ def train(
     )
     states = {"trainer": trainer, **({"ema": averaging.average} if averaging else {})}
     about = {"class_names": classes.names, "category_ids": classes.category_ids} if classes else {}
+    about["description"] = describe(cfg, **about, data=data.describe())
     checkpointer = Checkpointer(distributed, settings.output_dir, config=flatten_config(cfg), **about, **states)
     # Before the checkpoint is loaded, which has its state too.
     trainer.register_hooks([hooks.IterationTimer(), hooks.LRScheduler(optimizer, build(cfg, "lr_multiplier"))])
@@ -176,6 +178,8 @@ def train(
             periodic.save()
             results.clear()
             results.update(evaluate(cfg, evaluated, signals, data))
+            if results:
+                checkpointer.metrics = {"iteration": trainer.iter, **flatten_results_dict(results)}
             if results and chosen.metric:
                 best.update(flatten_results_dict(results), trainer.iter, evaluated)
             return results

@@ -205,7 +205,7 @@ def entries(output):
 
 def without_config(content):
     """A checkpoint without the config, which names the output folder."""
-    return {key: value for key, value in content.items() if key != "config"}
+    return {key: value for key, value in content.items() if key not in ("config", "description")}
 
 
 def old_format(content):
