@@ -5,8 +5,10 @@ The model zoos of Detectron and Detectron2 store weights as `.pkl`.
 
 from __future__ import annotations
 
+import io
 import math
 from collections import OrderedDict
+from functools import partial
 from typing import IO, Any
 
 import numpy as np
@@ -51,20 +53,49 @@ def load_pickle(file: IO[bytes], name: str) -> Any:
         raise ValueError(f"{name} is not a readable pickle file (truncated or of another format): {reason}") from error
 
 
-def plain_globals(size: int) -> Globals:
+def load_npy(file: IO[bytes], name: str) -> Any:
+    """Read a .npy file: an array of numbers, or one of Python objects of plain data as the list of its elements.
+
+    Format: NumPy's NEP 1; an array of objects is a pickle behind the header.
+
+    Args:
+        file, name: as for `load_pickle`.
+
+    Raises:
+        UnsafePickleError, ValueError: as of `load_pickle`.
+    """
+    size = file.seek(0, 2) or file.tell()
+    file.seek(0)
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        _, _, dtype = read_header(file)
+        if not dtype.hasobject:
+            file.seek(0)
+            return np.load(io.BytesIO(file.read()), allow_pickle=False)
+        return PickleReader(file, plain_globals(size, objects=True)).read()
+    except UnsafePickleError as error:
+        raise UnsafePickleError(f"{name} is refused: {error}.") from None
+    except MALFORMED as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{name} is not a readable .npy file (truncated or of another format): {reason}") from error
+
+
+def plain_globals(size: int, objects: bool = False) -> Globals:
     """Functions for numpy's arrays and numbers, bytes of old protocols, and OrderedDict.
 
     Args:
         size: of the file in bytes; what they make of it cannot exceed it.
+        objects: take arrays of objects, as lists of their elements.
     """
-    arrays = _Arrays(size)
+    arrays = _Arrays(size, objects)
     cores = ("numpy.core", "numpy._core")
     return {
         ("_codecs", "encode"): Function(arrays.encode),
         ("__builtin__", "bytes"): Function(_empty_bytes),
         ("builtins", "bytes"): Function(_empty_bytes),
         ("collections", "OrderedDict"): Function(_ordered_dict),
-        ("numpy", "dtype"): Function(_dtype),
+        ("numpy", "dtype"): Function(partial(_dtype, objects=objects)),
         ("numpy", "ndarray"): Function(),
         **{(f"{core}.numeric", "_frombuffer"): Function(arrays.from_buffer) for core in cores},
         **{(f"{core}.multiarray", "_reconstruct"): Function(arrays.pending) for core in cores},
@@ -102,8 +133,9 @@ def check_shape(shape: Any) -> None:
 class _Arrays:
     """Arrays of a file, all of them together no larger than it."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, objects: bool = False) -> None:
         self.left = self.text_left = size
+        self.objects = objects
 
     def encode(self, text: str, encoding: str = "latin1") -> bytes:
         if encoding not in ("latin1", "latin-1"):
@@ -124,8 +156,10 @@ class _Arrays:
 
     def from_buffer(
         self, data: bytes | str, dtype: np.dtype, shape: tuple[int, ...], order: str, *_: Any
-    ) -> np.ndarray:
-        """An array with memory of its own."""
+    ) -> np.ndarray | list:
+        """An array with memory of its own; one of objects is the list of them."""
+        if self.objects and isinstance(data, list) and isinstance(dtype, np.dtype) and dtype.hasobject:
+            return data
         if isinstance(data, list):
             raise UnsafePickleError(f"it holds an array of {dtype} values instead of numbers")
         if not isinstance(data, (bytes, bytearray, str)) or not isinstance(dtype, np.dtype):
@@ -142,8 +176,10 @@ class _Arrays:
         return np.frombuffer(data, dtype).reshape(shape, order="F" if order == "F" else "C").copy(order="K")
 
 
-def _dtype(code: Any, *_: Any) -> Pending:
+def _dtype(code: Any, *_: Any, objects: bool = False) -> Pending:
     """A type of numbers, whose byte order follows as its state."""
+    if objects and code in ("O", "O4", "O8"):
+        return Pending(lambda _: np.dtype(object))
     if not isinstance(code, str) or code not in _NUMBERS:
         raise UnsafePickleError(f"it holds an array of {_type_name(code)} values instead of numbers")
 

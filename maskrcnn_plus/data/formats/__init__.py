@@ -8,7 +8,18 @@ from pathlib import Path
 from types import ModuleType
 
 from maskrcnn_plus.data.check import DataError
-from maskrcnn_plus.data.formats import coco_folders, cvat, labelme, labels, mask_files, voc, yolo
+from maskrcnn_plus.data.formats import (
+    cellpose,
+    coco_folders,
+    cvat,
+    imagej,
+    kaggle_rle,
+    labelme,
+    labels,
+    mask_files,
+    voc,
+    yolo,
+)
 from maskrcnn_plus.data.formats.annotated import Annotated
 from maskrcnn_plus.data.formats.files import damaged_files, reading_once
 from maskrcnn_plus.data.formats.folders import suggest
@@ -24,6 +35,9 @@ FORMATS: dict[str, ModuleType] = {
     "masks": mask_files,
     "cvat": cvat,
     "voc": voc,
+    "cellpose": cellpose,
+    "imagej": imagej,
+    "kaggle": kaggle_rle,
     "labels": labels,
 }
 """Readers by name.

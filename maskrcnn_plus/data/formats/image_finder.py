@@ -70,6 +70,12 @@ class ImageFinder:
             self.data.missing.append(name)
         return None
 
+    def find_stem(self, stem: str, folder: Path) -> Path | None:
+        """The image with a name without extension: in a folder, else the only one below the root, else None."""
+        files = self._by_stem.get(stem, [])
+        near = [file for file in files if file.parent == folder] or files
+        return near[0] if len(near) == 1 else None
+
     def _choose(self, files: list[Path], name: str, say: bool) -> Path | None:
         """The file whose folders are most like those of a name; None where nobody can tell."""
         parts = name.split("/")
