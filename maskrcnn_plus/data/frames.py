@@ -1,4 +1,4 @@
-"""Frames of videos, as OpenCV decodes them, and of animations, as Pillow does."""
+"""Frames of videos, as OpenCV decodes them, of animations, as Pillow does, and of DICOM files."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import Any
 
 import cv2
 from PIL import Image
 
 from maskrcnn_plus.data.channels import ChannelRule
+from maskrcnn_plus.data.dicom_files import count_frames, decode_dicom, is_dicom, open_dicom
 from maskrcnn_plus.data.image_windows import ImageWindows
 from maskrcnn_plus.data.images import reading
 from maskrcnn_plus.data.limits import check_size
@@ -34,6 +36,27 @@ def list_animation_frames(image: Image.Image, path: str, rule: ChannelRule) -> l
         partial(open_decoded, partial(_decode_animation_frame, image, path, number), path, rule)
         for number in range(image.n_frames)
     ]
+
+
+def list_dicom_frames(path: str, rule: ChannelRule) -> list[Opener]:
+    """Openers of the frames of a DICOM file; none where it has one, or the rule makes one image of them.
+
+    Raises:
+        ImageReadError: the file cannot be read.
+    """
+    with reading(path):
+        if not is_dicom(path) or rule.projection is not None or count_frames(open_dicom(path, path, header=True)) == 1:
+            return []
+        data = open_dicom(path, path)
+    numbers = range(count_frames(data))
+    return [
+        partial(open_decoded, partial(_decode_dicom_frame, data, path, rule, number), path, rule) for number in numbers
+    ]
+
+
+def _decode_dicom_frame(data: Any, path: str, rule: ChannelRule, number: int) -> Decoded:
+    with reading(path):
+        return decode_dicom(path, data, rule, frame=number)
 
 
 def _decode_animation_frame(image: Image.Image, path: str, number: int) -> Decoded:

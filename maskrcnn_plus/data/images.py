@@ -15,6 +15,7 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 
 from maskrcnn_plus.data.channels import ChannelRule, as_rule
+from maskrcnn_plus.data.dicom_files import decode_dicom, dicom_size, is_dicom, open_dicom
 from maskrcnn_plus.data.limits import check_size
 from maskrcnn_plus.data.pillow_files import (
     FORMATS,
@@ -37,7 +38,10 @@ from maskrcnn_plus.data.tiff_files import (
 
 __all__ = ["IMAGE_SUFFIXES", "ImageReadError", "read_image", "read_image_size", "read_label_map"]
 
-IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".jp2", ".ppm", ".pgm", ".apng")
+IMAGE_SUFFIXES = (
+    *(".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".jp2", ".ppm", ".pgm", ".apng"),
+    *(".dcm", ".dicom"),
+)
 
 
 def read_image(
@@ -51,8 +55,8 @@ def read_image(
     (`maskrcnn_plus.data.limits`).
 
     Args:
-        path: image file (PNG, TIFF, JPEG, BMP, GIF, WebP, JPEG 2000, PPM), or any address that Detectron2's PathManager
-            resolves.
+        path: image file (PNG, TIFF, JPEG, BMP, GIF, WebP, JPEG 2000, PPM, DICOM), or any address that Detectron2's
+            PathManager resolves.
         channels: number of channels C of the result, or the rule by which they are chosen; None keeps those of the
             file.
         percentiles: (low, high), 0 <= low < high <= 100. Each image, jointly over its channels, is mapped linearly
@@ -138,6 +142,8 @@ def read_stored_size(path: str, rule: ChannelRule | None = None, decodes: bool =
                     check_size(path, height, width, series.keyframe.nbytes / (height * width))
                 check_segments(path, [series.keyframe], tiff)
                 orientation = tiff_orientation(tiff)
+        elif is_dicom(local_path):
+            (height, width), orientation = dicom_size(path, open_dicom(path, local_path, header=True), rule), 1
         else:
             with open_pillow(path, local_path) as image:
                 width, height = image.size
@@ -208,7 +214,10 @@ def decode(path: str, local_path: str, rule: ChannelRule | None = None, as_label
         as_labels: keep the indices of a palette and the values of images whose white is 0.
     """
     rule = rule or ChannelRule(None)
-    decoded = decode_tiff(path, local_path, rule, as_labels) if is_tiff(local_path) else None
+    if is_dicom(local_path):
+        decoded = decode_dicom(path, open_dicom(path, local_path), rule, as_labels)
+    else:
+        decoded = decode_tiff(path, local_path, rule, as_labels) if is_tiff(local_path) else None
     decoded = decoded or decode_pillow(path, local_path, as_labels)
     pixels = decoded.pixels
     if pixels.size == 0:

@@ -1,4 +1,4 @@
-"""The images of an input file: the file itself, the pages of a TIFF stack, or the frames of a video or an animation."""
+"""The images of an input file: the file itself, pages of a TIFF stack, the frames of a video, animation or DICOM."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 
 from maskrcnn_plus.apps.predict_files.inputs import ANIMATION_SUFFIXES, VIDEO_SUFFIXES, InputFile
 from maskrcnn_plus.data.channels import ChannelRule, as_rule
-from maskrcnn_plus.data.frames import iterate_video_frames, list_animation_frames
+from maskrcnn_plus.data.frames import iterate_video_frames, list_animation_frames, list_dicom_frames
 from maskrcnn_plus.data.images import reading
 from maskrcnn_plus.data.pillow_files import is_animated, open_pillow
 from maskrcnn_plus.data.tiff_planes import list_planes
@@ -40,8 +40,8 @@ class SourceImage:
 def iterate_images(file: InputFile, channels: int | ChannelRule = 3) -> Iterator[SourceImage]:
     """Images of a file in turn; none is decoded before it is opened.
 
-    The planes of a TIFF (`list_planes`) and the frames of a video or an animated GIF, WebP or PNG are images of their
-    own.
+    The planes of a TIFF (`list_planes`) and the frames of a DICOM file, a video or an animated GIF, WebP or PNG are
+    images of their own.
 
     Args:
         file: the file. Results of page 3 are named NAME_p0003, of frame 3 of a video NAME/frame_000003.
@@ -63,7 +63,7 @@ def iterate_images(file: InputFile, channels: int | ChannelRule = 3) -> Iterator
                 for number, frame in enumerate(frames, start=1):
                     yield _get_frame(file, number, len(frames), frame)
                 return
-    planes = [] if remote else list_planes(file.path, rule)
+    planes = [] if remote else list_planes(file.path, rule) or list_dicom_frames(file.path, rule)
     if len(planes) < 2:
         yield SourceImage(file.name, file.path, "", 0, 1, partial(open_windows, file.path, rule=rule))
         return
