@@ -42,8 +42,7 @@ def convert(
     Raises:
         DataError: the data cannot be read or written so, or `output` has files.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise DataError(f"{output} exists and is not empty. Give a new folder.")
+    refuse_full_folder(output)
     data = read(folder, name, options)
     report_problems(data.problems, on_error)
     lines = [f"{folder}: {data.format}"]
@@ -56,14 +55,42 @@ def convert(
         counts = Counter(data.class_names[each["category_id"]] for record in records for each in record["annotations"])
         objects = ", ".join(f"{class_name} {count}" for class_name, count in counts.items()) or "no objects"
         lines.append(f"  {split}: {len(records)} images ({objects})")
+    data.notes += write_data_set(splits, data.class_names, output, to)
+    lines += [f"  assumed: {note}" for note in data.notes]
+    lines += [f"  left out: {problem}" for problem in data.problems]
+    return [*lines, f"written to {output}"]
+
+
+def refuse_full_folder(output: Path) -> None:
+    """Refuse to write where something is.
+
+    Raises:
+        DataError: `output` is a file, or a folder with files.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise DataError(f"{output} exists and is not empty. Give a new folder.")
+
+
+def write_data_set(splits: dict[str, list[dict]], class_names: list[str], output: Path, to: str) -> list[str]:
+    """Write images and annotations; the folder appears whole, or not at all.
+
+    Args:
+        splits: dataset dicts by split.
+        class_names: name of each `category_id`.
+        output, to: as of `convert`.
+
+    Returns:
+        What had to be assumed, a sentence each.
+
+    Raises:
+        DataError: the data cannot be written so.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".maskrcnn_plus.tmp", dir=output.parent))
     try:
-        data.notes += WRITERS[to](splits, data.class_names, temporary)
+        notes = WRITERS[to](splits, class_names, temporary)
         temporary.chmod(0o755)
         os.replace(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    lines += [f"  assumed: {note}" for note in data.notes]
-    lines += [f"  left out: {problem}" for problem in data.problems]
-    return [*lines, f"written to {output}"]
+    return notes

@@ -59,7 +59,7 @@ def find_problems(
         found, changes, notes = _check_annotation(
             annotation, dicts[index], size, labelled, num_classes, label_ids.get(index)
         )
-        name = f"{dicts[index].get('file_name')}, {_annotation_name(number, annotation)}"
+        name = f"{dicts[index].get('file_name')}, {annotation_name(number, annotation)}"
         problems.extend((index, f"{name}: {problem}") for problem in found)
         normalized += NORMALIZED in found
         if found or changes:
@@ -110,7 +110,7 @@ def _text(size: tuple[int, int]) -> str:
     return f"{size[0]} high x {size[1]} wide"
 
 
-def _annotation_name(number: int, annotation: dict) -> str:
+def annotation_name(number: int, annotation: dict) -> str:
     """Number of an annotation in its image, and its id."""
     return f"annotation {number}" + (f" (id {annotation['id']})" if "id" in annotation else "")
 

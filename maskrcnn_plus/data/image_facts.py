@@ -22,7 +22,7 @@ from maskrcnn_plus.data.images import ImageReadError, decode, read_label_map, re
 from maskrcnn_plus.masks.measure import rle_union
 from maskrcnn_plus.masks.polygons import polygons_to_rle
 
-__all__ = ["THUMB_SIDE", "ImageFacts", "read_facts"]
+__all__ = ["THUMB_SIDE", "ImageFacts", "read_facts", "read_pixels"]
 
 THUMB_SIDE = 32
 """Side of the small picture in pixels."""
@@ -91,6 +91,17 @@ def read_facts(
     return [each if isinstance(each, str) else ImageFacts(**each) for each in get_cached(key, find)["facts"]]
 
 
+def read_pixels(path: str, rule: ChannelRule | None = None) -> np.ndarray:
+    """Pixels of an image as they are in the file, [H, W, C], without alpha.
+
+    Raises:
+        ImageReadError: it cannot be read.
+    """
+    with reading(path) as local_path:
+        decoded = decode(path, local_path, rule)
+    return decoded.pixels[:, :, [k for k in range(decoded.pixels.shape[2]) if k not in decoded.alpha]]
+
+
 def _read(record: dict[str, Any], rule: ChannelRule | None) -> ImageFacts:
     """Facts of one image.
 
@@ -99,9 +110,7 @@ def _read(record: dict[str, Any], rule: ChannelRule | None) -> ImageFacts:
         ValueError: a mask is malformed.
     """
     path = record["file_name"]
-    with reading(path) as local_path:
-        decoded = decode(path, local_path, rule)
-    pixels = decoded.pixels[:, :, [k for k in range(decoded.pixels.shape[2]) if k not in decoded.alpha]]  # [H, W, C]
+    pixels = read_pixels(path, rule)
     dtype = str(pixels.dtype)
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise ImageReadError(f"{path}: some pixel values are NaN or infinite. Replace them before saving the file.")

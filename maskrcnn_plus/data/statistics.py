@@ -138,7 +138,7 @@ def measure(
         classes=classes,
         image_index=images,
         box_overlap=np.concatenate(
-            [np.zeros(0), *(_highest_ious(boxes, classes) for boxes, _, classes, _ in per_image)]
+            [np.zeros(0), *(highest_ious(boxes, classes) for boxes, _, classes, _ in per_image)]
         ),
         pixels=pixels,
     )
@@ -204,7 +204,7 @@ def _label_areas(record: dict[str, Any], annotations: Sequence[dict[str, Any]]) 
     return np.array([of_label.get(each["label_id"], 0) for each in annotations], dtype=np.int64)
 
 
-def _highest_ious(boxes: np.ndarray, classes: np.ndarray) -> np.ndarray:
+def highest_ious(boxes: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Highest IoU of each box [n, 4] with another of its class [n], float64 [n]."""
     highest = np.zeros(len(boxes))
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)

@@ -45,7 +45,8 @@ def draw_overlay(image: np.ndarray, instances: Instances, class_names: Sequence[
 
     Args:
         image: [H, W, 3] uint8 RGB.
-        instances: with `scores`, `pred_classes` and `pred_masks_rle` or `pred_masks` [N, H, W] bool.
+        instances: with `pred_classes`, `pred_masks_rle` or `pred_masks` [N, H, W] bool, and `scores`, without which
+            labels have none, as of annotations.
         class_names: name of each class; by default those that the instances know (`Predictions`).
 
     Returns:
@@ -66,7 +67,7 @@ def draw_overlay(image: np.ndarray, instances: Instances, class_names: Sequence[
         return image.copy()
     rles = [rles[k] for k in visible]
     classes = instances.pred_classes.numpy()[visible]
-    scores = instances.scores.detach().numpy()[visible]
+    scores = instances.scores.detach().numpy()[visible] if instances.has("scores") else None
     boxes = rle_boxes(rles) - [0, 0, 1, 1]  # the last pixel included, as supervision has it
     several = len(class_names) > 1 if class_names else bool(classes.any())
 
@@ -87,9 +88,10 @@ def draw_overlay(image: np.ndarray, instances: Instances, class_names: Sequence[
     canvas = sv.PolygonAnnotator(thickness=1, **drawing).annotate(canvas, detections, custom_color_lookup=colours)
     font_size = int(np.clip(max(image.shape[:2]) / 60, 9, 28))
     large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) > 1.5 * font_size  # a label would hide a smaller object
-    if large.any() and len(visible) <= MAX_LABELS:
-        names = [f"{class_label(class_names, k)} " if several else "" for k in classes[large]]
-        labels = [f"{name}{score:.2f}" for name, score in zip(names, scores[large], strict=True)]
+    if large.any() and len(visible) <= MAX_LABELS and (several or scores is not None):
+        labels = [class_label(class_names, k) if several else "" for k in classes[large]]
+        if scores is not None:
+            labels = [f"{name} {score:.2f}".lstrip() for name, score in zip(labels, scores[large], strict=True)]
         annotator = sv.RichLabelAnnotator(
             font_size=font_size, text_padding=2, text_color=sv.Color.BLACK, smart_position=True, **drawing
         )

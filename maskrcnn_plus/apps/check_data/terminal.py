@@ -1,0 +1,60 @@
+"""A diagnosis as text for the terminal."""
+
+from __future__ import annotations
+
+from tabulate import tabulate
+
+from maskrcnn_plus.apps.check_data.diagnosis import NOTE, PROBLEM, WARNING, Diagnosis, Finding
+from maskrcnn_plus.apps.check_data.summary import class_table, facts, split_table
+from maskrcnn_plus.apps.check_data.suspicious import choose_shown
+from maskrcnn_plus.data.findings import annotation_name
+
+_LINES = 5  # of a kind
+_CLASSES = 30
+
+_HEADINGS = {PROBLEM: "Problems, which stop a training", WARNING: "Worth a look", NOTE: "Assumed and noticed"}
+
+
+def describe(diagnosis: Diagnosis) -> str:
+    """All that is known of a data set, of long lists the beginning."""
+    parts = [f"{diagnosis.path}: {diagnosis.format}", _table(*split_table(diagnosis))]
+    if diagnosis.statistics[""].num_objects:
+        headings, rows = class_table(diagnosis)
+        more = f"\n... and {len(rows) - _CLASSES} more classes" if len(rows) > _CLASSES else ""
+        parts.append(_table(headings, rows[:_CLASSES]) + more)
+    parts.append(tabulate(facts(diagnosis).items(), tablefmt="plain", disable_numparse=True))
+    for severity, heading in _HEADINGS.items():
+        found = [each for each in diagnosis.findings if each.severity == severity]
+        if found:
+            parts.append("\n".join([f"{heading}:", *map(_finding, found)]))
+    shown = choose_shown(diagnosis.suspicious)
+    if shown:
+        count = len(diagnosis.suspicious)
+        lines = [f"Unusual annotations ({count}{f', the {len(shown)} most so' if count > len(shown) else ''}):"]
+        records = diagnosis.records
+        for each in shown:
+            record = records[each.image]
+            name = annotation_name(each.number, record["annotations"][each.number])
+            lines.append(f"  - {record['file_name']}, {name}: {'; '.join(each.reasons)}")
+        parts.append("\n".join(lines))
+    if diagnosis.advice:
+        parts.append("\n".join(["Is it enough?", *(f"  - {each}" for each in diagnosis.advice)]))
+    count = diagnosis.num_problems
+    parts.append(
+        f"{count} problem{'s' if count > 1 else ''} would stop a training." if count else "Nothing stops a training."
+    )
+    return "\n\n".join(filter(None, parts))
+
+
+def _table(headings: list[str], rows: list[list[str]]) -> str:
+    aligned = ["left", *["right"] * (len(headings) - 1)]
+    return tabulate(rows, headings, tablefmt="simple", colalign=aligned, disable_numparse=True) if rows else ""
+
+
+def _finding(finding: Finding) -> str:
+    count = f"{len(finding.lines)} x " if finding.lines else ""
+    lines = [f"  {count}{finding.kind}" + (f" [{finding.remedy}]" if finding.remedy else "")]
+    lines += [f"    - {line}" for line in finding.lines[:_LINES]]
+    if len(finding.lines) > _LINES:
+        lines.append(f"    ... and {len(finding.lines) - _LINES} more")
+    return "\n".join(lines)
