@@ -74,6 +74,11 @@ class DataSet:
         entries.append({**self.annotation(len(entries) + 1, image, segmentation, category), **changes})
         return sum(each["image_id"] == image for each in entries) - 1
 
+    def repeat(self, number, category, split="train"):
+        """Draw an annotation of the first image once more, not quite the same; return its number in its image."""
+        polygon = self.content[split]["annotations"][number]["segmentation"][0]
+        return self.add([[value + 0.1 for value in polygon]], category=category, split=split)
+
     def write(self):
         """Write the files, and return the folder."""
         for split, content in self.content.items():

@@ -11,7 +11,6 @@ from maskrcnn_plus.apps.convert import refuse_full_folder, write_data_set
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.findings import annotation_name
 from maskrcnn_plus.data.formats.files import WHOLE
-from maskrcnn_plus.evaluation.ground_truth import ground_truth_rles
 
 
 def refuse_output(path: Path, output: Path) -> None:
@@ -67,7 +66,8 @@ def write_repaired(diagnosis: Diagnosis, output: Path) -> list[str]:
             for number in sorted(repeated[index]):
                 name = annotation_name(number, record["annotations"][number])
                 lines.append(f"left out: {record['file_name']}, {name}: its object is annotated twice.")
-            kept.append(_with_masks(record, repeated[index]))
+            annotations = [each for k, each in enumerate(record["annotations"]) if k not in repeated[index]]
+            kept.append({**record, "annotations": annotations})
         start += len(members)
         if kept:
             splits["train" if split == WHOLE else split] = kept
@@ -75,12 +75,3 @@ def write_repaired(diagnosis: Diagnosis, output: Path) -> list[str]:
         raise DataError(f"{diagnosis.path}: nothing is left to write.")
     lines += write_data_set(splits, diagnosis.class_names, output, "coco")
     return [*lines, f"written to {output}"]
-
-
-def _with_masks(record: dict[str, Any], dropped: set[int]) -> dict[str, Any]:
-    """The dict without some annotations, and with the masks of a label image as RLEs."""
-    annotations = record["annotations"]
-    if "label_file_name" in record:
-        rles = ground_truth_rles(record)
-        annotations = [{**each, "segmentation": rle} for each, rle in zip(annotations, rles, strict=True)]
-    return {**record, "annotations": [each for number, each in enumerate(annotations) if number not in dropped]}

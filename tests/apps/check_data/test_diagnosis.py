@@ -105,8 +105,8 @@ def test_problems_of_one_kind_are_one_finding(data):
 
 
 def test_objects_that_are_annotated_twice(data):
-    number = data.add([data.content["train"]["annotations"][5]["segmentation"][0]], category=2)
-    other = data.add([data.content["train"]["annotations"][2]["segmentation"][0]], category=2)
+    number = data.repeat(5, 2)
+    other = data.repeat(2, 2)
     found = diagnose(data.write())
     pairs = {(each.first, each.second): each.same_class for each in found.repeated}
     assert pairs == {(5, number): True, (2, other): False}
