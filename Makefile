@@ -57,7 +57,7 @@ demo: setup
 test: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 test-gpu: setup
 	@$(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "No CUDA device is available here."; exit 1; }
