@@ -76,27 +76,28 @@ def precision_and_recall(
     Returns:
         precision [T, R, K, A], recall [T, K, A], -1 where there is no ground truth, and the library's name.
     """
+    evaluation, library = coco_evaluation(dataset, detections, task, max_detections, library)
+    return np.asarray(evaluation.eval["precision"])[..., 0], np.asarray(evaluation.eval["recall"])[..., 0], library
+
+
+def coco_evaluation(
+    dataset: dict[str, Any],
+    detections: list[dict[str, Any]],
+    task: str,
+    max_detections: int,
+    library: str | None = None,
+) -> tuple[Any, str]:
+    """A `COCOeval` that has evaluated and accumulated, and the name of its library; see `precision_and_recall`."""
     library = library or ("hotcoco" if importlib.util.find_spec("hotcoco") else "pycocotools")
     if library == "hotcoco":
         from hotcoco import COCO, COCOeval
     else:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
-    # The area decides on small, medium and large: of the mask for masks, of the box for boxes.
-    if task == "bbox":
-        shapes = [{"bbox": each["bbox"], "area": each["bbox"][2] * each["bbox"][3]} for each in detections]
-    else:
-        shapes = _canonical_masks(detections)
-        masks = _canonical_masks(dataset["annotations"])
-        truth = [{**own, **mask} for own, mask in zip(dataset["annotations"], masks, strict=True)]
-        dataset = {**dataset, "annotations": truth}
-    found = []
-    for number, (detection, shape) in enumerate(zip(detections, shapes, strict=True), start=1):
-        kept = {key: detection[key] for key in ("image_id", "category_id", "score")}
-        found.append({"id": number, "iscrowd": 0, **kept, **shape})
+    contents = coco_results(dataset, detections, task)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         apis = []
-        for annotations in (dataset["annotations"], found):
+        for annotations in contents:
             api = COCO()
             # Copies, as pycocotools writes into the annotations; loadRes would fail without a detection.
             api.dataset = {**dataset, "annotations": [dict(annotation) for annotation in annotations]}
@@ -107,7 +108,33 @@ def precision_and_recall(
         evaluation.params.maxDets = [max_detections]
         evaluation.evaluate()
         evaluation.accumulate()
-    return np.asarray(evaluation.eval["precision"])[..., 0], np.asarray(evaluation.eval["recall"])[..., 0], library
+    return evaluation, library
+
+
+def coco_results(
+    dataset: dict[str, Any], detections: list[dict[str, Any]], task: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Annotations and detections in the form that both libraries can be given.
+
+    The area decides on small, medium and large: of the mask for masks, of the box for boxes.
+
+    Args:
+        dataset, detections, task: as for `precision_and_recall`.
+
+    Returns:
+        Annotations, and detections with ids from 1 on.
+    """
+    truth = dataset["annotations"]
+    if task == "bbox":
+        shapes = [{"bbox": each["bbox"], "area": each["bbox"][2] * each["bbox"][3]} for each in detections]
+    else:
+        shapes = _canonical_masks(detections)
+        truth = [{**own, **mask} for own, mask in zip(truth, _canonical_masks(truth), strict=True)]
+    found = []
+    for number, (detection, shape) in enumerate(zip(detections, shapes, strict=True), start=1):
+        kept = {key: detection[key] for key in ("image_id", "category_id", "score")}
+        found.append({"id": number, "iscrowd": 0, **kept, **shape})
+    return truth, found
 
 
 def _canonical_masks(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,0 +1,102 @@
+"""Boundary AP: COCO's AP of masks, with an IoU that large objects must earn at their outlines too.
+
+Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation" (CVPR 2021). The boundary of a mask
+is its pixels within a distance of 2 % of the image's diagonal from its outline (Sec. 4); an IoU is the smaller one of
+that of the masks and that of their boundaries (Sec. 6).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import pycocotools.mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from maskrcnn_plus.evaluation.coco_api import IOU_THRESHOLDS, coco_results
+from maskrcnn_plus.masks.label_map import masks_to_rles
+from maskrcnn_plus.masks.measure import move_rles, rle_boxes
+
+DISTANCE = 0.02
+"""Width of a boundary, of the image's diagonal."""
+
+
+def boundary_rles(rles: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The boundaries of masks; the border of the image is an outline too.
+
+    Args:
+        rles: of one image.
+
+    Returns:
+        RLEs of the same size.
+    """
+    if not rles:
+        return []
+    height, width = rles[0]["size"]
+    iterations = max(round(DISTANCE * math.hypot(height, width)), 1)
+    boundaries = []
+    for rle, box in zip(rles, rle_boxes(rles).astype(int).tolist(), strict=True):
+        x0, y0, x1, y1 = box
+        if x1 <= x0:
+            boundaries.append(rle)
+            continue
+        crop = coco_mask.decode(move_rles([rle], -x0, -y0, y1 - y0, x1 - x0)[0])
+        padded = cv2.copyMakeBorder(crop, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+        inner = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=iterations)[1:-1, 1:-1]
+        boundaries.append(move_rles(masks_to_rles((crop - inner)[None]), x0, y0, height, width)[0])
+    return boundaries
+
+
+def boundary_precision_and_recall(
+    dataset: dict[str, Any], detections: list[dict[str, Any]], max_detections: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run COCO's matching and accumulation with the IoU of boundaries.
+
+    Args:
+        dataset, detections, max_detections: as for `precision_and_recall` of masks.
+
+    Returns:
+        precision [T, R, K, A] and recall [T, K, A], as of `precision_and_recall`.
+    """
+    truth, found = coco_results(dataset, detections, "segm")
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        apis = []
+        for content in (truth, found):
+            api = COCO()
+            api.dataset = {**dataset, "annotations": _with_boundaries(content)}
+            api.createIndex()
+            apis.append(api)
+        evaluation = _BoundaryEval(*apis, "segm")
+        evaluation.params.iouThrs = IOU_THRESHOLDS
+        evaluation.params.maxDets = [max_detections]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation.eval["precision"][..., 0], evaluation.eval["recall"][..., 0]
+
+
+def _with_boundaries(annotations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    by_image: dict[Any, list[dict[str, Any]]] = {}
+    for annotation in annotations:
+        by_image.setdefault(annotation["image_id"], []).append(annotation)
+    return [
+        {**annotation, "boundary": boundary}
+        for group in by_image.values()
+        for annotation, boundary in zip(group, boundary_rles([each["segmentation"] for each in group]), strict=True)
+    ]
+
+
+class _BoundaryEval(COCOeval):
+    def computeIoU(self, imgId: int, catId: int) -> Any:
+        ious = super().computeIoU(imgId, catId)
+        if len(ious) == 0:
+            return ious
+        truth, found = self._gts[imgId, catId], self._dts[imgId, catId]
+        order = np.argsort([-each["score"] for each in found], kind="mergesort")[: self.params.maxDets[-1]]
+        pairs = [found[index]["boundary"] for index in order], [each["boundary"] for each in truth]
+        return np.minimum(ious, coco_mask.iou(*pairs, [int(each["iscrowd"]) for each in truth]))

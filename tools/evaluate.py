@@ -1,0 +1,71 @@
+#!/usr/bin/env python3
+"""Say what trained weights are worth on annotated images, in figures and as a page to look through.
+
+Examples:
+    python tools/evaluate.py --weights output/mine/model_best.pth --data datasets/mine
+    python tools/evaluate.py --weights output/mine/model_best.pth --data export.zip-folder --split test \\
+        --report evaluation.html
+
+The format of the data is found by its content (docs/own_data.md); classes are matched by name. docs/evaluate.md says
+how to read the page. Weights that do not know their config need --config-file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tuning import keep_memory_on_cpu, shorten_thread_waits
+
+shorten_thread_waits()  # before PyTorch is loaded
+
+# isort: split
+
+from maskrcnn_plus.apps.evaluate import evaluate_records, figures_table, read_evaluation_data, write_report
+from maskrcnn_plus.checkpoints.description import choose_config
+from maskrcnn_plus.errors import run_tool
+from maskrcnn_plus.inference.predictor import Predictor
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", required=True, help="checkpoint of a trained model")
+    parser.add_argument("--data", required=True, type=Path, help="folder of images and annotations, or a file of them")
+    parser.add_argument("--split", help="train, val, test or all (default: val, else test, else all)")
+    parser.add_argument("--format", help="format of the data, where it is not found by itself")
+    parser.add_argument(
+        "--report", nargs="?", type=Path, const="", help="write a page (default: report.html beside the weights)"
+    )
+    parser.add_argument("--config-file", help="a LazyConfig file or name (default: what the weights say)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the config's train.device)")
+    parser.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="skip leaves out what is wrong")
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to the config")
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    return run_tool("evaluate", lambda: evaluate(args), overrides=args.opts, failure=1)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Evaluate, print the figures and write the page."""
+    data = read_evaluation_data(args.data, args.split, args.format, args.on_error)
+    cfg = choose_config(args.config_file, args.weights, args.opts)
+    predictor = Predictor(cfg, args.weights, device=args.device, score_threshold=0.0)
+    keep_memory_on_cpu(predictor.device)
+    diagnosis = evaluate_records(predictor, data)
+    print(figures_table(diagnosis))
+    for note in data.notes:
+        print(f"  assumed: {note}")
+    if args.report is not None:
+        path = args.report if str(args.report) not in ("", ".") else Path(args.weights).with_name("report.html")
+        where = f"{args.data} ({data.split})"
+        write_report(path, diagnosis, predictor, weights=args.weights, data=where, notes=data.notes)
+        print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
