@@ -189,7 +189,7 @@ def _match_classes(
     shared = [key for key in in_model if key in in_data] if in_data else list(in_model)
     if not shared:
         raise DataError(
-            f"No class of the data ({', '.join(data.class_names)}) is one of the model ({', '.join(model_names)}). "
+            f"No class of the data ({', '.join(data.class_names[index] for index in sorted(used))}) is one of the model ({', '.join(model_names)}). "
             "Rename the classes of the data."
         )
     for what, own, other in (
