@@ -188,8 +188,9 @@ def _match_classes(
         return [model_names[0]], {next(iter(in_data.values())): 0}, {0: 0}
     shared = [key for key in in_model if key in in_data] if in_data else list(in_model)
     if not shared:
+        known = ", ".join(data.class_names[index] for index in sorted(used))
         raise DataError(
-            f"No class of the data ({', '.join(data.class_names[index] for index in sorted(used))}) is one of the model ({', '.join(model_names)}). "
+            f"No class of the data ({known}) is one of the model ({', '.join(model_names)}). "
             "Rename the classes of the data."
         )
     for what, own, other in (
