@@ -9,14 +9,20 @@ from types import ModuleType
 
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats import (
+    aperio,
     cellpose,
+    cityscapes,
     coco_folders,
     cvat,
     imagej,
     kaggle_rle,
+    label_studio,
     labelme,
     labels,
     mask_files,
+    qupath,
+    supervisely,
+    via,
     voc,
     yolo,
 )
@@ -34,6 +40,12 @@ FORMATS: dict[str, ModuleType] = {
     "labelme": labelme,
     "masks": mask_files,
     "cvat": cvat,
+    "via": via,
+    "label_studio": label_studio,
+    "supervisely": supervisely,
+    "cityscapes": cityscapes,
+    "qupath": qupath,
+    "aperio": aperio,
     "voc": voc,
     "cellpose": cellpose,
     "imagej": imagej,

@@ -174,6 +174,8 @@ class Annotated:
                 self.problems.append(f"{shape.where}: {error}")
             else:
                 self.num_boxes += shape.is_box
+                if shape.is_line:
+                    self.assume("lines that end near their start, which were taken as outlines", shape.where)
         self.add_image(split, image, frame.size, annotations)
 
     def note_orientation(self, image: Path) -> None:
@@ -221,7 +223,7 @@ class Annotated:
         if self.num_boxes:
             self.notes.append(f"{self.num_boxes} of {count} objects are drawn as boxes: the whole box is their mask.")
         for what, where in self._left_out.items():
-            self.notes.append(f"left out, as it has no mask: {what} ({_some(where)}).")
+            self.notes.append(f"left out, without a mask: {what} ({_some(where)}).")
         self.notes += [f"{what} ({_some(where)})." for what, where in self._assumed.items()]
         if self.missing:
             total = len(self.missing) + sum(map(len, self.splits.values()))

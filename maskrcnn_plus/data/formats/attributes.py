@@ -40,9 +40,7 @@ def choose_attribute(objects: Sequence[Mapping[str, str]], wanted: str | None, n
     chosen = max(listed, key=lambda name: len(values[name]))
     if len(values) > 1:
         counts = ", ".join(f"{name} ({len(found)} objects, {len(set(found))} values)" for name, found in values.items())
-        notes.append(
-            f"objects have the attributes {counts}: {chosen!r} is taken as class; --attribute chooses another."
-        )
+        notes.append(f"objects have the attributes {counts}: {chosen!r} names the class; --attribute chooses another.")
     return chosen
 
 

@@ -92,7 +92,7 @@ def _read_shape(shape: Any, place: str, size: tuple[int, int], attribute: str | 
     if not (label or "").strip():
         what = "label" if attribute is None else f"attribute {attribute!r}"
         raise ValueError(f"this {shape.tag} has no {what}. Give it one.")
-    drawn = Shape(label, place, is_box=shape.tag == "box")
+    drawn = Shape(label, place, is_box=shape.tag == "box", is_line=shape.tag == "polyline")
     if shape.tag == "mask":
         drawn.rle = _read_mask(shape, size)
         return drawn

@@ -70,11 +70,21 @@ class ImageFinder:
             self.data.missing.append(name)
         return None
 
-    def find_stem(self, stem: str, folder: Path) -> Path | None:
-        """The image with a name without extension: in a folder, else the only one below the root, else None."""
-        files = self._by_stem.get(stem, [])
-        near = [file for file in files if file.parent == folder] or files
-        return near[0] if len(near) == 1 else None
+    def find_stem(self, name: str, folder: Path, say: bool = False) -> Path | None:
+        """The image that an annotation file is named after: in a folder, else anywhere below the root.
+
+        Args:
+            name: of the image, with or without its extension.
+            folder: where it is looked for first.
+            say: whether an image that is not there is noted as missing.
+        """
+        files = self._by_name.get(name) or self._by_stem.get(name, [])
+        near = [file for file in files if file.parent == folder]
+        if files:
+            return self._choose(near or files, str(folder / name), say)
+        if say:
+            self.data.missing.append(name)
+        return None
 
     def _choose(self, files: list[Path], name: str, say: bool) -> Path | None:
         """The file whose folders are most like those of a name; None where nobody can tell."""

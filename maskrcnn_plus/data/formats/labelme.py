@@ -112,7 +112,7 @@ def _read_shape(entry: Any, place: str, size: tuple[int, int]) -> Shape:
     if kind == "mask":
         shape.rle = _read_mask(entry.get("mask"), points, size)
     elif kind in _LINES:
-        shape.polygons = [close_line(points)]
+        shape.polygons, shape.is_line = [close_line(points)], True
     elif kind == "circle":
         _need(points, kind, 2)
         radius = float(np.hypot(*(points[1] - points[0])))

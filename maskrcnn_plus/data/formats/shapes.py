@@ -17,7 +17,7 @@ from maskrcnn_plus.masks.polygons import clip_polygon, polygons_to_mask
 
 ELLIPSE_POINTS = 64
 
-_OPEN = 0.2  # of its length that the ends of a closed line may be apart
+_OPEN = 0.5  # of its length that the ends of a closed line may be apart
 
 
 class NoAreaError(ValueError):
@@ -35,6 +35,7 @@ class Shape:
         holes: float64 [P, 2] of what is cut out of the polygons.
         rle: further pixels, an RLE of the whole image.
         is_box: whether it is a drawn rectangle, which tells nothing of an outline.
+        is_line: whether it is a line that ends near its start, taken as an outline.
         is_crowd: whether it is a region of many objects.
         group: shapes of one label and group are parts of one object; None is alone.
     """
@@ -45,6 +46,7 @@ class Shape:
     holes: list[np.ndarray] = field(default_factory=list)
     rle: dict[str, Any] | None = None
     is_box: bool = False
+    is_line: bool = False
     is_crowd: bool = False
     group: str | None = None
 

@@ -1,0 +1,70 @@
+"""The run-length code of Label Studio's brush: a bitstream of the RGBA values of an image, of which alpha counts.
+
+label-studio-converter, brush.py: the number of values (32 bits), the bits of a value less 1 (5), the bits of four
+lengths less 1 (4 each). Then runs until all values are there: a bit that is 1 where one value is repeated, which of the
+four lengths (2), the length less 1, and the value, or that many values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def decode_brush(rle: Sequence[int], height: int, width: int) -> np.ndarray:
+    """Mask bool [H, W] of the pixels whose alpha is not 0.
+
+    Args:
+        rle: bytes of the stream.
+        height, width: of the image, which bound the work.
+
+    Raises:
+        ValueError: it is no such stream, or one of another size.
+    """
+    try:
+        bits = _Bits(bytes(rle))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError("its rle must be a list of bytes, 0 to 255.") from error
+    count, value_bits = bits.read(32), bits.read(5) + 1
+    length_bits = [bits.read(4) + 1 for _ in range(4)]
+    if count != height * width * 4:
+        raise ValueError(f"its rle holds {count} values, an image of {height} x {width} has {height * width * 4}.")
+    values = np.zeros(count, dtype=bool)
+    place = 0
+    while place < count:
+        is_run = bits.read(1)
+        end = place + bits.read(length_bits[bits.read(2)]) + 1
+        if end > count:
+            raise ValueError("its rle is longer than its image.")
+        values[place:end] = bits.read(value_bits) != 0 if is_run else bits.read_nonzero(end - place, value_bits)
+        place = end
+    return values.reshape(height, width, 4)[:, :, 3]
+
+
+class _Bits:
+    """Numbers of some bits, the highest first, one after the other."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self._place = 0
+
+    def read(self, count: int) -> int:
+        """The next number of up to 32 bits."""
+        first = self._place // 8
+        self._advance(count)
+        chunk = int.from_bytes(self._content[first : first + 5].ljust(5, b"\0"), "big")
+        return chunk >> (40 - (self._place - 8 * first)) & ((1 << count) - 1)
+
+    def read_nonzero(self, count: int, size: int) -> np.ndarray:
+        """Whether each of the next numbers of `size` bits is not 0, bool [count]."""
+        start = self._place
+        self._advance(count * size)
+        part = np.frombuffer(self._content[start // 8 : (self._place + 7) // 8], dtype=np.uint8)
+        bits = np.unpackbits(part)[start % 8 :][: count * size]
+        return bits.reshape(count, size).any(axis=1)
+
+    def _advance(self, count: int) -> None:
+        self._place += count
+        if self._place > 8 * len(self._content):
+            raise ValueError("its rle ends before the image does.")
