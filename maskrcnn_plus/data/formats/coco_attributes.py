@@ -28,6 +28,8 @@ def select_attribute(content: dict[str, Any], wanted: str | None, where: str, da
     Raises:
         DataError: there is no such attribute.
     """
+    if not isinstance(content.get("annotations") or [], list):
+        return content
     annotations = [each for each in content.get("annotations") or [] if isinstance(each, dict)]
     if wanted is not None and any(wanted in _attributes(each) for each in annotations):
         return _by_values(content, annotations, wanted, where, data)
