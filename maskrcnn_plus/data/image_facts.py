@@ -29,6 +29,8 @@ THUMB_SIDE = 32
 
 _PERCENTILES = (1, 99.8)
 _PIXELS = 1 << 20  # that the figures of an image are taken from, at most
+_KEPT = 20_000  # images whose facts this process remembers, whatever others they are asked with
+_known: dict[str, dict[str, Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,17 @@ def read_facts(
     Returns:
         The facts of each image, or what is wrong with it.
     """
-    files = [record[key] for record in records for key in ("file_name", "label_file_name") if record.get(key)]
-    key = fingerprint([list(records), str(rule)], files)
 
     def find() -> dict[str, Any]:
         def look(record: dict[str, Any]) -> dict[str, Any] | str:
+            key = _fingerprint([record], rule)
             try:
-                return asdict(_read(record, rule))
+                if key not in _known:
+                    found = asdict(_read(record, rule))
+                    if key is None or len(_known) >= _KEPT:
+                        return found
+                    _known[key] = found
+                return _known[key]
             except ValueError as error:
                 return str(error)
             finally:
@@ -88,7 +94,13 @@ def read_facts(
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
             return {"facts": list(pool.map(look, records))}
 
-    return [each if isinstance(each, str) else ImageFacts(**each) for each in get_cached(key, find)["facts"]]
+    found = get_cached(_fingerprint(records, rule), find)["facts"]
+    return [each if isinstance(each, str) else ImageFacts(**each) for each in found]
+
+
+def _fingerprint(records: Sequence[dict[str, Any]], rule: ChannelRule | None) -> str | None:
+    files = [record[key] for record in records for key in ("file_name", "label_file_name") if record.get(key)]
+    return fingerprint([list(records), str(rule)], files)
 
 
 def read_pixels(path: str, rule: ChannelRule | None = None) -> np.ndarray:

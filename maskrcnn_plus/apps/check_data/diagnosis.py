@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,10 @@ from maskrcnn_plus.data.formats.files import WHOLE
 from maskrcnn_plus.data.groups import MAX_COMPARED
 from maskrcnn_plus.data.image_facts import ImageFacts, read_facts
 from maskrcnn_plus.data.near_duplicates import join_pairs, signatures, similar_pairs
+from maskrcnn_plus.data.split import train_and_val
 from maskrcnn_plus.data.statistics import Statistics, measure, summarize
+
+_ORDER = [WHOLE, "train", "val", "test"]
 
 PROBLEM, WARNING, NOTE = "problem", "warning", "note"
 """What stops a training; what is worth a look; what was assumed."""
@@ -81,6 +84,11 @@ class Diagnosis:
         """The dataset dicts of all splits, in their order."""
         return [record for records in self.splits.values() for record in records]
 
+    def name(self, record: dict[str, Any]) -> str:
+        """File of a dataset dict, from the folder on."""
+        file = Path(record["file_name"])
+        return str(file.relative_to(self.path)) if file.is_relative_to(self.path) else str(file)
+
     @property
     def num_problems(self) -> int:
         """Lines that stop a training."""
@@ -113,7 +121,8 @@ def diagnose(
         _add_validation(data, read(val, name, options), path)
     findings = _group(PROBLEM, data.problems) + [Finding(NOTE, note, []) for note in data.notes]
     splits = {}
-    for split, records in data.splits.items():
+    for split in sorted(data.splits, key=_ORDER.index):
+        records = data.splits[split]
         splits[split], found = _check(records, len(data.class_names))
         findings += found
     records = [record for records in splits.values() for record in records]
@@ -129,11 +138,10 @@ def diagnose(
     facts = [each for each in facts if isinstance(each, ImageFacts)]
     diagnosis = Diagnosis(path, data.format, data.class_names, splits, {})
     _measure(diagnosis, facts)
-    diagnosis.repeated = find_repeated(diagnosis.records)
+    _judge_annotations(diagnosis)
     findings += _describe_repeated(diagnosis)
     findings += _compare_images(diagnosis, facts)
-    findings += _describe_empty(diagnosis)
-    diagnosis.suspicious = find_suspicious(diagnosis.records, diagnosis.statistics[""], diagnosis.repeated)
+    findings += _describe_splits(diagnosis)
     order = [PROBLEM, WARNING, NOTE]
     diagnosis.findings = sorted(findings, key=lambda each: (order.index(each.severity), -len(each.lines)))
     train, val_statistics = _learned_from(diagnosis)
@@ -200,6 +208,21 @@ def _measure(diagnosis: Diagnosis, facts: Sequence[ImageFacts]) -> None:
     diagnosis.statistics[""] = measure(diagnosis.records, diagnosis.class_names, summarize(diagnosis.records, facts))
 
 
+def _judge_annotations(diagnosis: Diagnosis) -> None:
+    """Add what is repeated and what is unusual, which is remembered: masks of label images are looked at for it."""
+    records = diagnosis.records
+    files = [record["label_file_name"] for record in records if "label_file_name" in record]
+
+    def find() -> dict[str, Any]:
+        repeated = find_repeated(records)
+        suspicious = find_suspicious(records, diagnosis.statistics[""], repeated)
+        return {"repeated": [asdict(each) for each in repeated], "suspicious": [asdict(each) for each in suspicious]}
+
+    found = get_cached(fingerprint([records, "judged"], files), find)
+    diagnosis.repeated = [Repeated(**each) for each in found["repeated"]]
+    diagnosis.suspicious = [Suspicion(**{**each, "reasons": tuple(each["reasons"])}) for each in found["suspicious"]]
+
+
 def _learned_from(diagnosis: Diagnosis) -> tuple[Statistics | None, Statistics | None]:
     """Figures of the images to learn from and of those to evaluate on."""
     of = diagnosis.statistics
@@ -207,15 +230,19 @@ def _learned_from(diagnosis: Diagnosis) -> tuple[Statistics | None, Statistics |
     return train, of.get("val") or (of.get("test") if "train" in of else None)
 
 
-def _describe_empty(diagnosis: Diagnosis) -> list[Finding]:
-    """That nothing is left to learn from."""
+def _describe_splits(diagnosis: Diagnosis) -> list[Finding]:
+    """Whether something is left to learn from, and what a training makes of the splits."""
     total = diagnosis.statistics[""]
     if total.num_images == 0:
         return [Finding(PROBLEM, "No usable image is left.", [str(diagnosis.path)])]
+    try:
+        notes = train_and_val(diagnosis.splits, val=0)[1]
+    except DataError as error:
+        return [Finding(PROBLEM, "Splits that a training does not understand", [f"{diagnosis.path}: {error}"])]
     if total.num_objects == 0:
         text = f"{diagnosis.path}: {total.num_images} images without an object."
         return [Finding(PROBLEM, "No object is left to learn from.", [text], "Are the annotations where they belong?")]
-    return []
+    return [Finding(NOTE, note, []) for note in notes]
 
 
 def _describe_repeated(diagnosis: Diagnosis) -> list[Finding]:
@@ -246,7 +273,7 @@ def _compare_images(diagnosis: Diagnosis, facts: Sequence[ImageFacts]) -> list[F
             continue
         if "train" in (split_of[a], split_of[b]):
             diagnosis.shared.append((a, b) if split_of[a] == "train" else (b, a))
-        line = f"{records[a]['file_name']} and {records[b]['file_name']} (likeness {value:.2f})"
+        line = f"{diagnosis.name(records[a])} and {diagnosis.name(records[b])} (likeness {value:.2f})"
         across[split_of[a], split_of[b]].append(line)
     findings = [
         Finding(
@@ -259,10 +286,7 @@ def _compare_images(diagnosis: Diagnosis, facts: Sequence[ImageFacts]) -> list[F
     ]
     if within:
         sizes = np.bincount(join_pairs(np.array(within), len(records)))
-        text = (
-            f"{int(sizes[sizes > 1].sum())} images show nearly the same as another of their split, in "
-            f"{int((sizes > 1).sum())} groups: they count like fewer images."
-        )
-        examples = [f"{records[a]['file_name']} and {records[b]['file_name']}" for a, b in within]
-        findings.append(Finding(NOTE, text, examples))
+        remedy = f"{int(sizes[sizes > 1].sum())} images in {int((sizes > 1).sum())} groups, which count like fewer."
+        examples = [f"{diagnosis.name(records[a])} and {diagnosis.name(records[b])}" for a, b in within]
+        findings.append(Finding(NOTE, "Images of one split that show nearly the same", examples, remedy))
     return findings

@@ -65,7 +65,8 @@ def _remembered(what: str, records: Sequence[dict[str, Any]], values: list, draw
 def _read(record: dict[str, Any]) -> np.ndarray:
     """The image of a record to look at, uint8 RGB [H, W, 3]."""
     pixels = read_pixels(record["file_name"])
-    return display_image(pixels, pixels.shape[2], record["file_name"])
+    # As float an image of 8 bits is stretched too, without which many of fluorescence are black.
+    return display_image(pixels.astype(np.float32), pixels.shape[2], record["file_name"])
 
 
 def _draw_sample(record: dict[str, Any], class_names: Sequence[str]) -> bytes:

@@ -118,7 +118,7 @@ def _suspicious(diagnosis: Diagnosis) -> str:
     figures = []
     for each, jpeg in zip(shown, draw_suspicious(records, shown), strict=True):
         record = records[each.image]
-        name = f"{record['file_name']}, {annotation_name(each.number, record['annotations'][each.number])}"
+        name = f"{diagnosis.name(record)}, {annotation_name(each.number, record['annotations'][each.number])}"
         reasons = html.escape("; ".join(each.reasons))
         figures.append(
             f"<figure>{picture(jpeg, name)}<figcaption><b>{reasons}</b><br>{html.escape(name)}</figcaption></figure>"
@@ -135,7 +135,7 @@ def _samples(diagnosis: Diagnosis) -> str:
     if not chosen:
         return ""
     figures = [
-        f"<figure>{picture(jpeg, record['file_name'])}<figcaption>{html.escape(record['file_name'])}: "
+        f"<figure>{picture(jpeg, record['file_name'])}<figcaption>{html.escape(diagnosis.name(record))}: "
         f"{len(record['annotations'])} objects</figcaption></figure>"
         for record, jpeg in zip(chosen, draw_samples(chosen, diagnosis.class_names), strict=True)
     ]

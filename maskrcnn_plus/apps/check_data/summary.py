@@ -67,7 +67,8 @@ def facts(diagnosis: Diagnosis) -> dict[str, str]:
 def _pixel_facts(pixels: PixelStatistics | None) -> dict[str, str]:
     if pixels is None or not pixels.num_images:
         return {}
-    values = f"{np.median(pixels.intensity[:, 0]):,.4g} to {np.median(pixels.intensity[:, 1]):,.4g}"
+    low, high = np.median(pixels.intensity, axis=0)
+    values = f"{low:,.3g} to {high:,.3g}" if high < 10 else f"{low:,.0f} to {high:,.0f}"
     said = {
         "channels": _counted({f"{count}": number for count, number in pixels.channels.items()}),
         "depth": _counted(dict(pixels.dtypes)),

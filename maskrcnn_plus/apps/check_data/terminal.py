@@ -35,7 +35,7 @@ def describe(diagnosis: Diagnosis) -> str:
         for each in shown:
             record = records[each.image]
             name = annotation_name(each.number, record["annotations"][each.number])
-            lines.append(f"  - {record['file_name']}, {name}: {'; '.join(each.reasons)}")
+            lines.append(f"  - {diagnosis.name(record)}, {name}: {'; '.join(each.reasons)}")
         parts.append("\n".join(lines))
     if diagnosis.advice:
         parts.append("\n".join(["Is it enough?", *(f"  - {each}" for each in diagnosis.advice)]))

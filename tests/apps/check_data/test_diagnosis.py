@@ -130,7 +130,7 @@ def test_images_of_two_splits_that_show_the_same(data):
     names = {(Path(records[a]["file_name"]).stem, Path(records[b]["file_name"]).stem) for a, b in found.shared}
     assert names == {("train7", "val2"), ("train9", "val2")}
     (within,) = of(found, NOTE)
-    assert "2 images" in within.kind
+    assert "2 images in 1 groups" in within.remedy
 
 
 @pytest.mark.parametrize(
@@ -203,6 +203,18 @@ def test_no_image_is_a_problem(data):
     assert describe(found)
 
 
+def test_splits_that_no_training_understands_are_a_problem(data):
+    data.content["val"]["annotations"] = []
+    path = data.write()
+    (path / "train").rename(path / "more")
+    for file in list((path / "val").iterdir()):
+        if file.suffix == ".png":
+            file.rename(path / "more" / file.name)
+    (path / "val").rename(path / "train")
+    (problem,) = of(diagnose(path), PROBLEM)
+    assert "folders of splits" in problem.lines[0]
+
+
 def test_a_second_run_reads_no_pixel(data, monkeypatch):
     path = data.write()
     calls = []
@@ -231,7 +243,9 @@ def test_a_second_folder_for_validation(data, tmp_path):
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not there")
-@pytest.mark.parametrize("name", ["coco_tiny", "formats/veins_roboflow", "formats/nuclei_masks_per_object"])
+@pytest.mark.parametrize(
+    "name", ["coco_tiny", "formats/veins_roboflow", "formats/nuclei_masks_per_object", "nuclei_16bit"]
+)
 def test_real_data_have_no_problems(name):
     found = diagnose(SHARED / name)
     assert of(found, PROBLEM) == []
