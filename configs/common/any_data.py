@@ -1,0 +1,48 @@
+# What a config of tools/finetune.py starts from: a folder of annotations of any format, and a Mask R-CNN with an
+# IoU-aware RPN, a cascade of box heads, soft mask targets and copy-paste. The config sets what follows from the data.
+import detectron2.data.transforms as T
+from detectron2.config import LazyCall as L
+
+from maskrcnn_plus.data import RandomRotate90, register_folder
+
+from ..nuclei.mask_rcnn_plus import dataloader, dataset, lr_multiplier, model, optimizer, train
+
+del dataset.thing_classes
+dataset.update(
+    root="",
+    format=None,  # of the annotations, by name; None finds it
+    attribute=None,  # which of several attributes names the class of an object
+    merge_numbered=False,  # cell_1, cell_2, ... are one class
+    val=0.2,  # part of the images for validation where the folder has no such split
+    thing_classes=None,  # those with objects
+    short_side=None,  # pixels of the shorter side that images are brought to before `scale`; None leaves them
+    negatives=True,
+    on_error="skip",
+)
+
+_folder = dict(
+    path="${dataset.root}",
+    format="${dataset.format}",
+    attribute="${dataset.attribute}",
+    merge_numbered="${dataset.merge_numbered}",
+    val="${dataset.val}",
+    thing_classes="${dataset.thing_classes}",
+    on_error="${dataset.on_error}",
+)
+dataloader.train.dataset.dataset.names = L(register_folder)(name="my_train", split="train", **_folder)
+dataloader.test.dataset.names = L(register_folder)(name="my_val", split="val", **_folder)
+
+_crop, _flip, _, _intensity = dataloader.train.mapper.mapper.augmentations
+_crop.short_side = dataloader.test.mapper.augmentations[0].short_side = "${dataset.short_side}"
+dataloader.train.mapper.mapper.augmentations = [
+    _crop,
+    _flip,
+    L(T.RandomApply)(tfm_or_aug=L(RandomRotate90)(), prob=1.0),
+    L(T.RandomApply)(tfm_or_aug=L(T.RandomSaturation)(intensity_min=0.7, intensity_max=1.3), prob=0.0),
+    _intensity,
+]
+
+train.best.metric = "segm/AP"
+train.validation_loss = 32
+train.patience = 4
+train.output_dir = "output/mine"

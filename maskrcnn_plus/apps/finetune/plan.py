@@ -1,0 +1,136 @@
+"""What follows from the data, decision by decision, and the config file that says it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detectron2.config import LazyConfig
+from omegaconf import DictConfig, OmegaConf
+
+from maskrcnn_plus.atomic import write_atomically
+from maskrcnn_plus.config import config_folder
+from maskrcnn_plus.config_rules import check_config
+from maskrcnn_plus.overrides import apply_overrides
+
+
+class Decision(NamedTuple):
+    """One decision.
+
+    Attributes:
+        values: what is set, by key.
+        reason: a sentence with the figure behind it.
+        given: keys that the user has set instead.
+    """
+
+    values: dict[str, Any]
+    reason: str
+    given: list[str]
+
+
+class Plan:
+    """A config that grows by decisions. What the user gives wins, and later decisions see it.
+
+    Attributes:
+        base: name of the shipped config whose parts are changed.
+        cfg: the config as it is now.
+        decisions: in their order.
+    """
+
+    def __init__(self, base: str, overrides: Sequence[str]) -> None:
+        """Load the base and apply what the user gives.
+
+        Args:
+            base: a config below `configs/`, without ".py".
+            overrides: `key=value` of a command line.
+
+        Raises:
+            ConfigError: an override cannot be applied.
+        """
+        self.base = base
+        self.overrides = list(overrides)
+        self.cfg: DictConfig = apply_overrides(LazyConfig.load(str(config_folder() / f"{base}.py")), overrides)
+        self.decisions: list[Decision] = []
+        self._given = [entry.partition("=")[0].strip() for entry in overrides]
+
+    def decide(self, values: Mapping[str, Any], reason: str) -> None:
+        """Set values, but for those that the user gives.
+
+        Args:
+            values: by dotted key; plain values that Python can write.
+            reason: a sentence with the figure that it follows from.
+        """
+        given = [key for key in values if self.is_given(key)]
+        kept = {key: value for key, value in values.items() if key not in given}
+        for key, value in kept.items():
+            OmegaConf.update(self.cfg, key, value, merge=False)
+        self.decisions.append(Decision(kept, reason, given))
+
+    def is_given(self, key: str) -> bool:
+        """Whether the user gives this key, or one above or below it."""
+        return any(key == own or key.startswith(f"{own}.") or own.startswith(f"{key}.") for own in self._given)
+
+    def get(self, key: str) -> Any:
+        """A value as it is now."""
+        return OmegaConf.select(self.cfg, key)
+
+    def lines(self) -> list[str]:
+        """The decisions, a line each, for people."""
+        return [
+            decision.reason + (f" ({', '.join(decision.given)} as given.)" if decision.given else "")
+            for decision in self.decisions
+        ]
+
+    def write(self, path: Path, about: Sequence[str]) -> None:
+        """Write the config as a LazyConfig.
+
+        Args:
+            path: of the file.
+            about: lines at its head.
+
+        Raises:
+            ConfigError: a value cannot be.
+        """
+        check_config(self.cfg)
+        module = f"maskrcnn_plus.configs.{self.base.replace('/', '.')}"
+        parts = sorted({"dataloader", "dataset", "lr_multiplier", "model", "optimizer", "train"})
+        lines = [f"# {line}" for line in about]
+        lines += [f"from {module} import {', '.join(parts)}", ""]
+        for decision in self.decisions:
+            if not decision.values:
+                continue
+            lines += [f"# {line}" for line in _wrapped(decision.reason)]
+            lines += [f"{_python(key)} = {_literal(value)}" for key, value in decision.values.items()]
+            lines.append("")
+        if self._given:
+            lines.append("# As given.")
+            lines += [f"{_python(key)} = {_literal(_plain(self.get(key)))}" for key in dict.fromkeys(self._given)]
+            lines.append("")
+        write_atomically(path, "\n".join(lines).encode())
+
+
+def _python(key: str) -> str:
+    """A dotted key as Python reaches it."""
+    return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", key)
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, tuple):
+        value = list(value)
+    return repr(value)
+
+
+def _wrapped(text: str, width: int = 116) -> list[str]:
+    """Lines of a comment."""
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return lines

@@ -1,0 +1,169 @@
+"""Reads a folder, configures a Mask R-CNN for it, and trains."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from maskrcnn_plus.apps.finetune import rules
+from maskrcnn_plus.apps.finetune.budget import fit_into
+from maskrcnn_plus.apps.finetune.plan import Plan
+from maskrcnn_plus.apps.finetune.timing import measure_speed
+from maskrcnn_plus.apps.finetune.weights import choose_start
+from maskrcnn_plus.config import load_config
+from maskrcnn_plus.data.check import DataError, check_dataset, report_problems
+from maskrcnn_plus.data.folder import FolderData, choose_classes, load_folder
+from maskrcnn_plus.data.formats import ReadOptions
+from maskrcnn_plus.data.statistics import Statistics, measure, sample_pixels
+from maskrcnn_plus.errors import UserError
+from maskrcnn_plus.training import launch, run
+
+logger = logging.getLogger(__name__)
+
+BASE = "common/any_data"
+CONFIG = "config.py"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asks for.
+
+    Attributes:
+        data: folder or annotation file.
+        output: folder of the training.
+        hours: for training and evaluation.
+        weights: to start from: a file, a source of weights, or None for those of the backbone.
+        classes: names of the classes to learn; None for all with objects.
+        format, options: how the annotations are read; see `load_folder`.
+        val: part of the images for validation, where there is no such split.
+        orientation: "any", "upright" or None to guess.
+        on_error: what images and annotations do that cannot be used, "skip" or "raise".
+        overrides: `key=value` for the config.
+    """
+
+    data: Path
+    output: Path
+    hours: float = 1.0
+    weights: str | None = None
+    classes: Sequence[str] | None = None
+    format: str | None = None
+    options: ReadOptions = field(default_factory=ReadOptions)
+    val: float = 0.2
+    orientation: str | None = None
+    on_error: str = "skip"
+    overrides: Sequence[str] = ()
+
+
+def configure(request: Request, say: Callable[[str], None] = print) -> Path:
+    """Write the config of a training that follows from the data.
+
+    Args:
+        request: what is asked for.
+        say: is told each decision.
+
+    Returns:
+        Path of `config.py` in the output folder.
+
+    Raises:
+        UserError: the data, the weights or the overrides cannot be used, or the output folder holds a config.
+    """
+    start = time.monotonic()
+    path = request.output / CONFIG
+    if path.exists():
+        raise UserError(
+            f"{path} exists: go on with --resume, train it as it is with tools/train_net.py --config-file {path}, or "
+            "give another --output."
+        )
+    if not request.hours > 0:
+        raise UserError(f"--hours {request.hours}: it must be more than 0.")
+    data, names, train, num_val = _read(request, say)
+    plan = Plan(BASE, request.overrides)
+    plan.decide(_location(request, data), f"{request.data}, read as {data.format}.")
+    choose_start(plan, request.weights)
+    measured = measure(train, names, sample_pixels(train))
+    _check_pixels(measured, request)
+    for rule in rules.RULES:
+        rule = functools.partial(rule, chosen=request.orientation) if rule is rules.orientation else rule
+        rule(plan, measured)
+    seconds = 3600 * request.hours - (time.monotonic() - start)
+    fit_into(plan, seconds, len(train), num_val, measure_speed)
+    plan.decide({"train.output_dir": str(request.output)}, "Where checkpoints, figures and this file are.")
+    request.output.mkdir(parents=True, exist_ok=True)
+    about = [
+        f"A Mask R-CNN for {request.data}, configured from its training images. Change what you like, and train it with",
+        f"    python tools/train_net.py --config-file {path}",
+    ]
+    plan.write(path, about)
+    load_config(str(path))  # what is written can be read
+    for line in plan.lines():
+        say(f"  {line}")
+    say(f"written to {path}")
+    return path
+
+
+def train(config: Path, resume: bool = False) -> None:
+    """Train what a config says, in this process.
+
+    Args:
+        config: of `configure`.
+        resume: go on from the last checkpoint.
+    """
+    args = argparse.Namespace(
+        config_file=str(config), resume=resume, eval_only=False, num_gpus=1, num_machines=1, machine_rank=0, dist_url=""
+    )
+    cfg = load_config(str(config))
+    launch(lambda each: run(each, cfg), args, cfg.train.device)
+
+
+def _read(request: Request, say: Callable[[str], None]) -> tuple[FolderData, list[str], list[dict[str, Any]], int]:
+    """The folder, the classes to learn, the training images that can be used, and the number of those of validation."""
+    options = {each.name: getattr(request.options, each.name) for each in fields(request.options)}
+    data = load_folder(request.data, request.format, val=request.val, **options)
+    say(f"{request.data}: {data.format}")
+    for note in data.notes:
+        say(f"  {note}")
+    report_problems(data.problems, request.on_error)
+    if "val" not in data.splits:
+        raise DataError(
+            f"{request.data}: at least two annotated images that do not belong together are needed, one to learn from "
+            "and one to judge by."
+        )
+    names = list(request.classes) if request.classes else data.used_classes()
+    if not names:
+        raise DataError(f"{request.data}: no image has an object that can be used.")
+    splits = {}
+    for split in ("train", "val"):
+        records = choose_classes(data, split, names, str(request.data))
+        splits[split] = check_dataset(records, on_error=request.on_error, num_classes=len(names))
+    if not any(record["annotations"] for record in splits["train"]):
+        raise DataError(f"{request.data}: no training image has an object that can be used.")
+    return data, names, splits["train"], len(splits["val"])
+
+
+def _location(request: Request, data: FolderData) -> dict[str, Any]:
+    """Keys of the config that say where the data are and how they are read."""
+    values = {"root": str(request.data.resolve()), "format": data.format, "val": request.val}
+    defaults = ReadOptions()
+    for each in fields(defaults):
+        if getattr(request.options, each.name) != getattr(defaults, each.name):
+            values[each.name] = getattr(request.options, each.name)
+    if request.on_error != "skip":
+        values["on_error"] = request.on_error
+    return {f"dataset.{key}": value for key, value in values.items()}
+
+
+def _check_pixels(data: Statistics, request: Request) -> None:
+    if not data.pixels.num_images:
+        raise DataError(f"{request.data}: no image can be read. The first: {data.pixels.unreadable[0]}")
+    if len(data.pixels.channels - {1: 0}) > 1 and set(data.pixels.channels) - {1, 3}:
+        found = ", ".join(f"{count} of {channels} channels" for channels, count in data.pixels.channels.items())
+        raise DataError(
+            f"{request.data}: images have different numbers of channels ({found}). Say which are used, for example "
+            "dataset.channels=[0,1,2]."
+        )
