@@ -1,9 +1,12 @@
 # What a config of tools/finetune.py starts from: a folder of annotations of any format, and a Mask R-CNN with an
 # IoU-aware RPN, a cascade of box heads, soft mask targets and copy-paste. The config sets what follows from the data.
+from dataclasses import asdict
+
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 
 from maskrcnn_plus.data import RandomRotate90, register_folder
+from maskrcnn_plus.data.formats import ReadOptions
 
 from ..nuclei.mask_rcnn_plus import dataloader, dataset, lr_multiplier, model, optimizer, train
 
@@ -11,8 +14,7 @@ del dataset.thing_classes
 dataset.update(
     root="",
     format=None,  # of the annotations, by name; None finds it
-    attribute=None,  # which of several attributes names the class of an object
-    merge_numbered=False,  # cell_1, cell_2, ... are one class
+    **asdict(ReadOptions()),  # how the annotations are read
     val=0.2,  # part of the images for validation where the folder has no such split
     thing_classes=None,  # those with objects
     short_side=None,  # pixels of the shorter side that images are brought to before `scale`; None leaves them
@@ -23,11 +25,10 @@ dataset.update(
 _folder = dict(
     path="${dataset.root}",
     format="${dataset.format}",
-    attribute="${dataset.attribute}",
-    merge_numbered="${dataset.merge_numbered}",
     val="${dataset.val}",
     thing_classes="${dataset.thing_classes}",
     on_error="${dataset.on_error}",
+    **{key: f"${{dataset.{key}}}" for key in asdict(ReadOptions())},
 )
 dataloader.train.dataset.dataset.names = L(register_folder)(name="my_train", split="train", **_folder)
 dataloader.test.dataset.names = L(register_folder)(name="my_val", split="val", **_folder)

@@ -167,6 +167,10 @@ def choose_classes(data: FolderData, split: str, names: Sequence[str], where: st
         DataError: no object of the split is left, though it has some.
     """
     positions = {class_key(name): index for index, name in enumerate(names)}
+    used = data.used_classes()
+    if len(names) == len(used) == 1 and class_key(used[0]) not in positions:
+        warn_once(f"{where}: its only class with objects, {used[0]}, is taken for {names[0]}.")
+        positions[class_key(used[0])] = 0
     indices = [positions.get(class_key(name)) for name in data.class_names]
     others: Counter[str] = Counter()
     for record in data.splits[split]:

@@ -90,3 +90,13 @@ def test_bad_images_are_errors_or_left_out(folder):
 def test_an_unknown_option_is_refused_at_once(folder):
     with pytest.raises(TypeError, match="colour"):
         register_folder("folder_train", str(folder), colour="red")
+
+
+def test_the_only_class_takes_the_name_that_is_given(folder, caplog):
+    for path in folder.glob("*.json"):
+        content = json.loads(path.read_text())
+        content["shapes"] = content["shapes"][:1]
+        path.write_text(json.dumps(content))
+    name = register_folder("folder_train", str(folder), thing_classes=["animal"], val=0)
+    assert counts(DatasetCatalog.get(name)) == {0: 10}
+    assert "its only class with objects, cat, is taken for animal" in caplog.text

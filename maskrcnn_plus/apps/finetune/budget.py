@@ -24,9 +24,7 @@ _BACKBONE = "model.backbone.bottom_up"
 _CROP = "dataloader.train.mapper.mapper.augmentations.0.size"
 
 
-def fit_into(
-    plan: Plan, seconds: float, num_train: int, num_val: int, measure: Callable[[DictConfig], Timing]
-) -> None:
+def fit_into(plan: Plan, seconds: float, num_train: int, num_val: int, measure: Callable[[DictConfig], Timing]) -> None:
     """Decide what depends on time.
 
     Args:
@@ -70,8 +68,8 @@ def fit_into(
             "train.checkpointer.period": max(min(int(60 * _MINUTES_LOST / timing.step), iterations), 1),
             "train.checkpointer.max_to_keep": 1,
         },
-        f"A checkpoint every {_MINUTES_LOST} minutes; training ends where {plan.get('train.patience')} evaluations bring "
-        "nothing better.",
+        f"A checkpoint every {_MINUTES_LOST} minutes; training ends after {plan.get('train.patience')} evaluations without "
+        "anything better.",
     )
 
 
@@ -83,7 +81,7 @@ def _choose_backbone(plan: Plan, seconds: float, timing: Timing, measure: Callab
     if seconds / timing.step < _ENOUGH:
         plan.decide(
             {f"{_BACKBONE}.name": name},
-            f"{name}: the time is for {seconds / timing.step:.0f} steps, and a larger backbone gains from {_ENOUGH} on.",
+            f"{name}: the time is for {seconds / timing.step:.0f} steps; a larger one gains from {_ENOUGH} on.",
         )
         return timing
     for larger in sorted(PACKAGES, reverse=True):

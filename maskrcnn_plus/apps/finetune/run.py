@@ -96,7 +96,7 @@ def configure(request: Request, say: Callable[[str], None] = print) -> Path:
     plan.decide({"train.output_dir": str(request.output)}, "Where checkpoints, figures and this file are.")
     request.output.mkdir(parents=True, exist_ok=True)
     about = [
-        f"A Mask R-CNN for {request.data}, configured from its training images. Change what you like, and train it with",
+        f"A Mask R-CNN for {request.data}, configured from its training images. Change what you like, and train with",
         f"    python tools/train_net.py --config-file {path}",
     ]
     plan.write(path, about)
@@ -161,7 +161,8 @@ def _location(request: Request, data: FolderData) -> dict[str, Any]:
 def _check_pixels(data: Statistics, request: Request) -> None:
     if not data.pixels.num_images:
         raise DataError(f"{request.data}: no image can be read. The first: {data.pixels.unreadable[0]}")
-    if len(data.pixels.channels - {1: 0}) > 1 and set(data.pixels.channels) - {1, 3}:
+    chosen = any(entry.startswith("dataset.channels=") for entry in request.overrides)
+    if not chosen and len(data.pixels.channels) > 1 and set(data.pixels.channels) - {1, 3}:
         found = ", ".join(f"{count} of {channels} channels" for channels, count in data.pixels.channels.items())
         raise DataError(
             f"{request.data}: images have different numbers of channels ({found}). Say which are used, for example "
