@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 import os
 from collections import Counter
@@ -18,6 +19,7 @@ from maskrcnn_plus.data.check import DataError, report_problems
 from maskrcnn_plus.data.check_cache import pack, unpack
 from maskrcnn_plus.data.coco import class_key
 from maskrcnn_plus.data.formats.coco import warn_once
+from maskrcnn_plus.data.groups import find_groups
 from maskrcnn_plus.data.registration import register_source
 from maskrcnn_plus.data.split import train_and_val
 
@@ -81,8 +83,9 @@ def load_folder(
     key = (str(path.resolve()), _state(path), format, val, seed, tuple(sorted(options.items())))
     if key not in _loaded:
         data = formats.read(path, format, formats.ReadOptions(**options))
-        splits, notes = train_and_val(data.splits, val, seed)
-        _loaded[key] = pack(FolderData(data.class_names, splits, data.format, [*data.notes, *notes], data.problems))
+        notes = list(data.notes)
+        splits, assumed = train_and_val(data.splits, val, seed, functools.partial(find_groups, notes=notes))
+        _loaded[key] = pack(FolderData(data.class_names, splits, data.format, [*notes, *assumed], data.problems))
         for old in list(_loaded)[:-_KEPT]:
             del _loaded[old]
     return unpack(_loaded[key])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ def train_and_val(
     splits: Mapping[str, list[dict[str, Any]]],
     val: float = 0.2,
     seed: int = 0,
-    groups: Sequence[int] | None = None,
+    groups: Callable[[list[dict[str, Any]]], Sequence[int]] | None = None,
 ) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
     """The splits of a data set with "train", and "val" where images can be had for it.
 
@@ -30,7 +30,8 @@ def train_and_val(
         splits: Detectron2 dataset dicts by split, as of `Annotated`.
         val: part of the images that are drawn; 0 draws none.
         seed: of the draw, which depends on nothing else but the file names.
-        groups: a number an image of those that are drawn from; images of one number stay together. None: of one each.
+        groups: gives a number for each of the images that are drawn from; images of one number stay together. None:
+            each for itself.
 
     Returns:
         The splits, and what was assumed, a sentence each.
@@ -54,6 +55,7 @@ def train_and_val(
     if "val" in splits or val <= 0 or len(splits["train"]) < 2:
         return splits, notes
     records = splits["train"]
+    groups = None if groups is None else groups(records)
     chosen = set(choose_validation(records, val, seed, groups))
     if not chosen:
         notes.append("all images belong to one group (frames, tiles or copies): none can be kept for validation.")

@@ -2,9 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
-from annotation_folders import write_image
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.folder import load_folder, register_folder
@@ -25,10 +26,11 @@ def _unregister():
 def folder(tmp_path):
     """LabelMe files of ten images: a cat in each, a dog in the first six, a bird in one."""
     for index in range(10):
-        write_image(tmp_path / f"{index}.png")
+        pixels = np.random.default_rng(index).integers(0, 255, (5, 7, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
         names = ["cat"] + ["Dog"] * (index < 6) + ["bird"] * (index == 3)
         shapes = [
-            {"label": name, "shape_type": "rectangle", "points": [[5 * k, 5], [5 * k + 4, 20]]}
+            {"label": name, "shape_type": "polygon", "points": [[5 * k, 5], [5 * k + 4, 5], [5 * k + 4, 20]]}
             for k, name in enumerate(names)
         ]
         content = {"version": "5", "shapes": shapes, "imagePath": f"{index}.png", "imageData": None}

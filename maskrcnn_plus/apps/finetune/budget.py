@@ -68,8 +68,8 @@ def fit_into(plan: Plan, seconds: float, num_train: int, num_val: int, measure: 
             "train.checkpointer.period": max(min(int(60 * _MINUTES_LOST / timing.step), iterations), 1),
             "train.checkpointer.max_to_keep": 1,
         },
-        f"A checkpoint every {_MINUTES_LOST} minutes; training ends after {plan.get('train.patience')} evaluations without "
-        "anything better.",
+        f"There is a checkpoint every {_MINUTES_LOST} minutes; {plan.get('train.patience')} evaluations in turn "
+        "without anything better end the training.",
     )
 
 

@@ -11,7 +11,8 @@ from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
 from maskrcnn_plus.atomic import write_atomically
-from maskrcnn_plus.config import config_folder
+from maskrcnn_plus.checkpoints.description import described_config
+from maskrcnn_plus.config import config_folder, get_config, list_configs
 from maskrcnn_plus.config_rules import check_config
 from maskrcnn_plus.overrides import apply_overrides
 
@@ -35,6 +36,7 @@ class Plan:
 
     Attributes:
         base: name of the shipped config whose parts are changed.
+        model_of: where the model is from, if not from the base; see `take_model`.
         cfg: the config as it is now.
         decisions: in their order.
     """
@@ -50,8 +52,9 @@ class Plan:
             ConfigError: an override cannot be applied.
         """
         self.base = base
-        self.overrides = list(overrides)
+        self.model_of: str | None = None
         self.cfg: DictConfig = apply_overrides(LazyConfig.load(str(config_folder() / f"{base}.py")), overrides)
+        self._overrides = list(overrides)
         self.decisions: list[Decision] = []
         self._given = [entry.partition("=")[0].strip() for entry in overrides]
 
@@ -67,6 +70,19 @@ class Plan:
         for key, value in kept.items():
             OmegaConf.update(self.cfg, key, value, merge=False)
         self.decisions.append(Decision(kept, reason, given))
+
+    def take_model(self, source: str) -> None:
+        """Take another model than that of the base.
+
+        Args:
+            source: name of a shipped config, or path of a checkpoint that describes itself.
+        """
+        self.model_of = source
+        if source in list_configs():
+            self.cfg.model = get_config(source).model
+        else:
+            self.cfg.model = described_config(source).model
+        apply_overrides(self.cfg, [entry for entry in self._overrides if entry.startswith("model.")])
 
     def is_given(self, key: str) -> bool:
         """Whether the user gives this key, or one above or below it."""
@@ -97,7 +113,7 @@ class Plan:
         module = f"maskrcnn_plus.configs.{self.base.replace('/', '.')}"
         parts = sorted({"dataloader", "dataset", "lr_multiplier", "model", "optimizer", "train"})
         lines = [f"# {line}" for line in about]
-        lines += [f"from {module} import {', '.join(parts)}", ""]
+        lines += _imports(module, parts, self.model_of)
         for decision in self.decisions:
             if not decision.values:
                 continue
@@ -109,6 +125,23 @@ class Plan:
             lines += [f"{_python(key)} = {_literal(_plain(self.get(key)))}" for key in dict.fromkeys(self._given)]
             lines.append("")
         write_atomically(path, "\n".join(lines).encode())
+
+
+def _imports(module: str, parts: Sequence[str], model_of: str | None) -> list[str]:
+    """Import lines of a config; a model of its own replaces that of the base."""
+    if model_of is None:
+        return [f"from {module} import {', '.join(parts)}", ""]
+    parts = [part for part in parts if part != "model"]
+    if model_of in list_configs():
+        other = f"maskrcnn_plus.configs.{model_of.replace('/', '.')}"
+        return [f"from {module} import {', '.join(parts)}", f"from {other} import model", ""]
+    return [
+        "from maskrcnn_plus.checkpoints.description import described_config",
+        f"from {module} import {', '.join(parts)}",
+        "",
+        f"model = described_config({model_of!r}).model",
+        "",
+    ]
 
 
 def _python(key: str) -> str:

@@ -149,6 +149,8 @@ def crop(plan: Plan, data: Statistics) -> None:
 
 def levels(plan: Plan, data: Statistics) -> None:
     """The finest map of the pyramid."""
+    if plan.model_of:  # its weights have learned with theirs
+        return
     boxes = data.box_sizes * network_scale(plan, data)[:, None]
     small = float(np.percentile(np.sqrt(boxes.prod(axis=1)), 5))
     if small >= 48:
@@ -169,6 +171,8 @@ def levels(plan: Plan, data: Statistics) -> None:
 
 def anchors(plan: Plan, data: Statistics) -> None:
     """As few anchors as cover the boxes."""
+    if plan.model_of:  # its weights have learned with theirs
+        return
     generator = np.random.default_rng(0)
     jitter = np.exp(generator.uniform(*np.log(JITTER), size=len(data.box_sizes)))
     boxes = data.box_sizes * (network_scale(plan, data) * jitter)[:, None]
@@ -187,6 +191,8 @@ def anchors(plan: Plan, data: Statistics) -> None:
 
 def canonical_size(plan: Plan, data: Statistics) -> None:
     """The level that a box is pooled from."""
+    if plan.model_of:  # its weights have learned with theirs
+        return
     boxes = data.box_sizes * network_scale(plan, data)[:, None]
     median = float(np.median(np.sqrt(boxes.prod(axis=1))))
     size = 112 if median < LARGEST else 224
@@ -238,8 +244,6 @@ def overlap(plan: Plan, data: Statistics) -> None:
         f"99% of the true boxes overlap no other of their class by an IoU above {high:.2f}: what overlaps a better "
         "detection by more than the threshold is a duplicate.",
     )
-    if plan.get("model.max_covered") is None:
-        return
     hides = high > 0.5
     plan.decide(
         {"model.max_covered": 1.0 if hides else 0.5},

@@ -1,11 +1,66 @@
-"""What a training starts from, and the model that this decides on."""
+"""What a training starts from, and the model that follows from these weights."""
 
 from __future__ import annotations
 
 from maskrcnn_plus.apps.finetune.plan import Plan
+from maskrcnn_plus.backbones import classification
+from maskrcnn_plus.checkpoints import mmdet, torchvision
+from maskrcnn_plus.checkpoints.description import described_config
+from maskrcnn_plus.checkpoints.sources import local_path
+from maskrcnn_plus.learning_rate import linear_lr
+from maskrcnn_plus.weights.conversion import WeightsError
+from maskrcnn_plus.weights.files import read_weights
+
+_LEARNED_BY_THE_RPN = ("model.backbone", "model.proposal_generator", "model.roi_heads")
+"""Groups of keys whose shapes and anchors weights of a whole detector have learned with."""
 
 
 def choose_start(plan: Plan, weights: str | None) -> None:
-    """Decide on the model and its first weights."""
+    """Decide on the model and its first weights.
+
+    Args:
+        plan: before anything else is decided.
+        weights: a file or another source of weights, see `local_path`: of this package, whose description names the
+            model, of a detector of torchvision, MMDetection or Detectron2, which is taken for its Mask R-CNN with
+            ResNet-50 or -101 and FPN, or of a classification network. None for those of the backbone alone.
+
+    Raises:
+        WeightsError: they cannot be read.
+    """
     if weights is None:
-        plan.decide({}, "Starts from the ImageNet weights of the backbone.")
+        name = plan.get("model.backbone.bottom_up.name")
+        plan.decide({"train.init_checkpoint": ""}, f"Starts from the ImageNet weights of its backbone, {name}.")
+        return
+    model, what = _find_model(weights)
+    if model is None:
+        plan.decide({"train.init_checkpoint": weights}, f"Starts from {weights}: {what}.")
+        return
+    plan.take_model(model)
+    plan.decide(
+        {"train.init_checkpoint": weights, "optimizer.lr": linear_lr(1e-4, images=4)},
+        f"Starts from {weights}: {what}. The model is that of these weights, with their anchors and levels, and learns "
+        "at a quarter of the rate.",
+    )
+
+
+def _find_model(weights: str) -> tuple[str | None, str]:
+    """Where the model of weights is from, as of `Plan.take_model`, None for the base's; and what the weights are."""
+    path = local_path(weights)
+    try:
+        described_config(path)
+    except WeightsError:
+        pass
+    else:
+        return path, "a checkpoint of this package"
+    names = read_weights(path).tensors.keys()
+    if torchvision.matches(names):
+        version = "_v2" if any(name.startswith("roi_heads.box_head.3") for name in names) else ""
+        return f"zoo/torchvision_mask_rcnn_r50_fpn{version}", "a detector of torchvision"
+    if mmdet.matches(names):
+        style = "_caffe" if "caffe" in weights.lower() else ""
+        return f"zoo/mmdet_mask_rcnn_r50{style}_fpn", "a detector of MMDetection"
+    if classification.matches(names):
+        return None, "a classification network, for the backbone"
+    if any("res4.22." in name for name in names):
+        return "coco/mask_rcnn_r101_fpn_3x", "a detector of Detectron2"
+    return "zoo/detectron2_mask_rcnn_r50_fpn", "a detector of Detectron2"

@@ -1,0 +1,112 @@
+"""The whole way from a folder to a model: config, training, and a prediction that needs no config."""
+
+import json
+
+import finetune
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskrcnn_plus.apps.finetune import run
+from maskrcnn_plus.apps.finetune.timing import Timing, measure_speed
+from maskrcnn_plus.config import get_config
+from maskrcnn_plus.inference import Predictor
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """LabelMe annotations of eight grey images with bright squares, one of them without."""
+    root = tmp_path_factory.mktemp("mine")
+    for index in range(8):
+        rng = np.random.default_rng(index)
+        image = rng.integers(20, 60, (96, 96), dtype=np.uint8)
+        shapes = []
+        for k in range(3 if index else 0):
+            x, y = 8 + 30 * k, int(rng.integers(5, 70))
+            image[y : y + 18, x : x + 18] = 230
+            points = [[x, y], [x + 18, y], [x + 18, y + 18], [x, y + 18]]
+            shapes.append({"label": "square", "shape_type": "polygon", "points": points})
+        Image.fromarray(image).save(root / f"photo {index}.png")
+        content = {"version": "5", "shapes": shapes, "imagePath": f"photo {index}.png", "imageData": None}
+        (root / f"photo {index}.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """No measurement."""
+    monkeypatch.setattr(run, "measure_speed", lambda cfg: Timing(0.5, 0.1, False))
+
+
+def test_from_a_folder_to_predictions(folder, tmp_path, capsys, monkeypatch):
+    measured = []
+    monkeypatch.setattr(run, "measure_speed", lambda cfg: measured.append(measure_speed(cfg)) or measured[-1])
+    monkeypatch.setattr("maskrcnn_plus.apps.finetune.timing._STEPS", 1)
+    monkeypatch.setattr("maskrcnn_plus.apps.finetune.timing._WARM_UP", 0)
+    output = tmp_path / "out"
+    small = ["train.max_iter=3", "train.device=cpu", "train.log_period=1", "dataset.scale=1.0"]
+    assert finetune.main(["--data", str(folder), "--output", str(output), *small]) == 0
+    assert measured[0].step > 0
+    printed = capsys.readouterr().out
+    assert "labelme" in printed
+    assert "The median diameter of the objects is 18 pixels" in printed
+    cfg = get_config(str(output / "config.py"))
+    assert cfg.dataset.thing_classes == ["square"]
+    metrics = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    assert any("val_loss" in entry and "segm/AP" in entry for entry in metrics)
+    predictor = Predictor(str(output / "model_best.pth"))
+    assert predictor.class_names == ["square"]
+    predictor.predict(str(folder / "photo 1.png"))
+
+    assert finetune.main(["--data", str(folder), "--output", str(output)]) == 1
+    assert "--resume" in capsys.readouterr().err
+    assert finetune.main(["--data", str(folder), "--output", str(output), "--resume"]) == 0
+    assert "is finished" in (output / "log.txt").read_text()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_dry_run_writes_the_config_alone(folder, tmp_path):
+    output = tmp_path / "out"
+    assert finetune.main(["--data", str(folder), "--output", str(output), "--dry-run", "--hours", "2"]) == 0
+    assert [path.name for path in output.iterdir()] == ["config.py"]
+    cfg = get_config(str(output / "config.py"))
+    assert 10000 < cfg.train.max_iter < 14400
+    assert cfg.dataset.negatives is True
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "missing"], "missing does not exist"),
+        (["--hours", "-1"], "--hours -1"),
+        (["--classes", "squares"], "no object of squares"),
+        (["--resume"], "there is no"),
+        (["--weights", "nothing.pth"], "nothing.pth"),
+        (["train.max_itr=3"], "train.max_iter"),
+        (["--format", "cocoo"], "coco"),
+    ],
+)
+def test_what_cannot_be_is_one_line(folder, tmp_path, capsys, arguments, message):
+    given = ["--data", str(folder), "--output", str(tmp_path / "out"), "--dry-run"]
+    if arguments[0] == "--classes":  # of two classes, of which neither has this name
+        extra = tmp_path / "two"
+        extra.mkdir()
+        for path in folder.iterdir():
+            (extra / path.name).write_bytes(path.read_bytes().replace(b'"square"', b'"circle"', 1))
+        given[1] = str(extra)
+    assert finetune.main([*given, *arguments]) == 1
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "out" / "config.py").exists()
+
+
+@pytest.mark.usefixtures("quick")
+def test_one_image_is_too_few(folder, tmp_path, capsys):
+    single = tmp_path / "single"
+    single.mkdir()
+    for name in ("photo 1.png", "photo 1.json"):
+        (single / name).write_bytes((folder / name).read_bytes())
+    assert finetune.main(["--data", str(single), "--output", str(tmp_path / "out")]) == 1
+    assert "at least two annotated images" in capsys.readouterr().err
