@@ -1,4 +1,8 @@
-"""Build of maskrcnn_plus: the package, `configs/` as `maskrcnn_plus.configs`, and the C++ operators of `csrc/`."""
+"""Build of maskrcnn_plus and of its C++ operators.
+
+`configs/` is shipped as `maskrcnn_plus.configs`, and `tools/`, which must be found without importing the package, as
+`maskrcnn_plus_tools`.
+"""
 
 import os
 import sys
@@ -17,11 +21,11 @@ To have them, install torch first and build in the same environment:
 """
 
 
-def config_packages() -> dict[str, str]:
-    """Package name -> folder of every folder below `configs/`, so that an installed user has the configs too."""
-    folders = [ROOT / "configs", *sorted(p for p in (ROOT / "configs").rglob("*") if p.is_dir())]
-    relative = [folder.relative_to(ROOT) for folder in folders if folder.name != "__pycache__"]
-    return {"maskrcnn_plus." + ".".join(path.parts): path.as_posix() for path in relative}
+def packages_of(name: str, package: str) -> dict[str, str]:
+    """Package name -> folder of a folder of this one and of every folder below it."""
+    folders = [ROOT / name, *sorted(p for p in (ROOT / name).rglob("*") if p.is_dir())]
+    below = [folder.relative_to(ROOT / name).parts for folder in folders if folder.name != "__pycache__"]
+    return {".".join((package, *parts)): "/".join((name, *parts)) for parts in below}
 
 
 def extension_options() -> dict:
@@ -45,9 +49,9 @@ def extension_options() -> dict:
     return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
 
 
-configs = config_packages()
+shipped = packages_of("configs", "maskrcnn_plus.configs") | packages_of("tools", "maskrcnn_plus_tools")
 setup(
-    packages=find_packages(include=["maskrcnn_plus", "maskrcnn_plus.*"]) + list(configs),
-    package_dir=configs,
+    packages=find_packages(include=["maskrcnn_plus", "maskrcnn_plus.*"]) + list(shipped),
+    package_dir=shipped,
     **extension_options(),
 )

@@ -19,7 +19,8 @@ from torch.multiprocessing import ProcessExitedException
 
 from maskrcnn_plus.logs import log_to_file
 
-OURS = (Path(__file__).resolve().parent, Path(__file__).resolve().parents[1] / "tools")
+_PACKAGE = Path(__file__).resolve().parent
+OURS = (_PACKAGE, _PACKAGE.with_name("tools"), _PACKAGE.with_name("maskrcnn_plus_tools"))  # installed
 
 __all__ = ["ConfigError", "UserError", "describe", "run_tool"]
 

@@ -78,17 +78,28 @@ def test_what_does_not_exist_is_an_import_error():
             exec(statement, {})
 
 
-def test_an_installed_wheel_has_them_too(experiment, tmp_path):
-    """Built without the operators, and unpacked where no source checkout is near."""
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """Folder of a wheel that is built without the operators and installed where no source checkout is near."""
     environment = {**os.environ, "MASKRCNN_PLUS_NO_EXT": "1"}
-    source = tmp_path / "source"  # setuptools builds in the source folder
-    source.mkdir()
-    for name in ("maskrcnn_plus", "configs", "csrc", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    source = tmp_path_factory.mktemp("source")  # setuptools builds in the source folder
+    for name in ("maskrcnn_plus", "configs", "tools", "csrc", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
         (source / name).symlink_to(ROOT / name)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     options = ["--no-deps", "--no-build-isolation"]
-    target = tmp_path / "site"
+    target = tmp_path_factory.mktemp("site")
     subprocess.run([*pip, "install", *options, "--target", str(target), str(source)], check=True, env=environment)
+    return target
+
+
+def run(installed, folder, *command):
+    """Standard output of a Python process that has the installed package before others."""
+    path = os.pathsep.join((str(installed), os.environ.get("PYTHONPATH", "")))
+    options = {"cwd": folder, "capture_output": True, "text": True, "check": True}
+    return subprocess.run([sys.executable, *command], env={**os.environ, "PYTHONPATH": path}, **options).stdout
+
+
+def test_an_installed_wheel_has_them_too(experiment, tmp_path, installed):
     code = (
         "import json, sys\n"
         "import maskrcnn_plus\n"
@@ -97,16 +108,27 @@ def test_an_installed_wheel_has_them_too(experiment, tmp_path):
         "print(json.dumps([maskrcnn_plus.__file__, cfg.train.max_iter, cfg.optimizer.lr, cfg.dataset.root,"
         " cfg.model.backbone._target_.__name__, list_configs()]))\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(target), os.environ.get("PYTHONPATH", "")))}
-    printed = subprocess.run(
-        [sys.executable, "-c", code, experiment],
-        check=True,
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    ).stdout
-    place, *values, names = json.loads(printed.splitlines()[-1])
-    assert Path(place).is_relative_to(target)
+    place, *values, names = json.loads(run(installed, tmp_path, "-c", code, experiment).splitlines()[-1])
+    assert Path(place).is_relative_to(installed)
     assert values == [7, 0.125, "mine", "Mine"]
     assert "nuclei/mask_rcnn_lite0_fpn" in names
+
+
+def test_the_installed_command_lists_its_words_without_pytorch(tmp_path, installed):
+    code = (
+        "import sys\n"
+        "from maskrcnn_plus_tools.command import main\n"
+        "main([])\n"
+        "print([name for name in ('torch', 'maskrcnn_plus', 'numpy') if name in sys.modules])\n"
+    )
+    *lines, loaded = run(installed, tmp_path, "-c", code).splitlines()
+    words = [line.split()[0] for line in lines[2:]]
+    assert loaded == "[]"
+    assert {"train", "predict", "evaluate", "convert"} <= set(words)
+    assert all(len(line.split()) > 3 for line in lines[2:])
+    assert not {"command", "tuning", "train-net", "check-data"} & set(words)
+
+
+def test_the_installed_command_runs_a_tool(tmp_path, installed):
+    printed = run(installed, tmp_path, str(installed / "bin" / "maskrcnn-plus"), "install-detectron2", "--help")
+    assert printed.startswith("usage: maskrcnn-plus install-detectron2")

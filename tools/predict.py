@@ -101,6 +101,8 @@ def _tile(text: str) -> int | str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
+    if argv is None:  # a program of its own
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job scheduler's stop keeps results as Ctrl-C does
     return run_tool("predict", lambda: predict(args), overrides=args.opts)
 
 
@@ -142,5 +144,4 @@ def predict(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job scheduler's stop keeps results as Ctrl-C does
     sys.exit(main())

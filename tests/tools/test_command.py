@@ -1,0 +1,54 @@
+"""The words of `maskrcnn-plus`, and what they call."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+
+
+@pytest.fixture
+def command(monkeypatch):
+    spec = importlib.util.spec_from_file_location("command_tool", TOOLS / "command.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    return module
+
+
+@pytest.fixture
+def tools(command, tmp_path, monkeypatch):
+    """A folder with tools of its own."""
+    text = '"""Do it.\n\nMore."""\nimport sys\ndef main(argv=None):\n    return sys.argv'
+    (tmp_path / "some_tool_here.py").write_text(text)
+    (tmp_path / "check_data.py").write_text('"""Look."""\nimport no_such_module\ndef main(argv=None):\n    pass')
+    (tmp_path / "shared.py").write_text('"""No tool."""\n')
+    (tmp_path / "command.py").write_text('"""This."""\ndef main():\n    pass')
+    monkeypatch.setattr(command, "FOLDER", tmp_path)
+    yield command
+    sys.modules.pop("some_tool_here", None)
+
+
+def test_words_are_found_in_the_folder(tools, capsys):
+    assert tools.find_commands() == {"check": ("check_data", "Look."), "some-tool-here": ("some_tool_here", "Do it.")}
+    assert tools.main([]) == tools.main(["--help"]) == 0
+    assert "  check           Look." in capsys.readouterr().out
+
+
+def test_a_word_gets_its_arguments_under_its_name(tools):
+    assert tools.main(["some-tool-here", "a", "--b=c"]) == ["maskrcnn-plus some-tool-here", "a", "--b=c"]
+
+
+def test_an_unknown_word_is_told_with_the_nearest(tools, capsys):
+    assert tools.main(["chek"]) == 2
+    assert capsys.readouterr().err == "maskrcnn-plus: there is no command 'chek'. Did you mean check?\n"
+
+
+def test_every_tool_has_a_line(command):
+    commands = command.find_commands()
+    assert next(iter(commands)) in command.FIRST
+    assert {"train", "predict", "evaluate", "convert"} <= set(commands)
+    assert all(line.endswith((".", ":")) or len(line) > 20 for _, line in commands.values())
