@@ -154,5 +154,7 @@ def _image_root(file: Path, root: Path, content: dict[str, Any]) -> Path:
     names = [str(image.get("file_name", "")) for image in content["images"] if isinstance(image, dict)]
     names = [name.replace("\\", "/") for name in names[:: max(1, len(names) // _LOOKED_UP)]]
     folders = [file.parent, root, *(each for each in sorted(root.rglob("*")) if each.is_dir())]
+    split = _split(file, root)  # folders of the file's own, then of its split, come first where several hold such names
+    folders.sort(key=lambda each: (not each.is_relative_to(file.parent), split_of(each / "x", root) != split))
     found = [sum((each / n).is_file() or (each / n.rpartition("/")[2]).is_file() for n in names) for each in folders]
     return folders[found.index(max(found))]

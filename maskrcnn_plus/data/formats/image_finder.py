@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -102,20 +101,18 @@ class ImageFinder:
         return best[0]
 
 
-def _spellings(name: str) -> Iterator[str]:
+def _spellings(name: str) -> list[str]:
     """What a name may mean as a path, slashes forward."""
     plain = name.replace("\\", "/").strip()
-    yield plain
+    found = [plain]
     if "%" in plain or "?" in plain or "://" in plain:
         try:
             address = urlsplit(plain)
         except ValueError:
-            return
-        yield from parse_qs(address.query).get("d", [])
-        yield unquote(address.path)
-    uploaded = _UPLOADED.fullmatch(plain.rpartition("/")[2])
-    if uploaded:
-        yield uploaded.group(1)
+            return found
+        found += [*parse_qs(address.query).get("d", []), unquote(address.path)]
+    uploaded = [_UPLOADED.fullmatch(each.rpartition("/")[2]) for each in found]
+    return found + [match.group(1) for match in uploaded if match]
 
 
 def _common_tail(a: tuple[str, ...], b: list[str]) -> int:

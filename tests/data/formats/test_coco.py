@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import supervision as sv
 from coco_files import category, image, rle, square, write_coco
 from pycocotools import mask as coco_mask
 
@@ -242,6 +243,32 @@ def test_real_crowds_stay_crowds(tmp_path, caplog):
     assert {number for number, crowd in crowds_of(data).items() if crowd} == {90, 91}
     assert "2 of 20 objects are crowds" in caplog.text
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize(("scale", "crowd"), [(1, 0), (10, 1)])
+def test_rles_that_are_no_larger_than_polygons_are_single_objects(tmp_path, caplog, scale, crowd):
+    polygons = [square(number) for number in range(4)]
+    large = [2, 4, 8 * scale, 8]
+    rles = [square(number, 2, 1, iscrowd=1, segmentation=rle(number), bbox=large) for number in (10, 11, 12)]
+    data = read(tmp_path, annotations=[*polygons, *rles])
+    assert [crowds_of(data)[number] for number in (10, 11, 12)] == [crowd] * 3
+    assert ("holes or several" in caplog.text) == (not crowd)
+
+
+def test_what_supervision_writes_has_no_crowds(tmp_path):
+    masks = np.zeros((6, 40, 60), dtype=bool)
+    for k in range(6):
+        masks[k, 4:20, 8 * k + 2 : 8 * k + 9] = True
+    masks[3:, 8:12, :] = False  # in two parts each
+    detections = sv.Detections(sv.mask_to_xyxy(masks), mask=masks, class_id=np.zeros(6, dtype=int))
+    write_coco(tmp_path, [image(1)], [], [])
+    sv.DetectionDataset(["cell"], [str(tmp_path / "1.png")], {str(tmp_path / "1.png"): detections}).as_coco(
+        annotations_path=str(tmp_path / "b.json")
+    )
+    written = json.loads((tmp_path / "b.json").read_text())["annotations"]
+    assert [entry["iscrowd"] for entry in written] == [0, 0, 0, 1, 1, 1]
+    data = read_coco(str(tmp_path / "b.json"), str(tmp_path))
+    assert set(crowds_of(data).values()) == {0}
 
 
 def test_half_crowds_and_ignored_ones_are_counted(tmp_path, caplog):
