@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -43,6 +44,26 @@ def write_atomically(
     finally:
         with contextlib.suppress(OSError):  # it was moved, or never made
             temporary.unlink()
+
+
+def link_or_copy(source: str | Path, path: str | Path) -> None:
+    """Hard link a file, or copy it where the file system has no such link; an earlier file is replaced in one step.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
+    source, path = Path(source).resolve(), Path(path)
+    temporary = path.with_name(TEMPORARY.replace("*", secrets.token_hex(4)))
+    try:
+        os.link(source, temporary)
+        os.replace(temporary, path)
+        return
+    except OSError:
+        pass  # another file system, or one without links
+    finally:
+        temporary.unlink(missing_ok=True)  # a link to the same file stays where it is
+    with open(source, "rb") as content:
+        write_atomically(path, lambda file: shutil.copyfileobj(content, file))
 
 
 def _write(path: Path, content: bytes | Callable[[IO[bytes]], object], durable: bool) -> None:

@@ -18,6 +18,12 @@ folder, file by file:
     csv       csv/NAME.csv         a row an object, lengths and areas in pixels, or in micrometres with --pixel-size or
                                    where a TIFF says its resolution; of all images: predictions.csv
     geojson   geojson/NAME.geojson polygons, which QuPath opens
+Annotations that people correct and train on again, each in a folder with its images (linked, or copied):
+    coco-dataset  images/ and annotations/instances_default.json, masks as RLE
+    yolo      images/, labels/ and data.yaml: the outline of the largest part of an object, without holes
+    labelme   NAME.json beside the image, masks as shapes
+    cvat      images/ and annotations.xml (CVAT for images 1.1), masks as runs
+    imagej    NAME.zip beside the image, a RoiSet with class and score as properties
 and report.html with --report. NAME is the file name without suffix, below its input folder; equal ones are told apart.
 
 A run that was stopped or killed goes on where it was: images whose results are there, with the same settings and an

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ import numpy as np
 from detectron2.structures import BoxMode
 from PIL import Image
 
+from maskrcnn_plus.atomic import link_or_copy
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.masks import record_rles
 from maskrcnn_plus.masks.label_map import rles_to_label_map
@@ -43,7 +41,7 @@ def write_coco(splits: Splits, class_names: Sequence[str], output: Path) -> list
         images, annotations = [], []
         for image_id, (record, stem) in enumerate(zip(records, _unique_stems(records), strict=True), start=1):
             source = Path(record["file_name"])
-            link_file(source, folder / f"{stem}{source.suffix}")
+            link_or_copy(source, folder / f"{stem}{source.suffix}")
             size = {"height": record["height"], "width": record["width"]}
             images.append({"id": image_id, "file_name": f"{stem}{source.suffix}", **size})
             for entry, rle in zip(record["annotations"], record_rles(record), strict=True):
@@ -87,7 +85,7 @@ def write_labels(splits: Splits, class_names: Sequence[str], output: Path) -> li
                 names = [class_names[each["category_id"]] for each in record["annotations"]]
                 content = json.dumps(dict(enumerate(names, start=1)), ensure_ascii=False)
                 (output / "labels" / f"{stem}.json").write_text(content, encoding="utf-8")
-            link_file(source, output / "images" / f"{stem}{source.suffix}")
+            link_or_copy(source, output / "images" / f"{stem}{source.suffix}")
             lists[split].append(stem)
     (output / "splits.json").write_text(json.dumps(lists, indent=1), encoding="utf-8")
     return [f"{shared} pixels belong to several objects, and were given to the smallest of them."] if shared else []
@@ -126,7 +124,7 @@ def write_yolo(splits: Splits, class_names: Sequence[str], output: Path) -> list
             (output / name / split).mkdir(parents=True)
         for record, stem in zip(records, _unique_stems(records), strict=True):
             source = Path(record["file_name"])
-            link_file(source, output / "images" / split / f"{stem}{source.suffix}")
+            link_or_copy(source, output / "images" / split / f"{stem}{source.suffix}")
             lines, lost = _yolo_label(record)
             changed += lost
             text = "".join(f"{line}\n" for line in lines)
@@ -176,12 +174,3 @@ def _unique_stems(records: list[dict[str, Any]]) -> list[str]:
         stems.append(next(stem for stem in candidates if stem.lower() not in taken))
         taken.add(stems[-1].lower())
     return stems
-
-
-def link_file(source: Path, target: Path) -> None:
-    """Hard link a file, or copy it where the file system has no such link."""
-    source = source.resolve()
-    with contextlib.suppress(OSError):
-        os.link(source, target)
-        return
-    shutil.copyfile(source, target)

@@ -9,7 +9,7 @@ Shape shorthand: N objects of one image of H x W pixels.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -21,14 +21,31 @@ from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.data.windows import ImageWindows, open_windows
 from maskrcnn_plus.inference.predictions import known_class_names, known_pixel_size
 from maskrcnn_plus.masks.rle_masks import encode_masks
-from maskrcnn_plus.results.coco import coco_results
+from maskrcnn_plus.results.annotation_sets import ANNOTATION_SETS, write_annotated
+from maskrcnn_plus.results.coco import coco_results, merge_coco
 from maskrcnn_plus.results.geojson import write_geojson
+from maskrcnn_plus.results.image_files import can_link
 from maskrcnn_plus.results.labels import encode_labels, encode_png
 from maskrcnn_plus.results.overlay import draw_overlay, make_picture
-from maskrcnn_plus.results.table import object_table
+from maskrcnn_plus.results.table import merge_tables, object_table
 
-FORMATS = {"overlay": "overlays", "labels": "labels", "coco": "coco", "csv": "csv", "geojson": "geojson"}
+FORMATS = {
+    "overlay": "overlays",
+    "labels": "labels",
+    "coco": "coco",
+    "csv": "csv",
+    "geojson": "geojson",
+    **{kind: kind for kind in ANNOTATION_SETS},
+}
 """The sub-folder of each format."""
+
+MERGED: dict[str, tuple[str, Callable]] = {
+    "coco": ("predictions.json", lambda path, parts, _: merge_coco(path, parts)),
+    "csv": ("predictions.csv", lambda path, parts, _: merge_tables(path, parts)),
+    **{kind: (f"{kind}/{each.merged}", each.merge) for kind, each in ANNOTATION_SETS.items() if each.merge},
+}
+"""File below the output folder that brings all images of a format together, and what writes it: a function of the file,
+the files of the images and the names of the classes."""
 
 NEED_IMAGE = {"overlay", "csv"}
 """Formats that are made of the pixels too."""
@@ -47,6 +64,7 @@ def write_results(
     pixel_size: float | None = None,
     channels: int = 3,
     file_name: str | None = None,
+    source: str | os.PathLike | None = None,
 ) -> dict[str, Path]:
     """Write the predictions of one image below a folder.
 
@@ -57,6 +75,8 @@ def write_results(
     - coco: `coco/NAME.json`, a COCO results list, see `coco_results`.
     - csv: `csv/NAME.csv`, a row an object, see `object_table`.
     - geojson: `geojson/NAME.geojson`, polygons for QuPath and others, see `write_geojson`.
+    - coco-dataset, yolo, labelme, cvat, imagej: the image and its annotations, which tools open and readers read, see
+      `results/annotation_sets.py`.
 
     Args:
         output: folder, made if it is not there. Files of the same names are replaced.
@@ -69,9 +89,10 @@ def write_results(
         pixel_size: micrometres a pixel, for the csv file; by default as the instances know it, else all is in pixels.
         channels: C that the model takes, for images that are neither grey nor colour.
         file_name: `file_name` of the COCO results, NAME by default.
+        source: file that is the whole image, which annotations are put beside; by default `image`, where it is a file.
 
     Returns:
-        The file of each format.
+        The file of each format; of the image beside annotations under "FORMAT image".
 
     Raises:
         ValueError: an unknown format, no image for an overlay, image and instances of different sizes, or no masks.
@@ -81,15 +102,18 @@ def write_results(
     instances = encode_masks(instances)
     class_names, pixel_size = known_class_names(instances, class_names), known_pixel_size(instances, pixel_size)
     with ExitStack() as stack:
-        if isinstance(image, (str, os.PathLike)) and not NEED_IMAGE & set(formats):
-            image = None
+        if isinstance(image, (str, os.PathLike)):
+            source = source or image
+            image = image if needs_pixels(formats, source) else None
         if image is not None and not isinstance(image, ImageWindows):
             image = stack.enter_context(open_windows(image))
         if image is not None and image.shape[:2] != tuple(instances.image_size):
             raise ValueError(
                 f"{name}: the image has size {image.shape[:2]} (H, W) but its predictions {instances.image_size}"
             )
-        return _write(Path(output), name, instances, image, formats, class_names, pixel_size, channels, file_name)
+        return _write(
+            Path(output), name, instances, image, formats, class_names, pixel_size, channels, file_name, source
+        )
 
 
 def _write(
@@ -102,11 +126,15 @@ def _write(
     pixel_size: float | None,
     channels: int,
     file_name: str | None,
+    source: str | os.PathLike | None,
 ) -> dict[str, Path]:
     """`write_results` with the image opened and the masks encoded."""
     written = {}
     for kind in FORMATS:  # in this order whatever the order of `formats`
         if kind not in formats:
+            continue
+        if kind in ANNOTATION_SETS:
+            written |= write_annotated(kind, output, name, instances, image, source, class_names)
             continue
         suffix = {"overlay": ".png", "coco": ".json", "csv": ".csv", "geojson": ".geojson"}.get(kind)
         if kind == "overlay":
@@ -128,6 +156,11 @@ def _write(
             other = {".png": ".tif", ".tif": ".png"}[suffix]
             (written[kind].parent / f"{written[kind].name.removesuffix(suffix)}{other}").unlink(missing_ok=True)
     return written
+
+
+def needs_pixels(formats: Sequence[str], source: str | os.PathLike | None) -> bool:
+    """Whether formats are made of the pixels of an image, and not of the predictions and its file `source` alone."""
+    return bool(NEED_IMAGE & set(formats)) or (bool(ANNOTATION_SETS.keys() & set(formats)) and not can_link(source))
 
 
 def check_formats(formats: Sequence[str]) -> None:

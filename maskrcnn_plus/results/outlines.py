@@ -28,19 +28,29 @@ def rle_polygons(rles: Sequence[dict[str, Any]]) -> Iterator[list[Polygon]]:
     Raises:
         ValueError: a malformed RLE.
     """
+    for x, y, mask in rle_crops(rles):
+        corner = np.array([x, y])
+        yield [[ring + corner for ring in polygon] for polygon in mask_polygons(mask)] if mask.size else []
+
+
+def rle_crops(rles: Sequence[dict[str, Any]]) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Each mask in turn within its box: x and y of its upper left pixel, and bool [h, w]; [0, 0] for an empty mask.
+
+    Raises:
+        ValueError: a malformed RLE.
+    """
     owners, columns, tops, bottoms = decode_runs(rles).columns()
     bounds = np.searchsorted(owners, np.arange(len(rles) + 1))
     for first, last in itertools.pairwise(bounds):
         if first == last:
-            yield []
+            yield 0, 0, np.zeros((0, 0), dtype=bool)
             continue
         x, top, bottom = columns[first:last], tops[first:last], bottoms[first:last]
-        left, upper = x.min(), top.min()
+        left, upper = int(x.min()), int(top.min())
         mask = np.zeros((bottom.max() - upper, x.max() - left + 1), dtype=bool)
         rows, piece = ranges(top - upper, bottom - upper)
         mask[rows, (x - left)[piece]] = True
-        corner = np.array([left, upper])
-        yield [[ring + corner for ring in polygon] for polygon in mask_polygons(mask)]
+        yield left, upper, mask
 
 
 def mask_polygons(mask: np.ndarray) -> list[Polygon]:

@@ -20,9 +20,6 @@ from torch import nn
 from maskrcnn_plus.apps.predict_files.run import predict_files
 from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.inference.predictor import Predictor
-from maskrcnn_plus.results import FORMATS
-
-ALL = tuple(FORMATS)
 
 
 class GreyValues(nn.Module):
@@ -91,13 +88,14 @@ def test_in_three_lines(folder):
 
 def test_a_run_killed_at_any_step_goes_on_to_the_same_results(folder, monkeypatch):
     """Before and after each file comes into place: all results are made once more or kept, and none is broken."""
-    predictor = predictor_of()
-    predict_files(predictor, "in", "whole", formats=ALL, report={})
+    predictor, kinds = predictor_of(), ("labels", "coco", "cvat")
+    predict_files(predictor, "in", "whole", formats=kinds, report={})
     expected = contents(folder / "whole")
     replace, steps = os.replace, []
     monkeypatch.setattr(os, "replace", lambda *paths: steps.append(paths) or replace(*paths))
-    predict_files(predictor, "in", "counted", formats=ALL, report={})
-    assert len(steps) == 1 + 3 * (len(ALL) + 1) + 3  # settings, images, json, csv and report
+    predict_files(predictor, "in", "counted", formats=kinds, report={})
+    of_image = len(kinds) + 1 + 1  # results, image beside annotations, record
+    assert len(steps) == 1 + 3 * of_image + 3  # settings, images, json, xml and report
 
     for last in range(len(steps)):
         for in_place in (False, True):
@@ -113,12 +111,12 @@ def test_a_run_killed_at_any_step_goes_on_to_the_same_results(folder, monkeypatc
 
             monkeypatch.setattr(os, "replace", killed)
             with pytest.raises(Killed):
-                predict_files(predictor, "in", output, formats=ALL, report={})
+                predict_files(predictor, "in", output, formats=kinds, report={})
             broken = contents(output)
             assert all(broken[name] == expected[name] for name in broken)
             monkeypatch.setattr(os, "replace", replace)
-            summary = predict_files(predictor, "in", output, formats=ALL, report={})
-            recorded = max(last + in_place - 1, 0) // (len(ALL) + 1)  # after the step of the settings
+            summary = predict_files(predictor, "in", output, formats=kinds, report={})
+            recorded = max(last + in_place - 1, 0) // of_image  # after the step of the settings
             assert summary.num_before == min(recorded, 3)
             assert (summary.num_before + summary.num_images, summary.num_objects) == (3, 6)
             assert contents(output) == expected

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from annotation_folders import masks_of
 from pycocotools import mask as coco_mask
 
+from maskrcnn_plus.data.formats import read
 from maskrcnn_plus.results import write_results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,6 +153,30 @@ def test_all_formats_tell_the_same(run, tmp_path):
     found = sorted(path.relative_to(tmp_path / "out").as_posix() for path in tmp_path.glob("out/[!.]*/*"))
     suffixes = {"overlays": "png", "labels": "png", "coco": "json", "csv": "csv", "geojson": "geojson"}
     assert found == sorted(f"{folder}/{name}.{suffix}" for folder, suffix in suffixes.items() for name in "ab")
+
+
+def test_annotations_are_read_back_with_their_images(run, tmp_path):
+    draw(tmp_path / "in/a.png", (140, 5, 20, 5, 30), (250, 25, 35, 20, 40))
+    draw(tmp_path / "in/b.jpg")
+    pages = np.zeros((2, 40, 60), dtype=np.uint8)
+    pages[1, 4:8, :10] = 200
+    tifffile.imwrite(tmp_path / "in/c.tif", pages, photometric="minisblack", metadata={"axes": "TYX"})
+    formats = {"coco-dataset": "coco", "yolo": "yolo", "labelme": "labelme", "cvat": "cvat", "imagej": "imagej"}
+    arguments = ("--input", "in", "--opts", "dataset.score_threshold=0.1", "--format", *formats)
+    assert run(*arguments) == 0
+    (tmp_path / "out/labelme/a.png").unlink()
+    assert run(*arguments) == 0  # makes it again
+    found = {}
+    for folder, name in formats.items():
+        data = read(tmp_path / "out" / folder)
+        assert (data.format, data.problems, data.class_names) == (name, [], ["cell"])
+        records = {Path(each["file_name"]).name: each for records in data.splits.values() for each in records}
+        found[name] = {key: sorted(map(np.ndarray.tobytes, masks_of(each))) for key, each in records.items()}
+        assert [len(each) for _, each in sorted(found[name].items())] == [2, 0, 0, 1]
+        assert sorted(records) == ["a.png", "b.jpg", "c_p0001.png", "c_p0002.png"]
+        assert np.array_equal(cv2.imread(records["c_p0002.png"]["file_name"], 0), pages[1])
+        assert Path(records["a.png"]["file_name"]).samefile(tmp_path / "in/a.png")
+    assert all(each == found["coco"] for each in found.values())
 
 
 def test_pages_and_frames_are_images(run, tmp_path, capsys):

@@ -34,14 +34,10 @@ from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.inference.tile_choice import TileChoice
 from maskrcnn_plus.inference.tiling import predict_tiled
 from maskrcnn_plus.masks.rle_masks import encode_masks
-from maskrcnn_plus.results import DEFAULT_FORMATS, FORMATS, NEED_IMAGE, check_formats, write_results
-from maskrcnn_plus.results.coco import merge_coco
+from maskrcnn_plus.results import DEFAULT_FORMATS, FORMATS, MERGED, check_formats, needs_pixels, write_results
+from maskrcnn_plus.results.annotation_sets import ANNOTATION_SETS
 from maskrcnn_plus.results.overlay import draw_overlay, make_picture
 from maskrcnn_plus.results.report import MAX_PICTURES, ReportEntry, report_entry, write_report
-from maskrcnn_plus.results.table import merge_tables
-
-MERGED = {"coco": ("predictions.json", merge_coco), "csv": ("predictions.csv", merge_tables)}
-"""Formats of which all images are brought together at the end."""
 
 
 @dataclass
@@ -81,8 +77,8 @@ def predict_files(
 ) -> RunSummary:
     """Predict image files, folders, glob patterns, TIFF stacks and videos, and write the results image by image.
 
-    The results of an image are in `write_results`'s places; `predictions.json` (COCO results) and `predictions.csv` of
-    all images of the run are written at the end, also of an interrupted one (Ctrl-C). An image whose results are there
+    The results of an image are in `write_results`'s places; the files of all images of the run (`results.MERGED`, such
+    as `predictions.csv`) are written at the end, also of an interrupted one (Ctrl-C). An image whose results are there
     from an earlier run, and whose file has not changed since, is not predicted again. That run must have had the same
     model, weights, pre-processing and settings (formats apart); results of others are refused.
     A file that cannot be read or predicted is named on standard error, and the run goes on.
@@ -129,7 +125,8 @@ def predict_files(
             done = run.process(files, records, progress)
         for kind, (name, merge) in MERGED.items():
             if kind in formats:
-                merge(folder / name, [records.file(image, kind) for image in done])
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                merge(folder / name, [records.file(image, kind) for image in done], predictor.class_names)
         if report is not None:
             entries = [_report_entry(records.value(name, "report"), k < MAX_PICTURES) for k, name in enumerate(done)]
             title = "Predictions" + (f" (interrupted after {len(done)} images)" if run.summary.interrupted else "")
@@ -162,7 +159,8 @@ class _Run:
     ) -> None:
         self.predictor, self.formats, self.pixel_size = predictor, tuple(formats), pixel_size
         self.with_report = with_report
-        self.kinds = (*self.formats, *["report"] * with_report)  # that a record must have
+        copies = [f"{kind} image" for kind in formats if kind in ANNOTATION_SETS]
+        self.kinds = (*self.formats, *copies, *["report"] * with_report)  # that a record must have
         self.rule = get_rule(predictor.mapper)
         self.channels = self.rule.count or 3
         self.tiles = TileChoice(predictor, tile)
@@ -231,6 +229,7 @@ class _Run:
                     pixel_size=pixel_size,
                     channels=self.channels,
                     file_name=image.path,
+                    source=None if image.number else image.path,
                 )
                 facts = {"objects": len(instances)}
                 if self.with_report:
@@ -245,7 +244,7 @@ class _Run:
 
     def _needs_pixels(self, image: SourceImage) -> bool:
         """Whether the file's name does not do, for the prediction and the results."""
-        if self.with_report or image.number or NEED_IMAGE & set(self.formats):
+        if self.with_report or image.number or needs_pixels(self.formats, image.path):
             return True
         return self.tiles.options(*read_image_size(image.path, self.rule, decodes=False)) is not None
 

@@ -117,7 +117,8 @@ def _roi_files(path: Path) -> Iterator[Path]:
                     is_roi = opened.read(4) == b"Iout"
             else:
                 with zipfile.ZipFile(file) as archive:
-                    is_roi = any(_is_roi(name) for name in archive.namelist())
+                    names = archive.namelist()
+                    is_roi = not names or any(map(_is_roi, names))  # without ROIs: an image without objects
         except (OSError, ValueError, zipfile.BadZipFile, *_MALFORMED):
             is_roi = file.suffix.lower() == ".roi"  # it is named when it is read
         if is_roi:
