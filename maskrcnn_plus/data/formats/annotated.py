@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from maskrcnn_plus.data.check import DataError
+from maskrcnn_plus.data.formats.files import list_tree
 from maskrcnn_plus.data.formats.image_finder import ImageFinder
 from maskrcnn_plus.data.formats.image_frames import UPRIGHT, ImageFrame, find_frame
 from maskrcnn_plus.data.formats.masks import rle_annotation
@@ -61,6 +62,41 @@ class Annotated:
         if name not in self.class_names:
             self.class_names.append(name)
         return self.class_names.index(name)
+
+    def contents(
+        self,
+        path: Path,
+        suffixes: Sequence[str],
+        read: Callable[[Path], Any],
+        fits: Callable[[Any], bool],
+        looked_for: str,
+    ) -> Iterator[tuple[Path, Any]]:
+        """The files of a format in a folder and what they hold; those that cannot be read are problems, others noted.
+
+        Args:
+            path: folder, or a file.
+            suffixes: of the files.
+            read: gives the content of a file, or raises a DataError.
+            fits: whether a content is of the format.
+            looked_for: what the files are, for the error.
+
+        Raises:
+            DataError: at the end, where there was no such file.
+        """
+        found = False
+        for file in list_tree(path, suffixes):
+            try:
+                content = read(file)
+            except DataError as error:
+                self.problems.append(str(error))
+                continue
+            if fits(content):
+                found = True
+                yield file, content
+            else:
+                self.assume("files of other things, which were left out", str(file))
+        if not found:
+            raise DataError(self.problems[0] if self.problems else f"{path}: none was found of {looked_for}.")
 
     def assume(self, what: str, where: str) -> None:
         """Note an assumption of which there may be many, told with their number and the first of them."""

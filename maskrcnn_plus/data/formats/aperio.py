@@ -12,7 +12,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.annotated import Annotated, ImageFinder
 from maskrcnn_plus.data.formats.files import list_tree, split_of
 from maskrcnn_plus.data.formats.options import ReadOptions
@@ -33,27 +32,24 @@ def _is_aperio(tags: list[str]) -> bool:
     return tags[:2] == ["Annotations", "Annotation"]
 
 
+def _is_layers(tree: Any) -> bool:
+    return tree.tag == "Annotations" and tree.find("Annotation") is not None
+
+
 def read(path: Path, options: ReadOptions) -> Annotated:
     """Read all XML files of a folder that are Aperio's, or one.
 
     Raises:
-        DataError: a file cannot be read, or none is Aperio's.
+        DataError: no file can be read that is Aperio's.
     """
     data = Annotated()
     root = path if path.is_dir() else path.parent
-    finder, found = ImageFinder(root, data), False
-    for file in list_tree(path, (".xml",)):
-        tree = read_xml(file)
-        if tree.tag != "Annotations" or tree.find("Annotation") is None:
-            data.assume("XML files that are not Aperio's, which were left out", str(file))
-            continue
-        found = True
+    finder = ImageFinder(root, data)
+    for file, tree in data.contents(path, (".xml",), read_xml, _is_layers, LOOKED_FOR):
         image = finder.find_stem(file.stem, file.parent, say=True)
         if image is not None and data.is_new(image, str(file)):
             shapes = [shape for layer in tree.findall("Annotation") for shape in _read_layer(layer, file, data)]
             data.add_shapes(split_of(file, root), image, shapes, str(file))
-    if not found:
-        raise DataError(f"{path} holds no annotation of Aperio: it needs {LOOKED_FOR}.")
     return data
 
 

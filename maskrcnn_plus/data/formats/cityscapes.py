@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.annotated import Annotated, ImageFinder
 from maskrcnn_plus.data.formats.files import list_tree, peek_json, read_json, split_of
 from maskrcnn_plus.data.formats.options import ReadOptions
@@ -45,17 +44,12 @@ def read(path: Path, options: ReadOptions) -> Annotated:
     """Read all JSON files of a folder that are Cityscapes', or one; classes of regions are left out.
 
     Raises:
-        DataError: a file cannot be read, or none is Cityscapes'.
+        DataError: no file can be read that is Cityscapes'.
     """
     data = Annotated()
     root = path if path.is_dir() else path.parent
-    finder, found = ImageFinder(root, data), False
-    for file in list_tree(path, (".json",)):
-        content = read_json(file)
-        if not _is_cityscapes(content):
-            data.assume("JSON files that are not Cityscapes', which were left out", str(file))
-            continue
-        found = True
+    finder = ImageFinder(root, data)
+    for file, content in data.contents(path, (".json",), read_json, _is_cityscapes, LOOKED_FOR):
         base = file.stem.removesuffix("_polygons").removesuffix("_gtFine").removesuffix("_gtCoarse")
         image = finder.find_stem(base if base == file.stem else f"{base}_leftImg8bit", file.parent, say=True)
         if image is None or not data.is_new(image, str(file)):
@@ -67,8 +61,6 @@ def read(path: Path, options: ReadOptions) -> Annotated:
             data.add_shapes(
                 split_of(file, root), image, _read_objects(content, str(file), size, data), str(file), stated
             )
-    if not found:
-        raise DataError(f"{path} holds no annotation of Cityscapes: it needs {LOOKED_FOR}.")
     return data
 
 

@@ -40,13 +40,8 @@ def read(path: Path, options: ReadOptions) -> Annotated:
     """
     data = Annotated()
     root = path if path.is_dir() else path.parent
-    finder, found = ImageFinder(root, data), False
-    for file in list_tree(path, (".json",)):
-        content = read_json(file)
-        if not _is_coco(content):
-            data.assume("JSON files that are not COCO's, which were left out", str(file))
-            continue
-        found = True
+    finder = ImageFinder(root, data)
+    for file, content in data.contents(path, (".json",), read_json, _is_coco, LOOKED_FOR):
         content = select_attribute(content, options.attribute, str(file), data)
         notes: list[str] = []
         problems: list[str] = []
@@ -56,8 +51,6 @@ def read(path: Path, options: ReadOptions) -> Annotated:
         _add_classes(coco.categories, content, file, data)
         for record in coco.records:
             _add_record(record, coco.categories, file, _split(file, root), finder, data)
-    if not found:
-        raise DataError(f"{path} holds no COCO file: it needs {LOOKED_FOR}.")
     return data
 
 

@@ -38,6 +38,10 @@ def _is_cvat(tags: list[str]) -> bool:
     return tags[:1] == ["annotations"] and ("image" in tags or "track" in tags or "meta" in tags)
 
 
+def _has_images(tree: Any) -> bool:
+    return tree.tag == "annotations" and (tree.find("image") is not None or tree.find("track") is not None)
+
+
 def read(path: Path, options: ReadOptions) -> Annotated:
     """Read all XML files of a folder that are CVAT's, or one.
 
@@ -46,13 +50,8 @@ def read(path: Path, options: ReadOptions) -> Annotated:
     """
     data = Annotated()
     root = path if path.is_dir() else path.parent
-    finder, found = ImageFinder(root, data), False
-    for file in list_tree(path, (".xml",)):
-        tree = read_xml(file)
-        if tree.tag != "annotations" or (tree.find("image") is None and tree.find("track") is None):
-            data.assume("XML files that are not CVAT's, which were left out", str(file))
-            continue
-        found = True
+    finder = ImageFinder(root, data)
+    for file, tree in data.contents(path, (".xml",), read_xml, _has_images, LOOKED_FOR):
         if tree.find("track") is not None:
             raise DataError(f"{file} has tracks of a video. Export it as 'CVAT for images 1.1'.")
         for element in tree.iter("image"):
@@ -66,8 +65,6 @@ def read(path: Path, options: ReadOptions) -> Annotated:
             if size is not None:
                 shapes = data.read_shapes(element, where, partial(_read_shape, size=size, attribute=options.attribute))
                 data.add_shapes(split_of(image, root), image, shapes, where, stated)
-    if not found:
-        raise DataError(f"{path} holds no image of CVAT: it needs {LOOKED_FOR}.")
     return data
 
 

@@ -19,7 +19,7 @@ WHOLE = "all"
 """Name of the split of a folder that has none."""
 
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_KEPT_BYTES = 1 << 28  # of JSON files whose content waits for the reader that knows it
+_KEPT_BYTES = 1 << 26  # of JSON files whose content waits for the reader that knows it
 _OUTLINE_ITEMS, _OUTLINE_TEXT, _OUTLINE_DEPTH = 8, 200, 5
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.annotated import Annotated, ImageFinder
 from maskrcnn_plus.data.formats.brush import decode_brush
 from maskrcnn_plus.data.formats.files import list_tree, peek_json, read_json, split_of
@@ -44,25 +43,18 @@ def read(path: Path, options: ReadOptions) -> Annotated:
     """Read all JSON files of a folder that are Label Studio's, or one.
 
     Raises:
-        DataError: a file cannot be read, or none is Label Studio's.
+        DataError: no file can be read that is Label Studio's.
     """
     data = Annotated()
     root = path if path.is_dir() else path.parent
-    finder, found = ImageFinder(root, data), False
-    for file in list_tree(path, (".json",)):
-        content = read_json(file)
-        if not _is_tasks(content):
-            data.assume("JSON files that are not Label Studio's, which were left out", str(file))
-            continue
-        found = True
+    finder = ImageFinder(root, data)
+    for file, content in data.contents(path, (".json",), read_json, _is_tasks, LOOKED_FOR):
         for number, task in enumerate([content] if isinstance(content, dict) else content):
             where = f"{file}, task {task.get('id', number) if isinstance(task, dict) else number}"
             try:
                 _read_task(task, where, file, root, finder, options, data)
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 data.problems.append(f"{where}: it is no task of Label Studio ({error}).")
-    if not found:
-        raise DataError(f"{path} holds no task of Label Studio: it needs {LOOKED_FOR}.")
     return data
 
 

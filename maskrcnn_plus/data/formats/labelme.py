@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.annotated import Annotated, ImageFinder
 from maskrcnn_plus.data.formats.embedded import extract_image
 from maskrcnn_plus.data.formats.files import list_tree, peek_json, read_json, split_of
@@ -45,18 +44,12 @@ def read(path: Path, options: ReadOptions) -> Annotated:
     """Read all JSON files of a folder that are LabelMe's, or one.
 
     Raises:
-        DataError: a JSON file cannot be read, or none is LabelMe's.
+        DataError: no file can be read that is LabelMe's.
     """
     data = Annotated()
     root = path if path.is_dir() else path.parent
     finder = ImageFinder(root, data)
-    found = False
-    for file in list_tree(path, (".json",)):
-        content = read_json(file)
-        if not _is_labelme(content):
-            data.assume("JSON files without shapes, which were left out", str(file))
-            continue
-        found = True
+    for file, content in data.contents(path, (".json",), read_json, _is_labelme, LOOKED_FOR):
         image = _find_image(content, file, finder, data)
         if image is None or not data.is_new(image, str(file)):
             continue
@@ -65,8 +58,6 @@ def read(path: Path, options: ReadOptions) -> Annotated:
         if size is not None:
             shapes = data.read_shapes(content["shapes"], str(file), partial(_read_shape, size=size))
             data.add_shapes(split_of(file, root), image, join_groups(shapes), str(file), stated)
-    if not found:
-        raise DataError(f"{path} holds no LabelMe annotation: it needs {LOOKED_FOR}.")
     others = [image for image in finder.files if not data.has_image(image)]
     if path.is_dir() and others:
         data.notes.append(f"{len(others)} images have no JSON file and were left out, {others[0]} among them.")

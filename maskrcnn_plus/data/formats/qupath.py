@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.annotated import Annotated, ImageFinder
 from maskrcnn_plus.data.formats.files import list_tree, peek_json, read_json, split_of
 from maskrcnn_plus.data.formats.options import ReadOptions
@@ -31,31 +30,28 @@ def read(path: Path, options: ReadOptions) -> Annotated:
     """Read all files of a folder that are QuPath's, or one.
 
     Raises:
-        DataError: a file cannot be read, or none is QuPath's.
+        DataError: no file can be read that is QuPath's.
     """
     data = Annotated()
     root = path if path.is_dir() else path.parent
-    finder, found = ImageFinder(root, data), False
+    finder = ImageFinder(root, data)
 
     def read_feature(feature: Any, place: str) -> Shape:
         return _read_feature(feature, place, data)
 
-    for file in list_tree(path, _SUFFIXES):
-        features = _features(read_json(file))
-        if features is None:
-            data.assume("JSON files without features, which were left out", str(file))
-            continue
-        found = True
+    for file, content in data.contents(path, _SUFFIXES, read_json, _has_features, LOOKED_FOR):
         image = finder.find_stem(file.stem, file.parent, say=True)
         if image is not None and data.is_new(image, str(file)):
-            shapes = data.read_shapes(features, str(file), read_feature)
+            shapes = data.read_shapes(_features(content) or [], str(file), read_feature)
             data.add_shapes(split_of(file, root), image, shapes, str(file))
-    if not found:
-        raise DataError(f"{path} holds no file of QuPath: it needs {LOOKED_FOR}.")
     others = [image for image in finder.files if not data.has_image(image)]
     if path.is_dir() and others:
         data.notes.append(f"{len(others)} images have no GeoJSON and were left out, {others[0]} among them.")
     return data
+
+
+def _has_features(content: Any) -> bool:
+    return _features(content) is not None
 
 
 def _features(content: Any) -> list[Any] | None:

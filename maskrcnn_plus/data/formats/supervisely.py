@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.annotated import Annotated, ImageFinder
 from maskrcnn_plus.data.formats.files import list_tree, peek_json, read_json, split_of
 from maskrcnn_plus.data.formats.options import ReadOptions
@@ -38,18 +37,12 @@ def read(path: Path, options: ReadOptions) -> Annotated:
     """Read all JSON files of a folder that are annotations of Supervisely, or one.
 
     Raises:
-        DataError: a file cannot be read, or none is Supervisely's.
+        DataError: no file can be read that is Supervisely's.
     """
     data = Annotated()
     root = path if path.is_dir() else path.parent.parent
-    finder, found = ImageFinder(root, data), False
-    for file in list_tree(path, (".json",)):
-        content = read_json(file)
-        if not _is_supervisely(content):
-            if file.name != "meta.json":
-                data.assume("JSON files that are not annotations of Supervisely, which were left out", str(file))
-            continue
-        found = True
+    finder = ImageFinder(root, data)
+    for file, content in data.contents(path, (".json",), read_json, _is_supervisely, LOOKED_FOR):
         image = finder.find_stem(file.stem, file.parent.parent / "img", say=True)
         if image is None or not data.is_new(image, str(file)):
             continue
@@ -62,8 +55,6 @@ def read(path: Path, options: ReadOptions) -> Annotated:
             read_shape = partial(_read_shape, size=size, attribute=options.attribute)
             shapes = data.read_shapes(content["objects"], str(file), read_shape)
             data.add_shapes(split_of(file, root), image, shapes, str(file), stated)
-    if not found:
-        raise DataError(f"{path} holds no annotation of Supervisely: it needs {LOOKED_FOR}.")
     return data
 
 

@@ -7,12 +7,12 @@ the image stands nowhere.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.annotated import Annotated, ImageFinder
 from maskrcnn_plus.data.formats.attributes import choose_attribute
 from maskrcnn_plus.data.formats.files import list_tree, peek_json, read_json, split_of
@@ -50,13 +50,11 @@ def read(path: Path, options: ReadOptions) -> Annotated:
     """Read all files of a folder that are VIA's, or one.
 
     Raises:
-        DataError: a file cannot be read, no object has the attribute that is asked for, or none is VIA's.
+        DataError: no file can be read that is VIA's, or no object has the attribute that is asked for.
     """
     data = Annotated()
     root = path if path.is_dir() else path.parent
     images = _list_images(path, data)
-    if not images:
-        raise DataError(f"{path} holds no image of VIA: it needs {LOOKED_FOR}.")
     attribute = choose_attribute(
         [_attributes(region) for image in images for region in image.regions], options.attribute, data.notes
     )
@@ -90,25 +88,24 @@ def read(path: Path, options: ReadOptions) -> Annotated:
 
 def _list_images(path: Path, data: Annotated) -> list[_Image]:
     images = []
-    for file in list_tree(path, (".json",)):
-        content = read_json(file)
-        metadata = _metadata(content)
-        if metadata is None:
-            data.assume("JSON files that are not VIA's, which were left out", str(file))
-            continue
-        for key, each in metadata.items():
-            regions = each.get("regions") if isinstance(each, dict) else None
+    for file, content in data.contents(path, (".json", ".csv"), partial(_read_file, data=data), bool, LOOKED_FOR):
+        for key, each in content.items():
+            regions = (each.get("regions") or []) if isinstance(each, dict) else None
             regions = list(regions.values()) if isinstance(regions, dict) else regions
-            if regions is None:
-                regions = []
-            if not isinstance(each, dict) or not isinstance(each.get("filename"), str) or not isinstance(regions, list):
+            if not isinstance(regions, list) or not isinstance(each.get("filename"), str):
                 data.problems.append(f"{file}, image {key!r}: it has no filename, or no list of regions.")
-                continue
-            images.append(_Image(file, each["filename"], regions))
-    for file in list_tree(path, (".csv",)):
-        if is_via_csv(file):
-            images += [_Image(file, name, regions) for name, regions in read_via_csv(file, data).items()]
+            else:
+                images.append(_Image(file, each["filename"], regions))
     return images
+
+
+def _read_file(file: Path, data: Annotated) -> dict[str, Any] | None:
+    """The images of a file by key; None of a file that is not VIA's."""
+    if file.suffix.lower() == ".json":
+        return _metadata(read_json(file))
+    if not is_via_csv(file):
+        return None
+    return {name: {"filename": name, "regions": regions} for name, regions in read_via_csv(file, data).items()}
 
 
 def _metadata(content: Any) -> dict[str, Any] | None:

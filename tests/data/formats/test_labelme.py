@@ -152,5 +152,9 @@ def test_an_image_that_the_file_holds_is_taken_from_it(tmp_path, monkeypatch):
 def test_damaged_json_is_named(tmp_path):
     write(tmp_path, [shape()])
     (tmp_path / "two.json").write_text('{"shapes": [')
-    with pytest.raises(DataError, match=r"two\.json"):
-        read(tmp_path)
+    data = read(tmp_path)
+    assert "two.json cannot be read as JSON" in data.problems[0]
+    assert len(data.splits["all"]) == 1
+    (tmp_path / "one.json").unlink()
+    with pytest.raises(DataError, match=r"two\.json cannot be read"):
+        read(tmp_path, "labelme")
