@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _UPLOADED = re.compile(r"[0-9a-f]{8}-(.+)")  # how Label Studio names what was uploaded
 
+_IMAGE_FOLDER = re.compile(r"image|img|picture|photo|raw", re.IGNORECASE)
+
 _SEVERAL = "of several files with the name of an image, all with the same content, one was taken"
 _EXTENSION = "images that are there with another extension than the annotations say"
 
@@ -72,6 +74,8 @@ class ImageFinder:
     def find_stem(self, name: str, folder: Path, say: bool = False) -> Path | None:
         """The image that an annotation file is named after: in a folder, else anywhere below the root.
 
+        Of several there those count that lie in folders called "images" or so.
+
         Args:
             name: of the image, with or without its extension.
             folder: where it is looked for first.
@@ -79,8 +83,9 @@ class ImageFinder:
         """
         files = self._by_name.get(name) or self._by_stem.get(name, [])
         near = [file for file in files if file.parent == folder]
+        named = [file for file in files if _IMAGE_FOLDER.search(file.parent.name)]
         if files:
-            return self._choose(near or files, str(folder / name), say)
+            return self._choose(near or named or files, str(folder / name), say)
         if say:
             self.data.missing.append(name)
         return None

@@ -16,6 +16,8 @@ from maskrcnn_plus.data.images import IMAGE_SUFFIXES, ImageReadError
 
 _LABEL_NAME = re.compile(r"label|mask|segm|annot|truth|instance|^(gt|ann|seg)s?$", re.IGNORECASE)
 _LABEL_END = re.compile(r"[_-](cp_masks|masks?|labels?|segm?|instances?|gt)$", re.IGNORECASE)
+_LABEL_START = re.compile(r"^(masks?|labels?|segm?|instances?|gt)[_-]", re.IGNORECASE)
+_IMAGE_START = re.compile(r"^(images?|img|im)[_-]", re.IGNORECASE)
 _IMAGE_ENDS = ("", "_img", "_image")
 
 
@@ -42,11 +44,15 @@ class Pairing:
         images: with at least one label image each.
         unlabelled: images of the same folders without any.
         orphans: label images without an image.
+        rivals: folders of label images of the same images, of which nobody can tell which is meant.
+        left_out: folders of label images beside one that tells more objects apart.
     """
 
     images: list[LabelledImage] = field(default_factory=list)
     unlabelled: list[Path] = field(default_factory=list)
     orphans: list[Path] = field(default_factory=list)
+    rivals: list[Path] = field(default_factory=list)
+    left_out: list[Path] = field(default_factory=list)
 
 
 def pair_files(root: Path) -> Pairing:
@@ -70,9 +76,13 @@ def pair_files(root: Path) -> Pairing:
     pairing, taken = Pairing(), set()
     for parent in sorted(below, key=lambda folder: len(folder.parts)):
         children = {child: files for child, files in below[parent].items() if not taken.intersection(files)}
+        rivals: dict[Path, list[Path]] = defaultdict(list)
         for labels, images in _folder_pairs(children):
-            _pair_folders(parent, (images, children[images]), (labels, children[labels]), pairing)
+            rivals[images].append(labels)
             taken.update(children[labels], children[images])
+        for images, several in rivals.items():
+            labels = _choose_folder(several, children, pairing)
+            _pair_folders(parent, (images, children[images]), (labels, children[labels]), pairing)
     for folder, files in by_folder.items():
         _pair_names(folder, [file for file in files if file not in taken], pairing)
     return pairing
@@ -87,10 +97,30 @@ def _folder_pairs(children: dict[Path, list[Path]]) -> Iterable[tuple[Path, Path
         others = [child for child in others if child not in named]
     for child in named:
         keys = {key for file in children[child] for key, _ in _label_keys(file.relative_to(child))}
-        shared = {other: sum(_key(file.relative_to(other)) in keys for file in children[other]) for other in others}
+        shared = {
+            other: sum(any(key in keys for key in _keys(file.relative_to(other))) for file in children[other])
+            for other in others
+        }
         best = max(shared, key=shared.get, default=None)
         if best is not None and shared[best]:
             yield child, best
+
+
+def _choose_folder(folders: list[Path], children: dict[Path, list[Path]], pairing: Pairing) -> Path:
+    """Of several folders of label images of the same images the one whose first file has most objects."""
+    if len(folders) == 1:
+        return folders[0]
+    counts = {}
+    for folder in folders:
+        try:
+            counts[folder] = len(np.unique(read_instance_map(children[folder][0])[0]))
+        except ImageReadError:
+            counts[folder] = 0
+    best = [folder for folder in folders if counts[folder] == max(counts.values())]
+    if len(best) > 1:
+        pairing.rivals += best
+    pairing.left_out += [folder for folder in folders if folder != best[0]]
+    return best[0]
 
 
 def _by_content(folders: list[Path], children: dict[Path, list[Path]]) -> list[Path]:
@@ -112,17 +142,18 @@ def _looks_like_labels(file: Path) -> bool:
     return flat > 0.9 and len(np.unique(label_map)) < 0.02 * label_map.size
 
 
-def _key(file: PurePath) -> PurePath:
-    """Name by which an image of a folder is known."""
-    return file.with_name(file.stem)
+def _keys(file: PurePath) -> list[PurePath]:
+    """Names by which an image of a folder is known, the closest first."""
+    return [file.with_name(file.stem), file.with_name(_IMAGE_START.sub("", file.stem))]
 
 
 def _label_keys(file: PurePath) -> list[tuple[PurePath, str | None]]:
     """Images that a label image of a folder may belong to, the likeliest first, and its class where a folder has it."""
-    plain, bare = _key(file), file.with_name(_LABEL_END.sub("", file.stem))
-    keys = [(plain, None), (bare, None)]
+    stems = [file.stem, _LABEL_END.sub("", file.stem), _LABEL_START.sub("", file.stem)]
+    names = [file.with_name(stem) for stem in stems if stem]
+    keys = [(name, None) for name in names]
     if len(file.parts) > 1:
-        keys += [(PurePath(*key.parts[1:]), file.parts[0]) for key in (plain, bare)]
+        keys += [(PurePath(*name.parts[1:]), file.parts[0]) for name in names]
     return keys
 
 
@@ -130,8 +161,10 @@ def _pair_folders(
     root: Path, images: tuple[Path, list[Path]], labels: tuple[Path, list[Path]], pairing: Pairing
 ) -> None:
     known: dict[PurePath, LabelledImage] = {}
-    for file in images[1]:
-        known.setdefault(_key(file.relative_to(images[0])), LabelledImage(file, root))
+    entries = [LabelledImage(file, root) for file in images[1]]
+    for nearness in range(2):
+        for each in entries:
+            known.setdefault(_keys(each.image.relative_to(images[0]))[nearness], each)
     for file in labels[1]:
         candidates = _label_keys(file.relative_to(labels[0]))
         found = next(((known[key], name) for key, name in candidates if key in known), None)
@@ -139,8 +172,8 @@ def _pair_folders(
             pairing.orphans.append(file)
         else:
             found[0].labels.append((file, found[1]))
-    pairing.images += [each for each in known.values() if each.labels]
-    pairing.unlabelled += [each.image for each in known.values() if not each.labels]
+    pairing.images += [each for each in entries if each.labels]
+    pairing.unlabelled += [each.image for each in entries if not each.labels]
 
 
 def _pair_names(folder: Path, files: list[Path], pairing: Pairing) -> None:

@@ -51,6 +51,11 @@ def read(path: Path, options: ReadOptions) -> Annotated:
     data, pairing = Annotated(), pair_files(path)
     if not pairing.images:
         raise DataError(f"{path} holds no label images: it needs {LOOKED_FOR}.")
+    if pairing.rivals:
+        raise DataError(
+            f"{', '.join(map(str, pairing.rivals))}: each has label images of the same images. Move all but one away."
+        )
+    data.notes += [f"{folder} tells fewer objects apart and was left out." for folder in pairing.left_out]
     data.problems += [
         f"{file}: there is no image of this name. Add it, or remove the file." for file in pairing.orphans
     ]

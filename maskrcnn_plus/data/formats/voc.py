@@ -103,6 +103,9 @@ def _read_root(root: Path, path: Path, components: bool, data: Annotated) -> Non
     ]
     if not classes:
         data.notes.append(f"{root} has no SegmentationClass: all objects are of the class 'object'.")
+    elif names.is_guess:
+        found = ", ".join(data.class_names)
+        data.notes.append(f"{root} has no labelmap.txt or class_names.txt: classes are named as those of VOC: {found}.")
     if components:
         data.notes.append("connected pieces of a class are objects; those that touch are one.")
 
@@ -158,19 +161,20 @@ def _find_classes(file: Path | None, label_map: np.ndarray, values: list[int], n
     if file is None:
         return dict.fromkeys(values, "object")
     classes, kind = read_values(file)
-    known = names.by_colour if kind == "colour" else names.by_index
+    is_colour = kind == "colour"
     if kind == "stored" and names.has_colours and (colours := read_colours(file)) is not None:
-        classes, known = colours, names.by_colour
+        classes, is_colour = colours, True
     if classes.shape != label_map.shape:
         raise ImageReadError(f"{file} is not of the size of its image. Export it again.")
-    border = _BORDER_COLOUR if known is names.by_colour else _BORDER
+    border = _BORDER_COLOUR if is_colour else _BORDER
     inside = (label_map > 0) & (classes != 0) & (classes != border)
     pairs, counts = np.unique(np.stack([label_map[inside], classes[inside]]), axis=1, return_counts=True)
     found = {}
     for index in np.argsort(counts, kind="stable"):  # the most frequent comes last
         value, code = pairs[:, index].tolist()
-        if code in known:
-            found[value] = known[code]
+        name = names.find(code, is_colour)
+        if name is not None:
+            found[value] = name
     missing = set(values) - found.keys()
     if missing:
         raise ImageReadError(f"{file}: object {min(missing)} has no pixel of a class of {names.source}. Correct it.")

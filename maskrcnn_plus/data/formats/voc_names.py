@@ -27,6 +27,7 @@ class ClassNames:
         by_index: name of each index.
         by_colour: name of each colour, see `colour_code`.
         has_colours: whether a file says the colours, which then count before indices.
+        is_guess: whether no file names the classes.
     """
 
     def __init__(self, root: Path) -> None:
@@ -38,6 +39,7 @@ class ClassNames:
         self.source, self.has_colours = "VOC's twenty classes", False
         self.by_index = dict(enumerate(_VOC, start=1))
         file = next((root / name for name in ("labelmap.txt", "class_names.txt") if (root / name).is_file()), None)
+        self.is_guess = file is None
         if file is not None:
             self.source = str(file)
             lines = [line for line in read_lines(file) if not line.startswith("#") and line != "__ignore__"]
@@ -47,6 +49,13 @@ class ClassNames:
         self.by_colour = {_voc_colour(index): name for index, name in self.by_index.items()}
         if self.has_colours:
             self.by_colour = {colour_code(*map(int, entry.group(2, 3, 4))): entry[1] for entry in entries}
+
+    def find(self, code: int, is_colour: bool) -> str | None:
+        """Name of an index or a colour, None where a file that names them has not this one."""
+        name = (self.by_colour if is_colour else self.by_index).get(code)
+        if name is None and self.is_guess:
+            return f"colour {code >> 32}, {code >> 16 & 0xFFFF}, {code & 0xFFFF}" if is_colour else f"class {code}"
+        return name
 
 
 def _voc_colour(index: int) -> int:

@@ -120,6 +120,13 @@ def test_sets_go_to_their_images_and_others_are_said(tmp_path):
     assert "four.zip: its image is not there" in read(tmp_path).problems[0]
 
 
+def test_the_image_is_the_one_in_a_folder_of_images(tmp_path):
+    for folder in ("label masks", "overlay"):
+        write_image(tmp_path / folder / "one.tif", 41)
+    record, _ = read_one(write(tmp_path, polygon(), name="zips/one.zip", image="tissue images/one.png"))
+    assert record["file_name"] == str(tmp_path / "tissue images" / "one.png")
+
+
 def test_the_class_is_a_property(tmp_path):
     record, data = read_one(write(tmp_path, polygon(props="score: 0.5\nclass: NA\n"), polygon(props="class: 7\n")))
     assert [data.class_names[entry["category_id"]] for entry in record["annotations"]] == ["NA", "7"]

@@ -46,6 +46,8 @@ def in_folders(root, labels=LABELS, image="images/a.png", label="labels/a.png"):
         ("a.tif", "a_seg.tif", "all"),
         ("PNGImages/a.png", "PedMasks/a_mask.png", "all"),
         ("first/a.png", "second/a.png", "all"),
+        ("images/img_001.png", "masks/mask_001.png", "all"),
+        ("images/001.png", "masks/label-001.png", "all"),
     ],
 )
 def test_layouts(tmp_path, image, label, split):
@@ -183,6 +185,17 @@ def test_an_orphan_is_named(tmp_path):
     in_folders(tmp_path)
     save(tmp_path / "labels" / "b.png", LABELS)
     assert "b.png" in read(tmp_path).problems[0]
+
+
+def test_of_several_folders_of_label_images_the_one_of_objects_is_taken(tmp_path):
+    in_folders(tmp_path)
+    save(tmp_path / "mask binary" / "a.png", (LABELS > 0).astype(np.uint8) * 255)
+    record, data = read_one(tmp_path)
+    assert record["label_file_name"] == str(tmp_path / "labels" / "a.png")
+    assert any("mask binary tells fewer objects" in note for note in data.notes)
+    save(tmp_path / "masks" / "a.png", LABELS)
+    with pytest.raises(DataError, match=r"labels, .*masks: each has label images of the same images"):
+        read(tmp_path)
 
 
 def test_other_folders_are_not_taken(tmp_path):

@@ -31,6 +31,16 @@ def test_masks_that_overlap_or_have_pieces_stay_objects(tmp_path, value):
     assert record["annotations"][0]["bbox"] == [6, 4, 30, 20]
 
 
+@pytest.mark.parametrize("mode", ["1", "RGB", "RGBA", "P", "I;16"])
+def test_masks_of_other_kinds_of_pictures(tmp_path, mode):
+    root = write(tmp_path, MASKS[0])
+    picture = Image.fromarray(MASKS[0].astype(np.uint16) * 500 if mode == "I;16" else MASKS[0].astype(np.uint8) * 255)
+    (picture if mode == "I;16" else picture.convert(mode)).save(root / "id" / "masks" / "0.png")
+    record, data = read_one(root)
+    assert (data.format, data.problems) == ("masks", [])
+    np.testing.assert_array_equal(masks_of(record), MASKS[:1])
+
+
 @pytest.mark.parametrize(
     ("mask", "said"),
     [

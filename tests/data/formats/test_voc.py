@@ -87,6 +87,18 @@ def test_names_of_a_labelmap_go_by_colour(tmp_path, draw):
     np.testing.assert_array_equal(named["NA"], MASKS[0])
 
 
+@pytest.mark.parametrize(("draw", "name"), [(palette, "class 77"), (colours, "colour 9, 8, 7")])
+def test_classes_that_nothing_names(tmp_path, draw, name):
+    classes = draw(paint(1, 77))
+    if draw is colours:
+        pixels = np.array(classes)
+        pixels[MASKS[1]] = (9, 8, 7)
+        classes = Image.fromarray(pixels)
+    record, data = read_one(write(tmp_path, palette(paint(1, 2)), classes))
+    assert classes_of(record, data) == ["aeroplane", name]
+    assert any("named as those of VOC" in note for note in data.notes)
+
+
 def test_names_a_line_go_by_index(tmp_path):
     write(tmp_path, palette(paint(1, 2)), palette(paint(2, 1)))
     (tmp_path / "class_names.txt").write_text("__ignore__\n_background_\ncell\ndust\n")
@@ -132,7 +144,7 @@ def test_classes_alone_are_refused_until_pieces_are_objects(tmp_path):
     [
         (lambda root: palette(paint(1, 2)[:-1]).save(root / "SegmentationObject" / "a.png"), "39 x 60"),
         (lambda root: palette(paint(1, 2)[:-1]).save(root / "SegmentationClass" / "a.png"), "not of the size"),
-        (lambda root: palette(paint(1, 77)).save(root / "SegmentationClass" / "a.png"), "object 2 has no pixel"),
+        (lambda root: palette(paint(1, 0)).save(root / "SegmentationClass" / "a.png"), "object 2 has no pixel"),
         (lambda root: (root / "JPEGImages" / "a.jpg").unlink(), "there is no image a"),
         (lambda root: (root / "SegmentationObject" / "a.png").write_bytes(b"no png"), "cannot be read"),
     ],
