@@ -10,7 +10,7 @@ Examples:
 
 The annotations may be of any format that docs/own_data.md lists. What was decided, and why, stands in
 OUTPUT/config.py, which tools/train_net.py runs too; `key=value` wins over what the data say. The best weights are
-OUTPUT/model_best.pth, which tools/predict.py takes.
+OUTPUT/model_best.pth, which tools/predict.py takes, and OUTPUT/report.html shows what they are worth.
 
 Exit code: 0 finished, 1 the data or something else made it impossible (the last line says what), 2 the command cannot
 be understood, 128 + N stopped by signal N after a checkpoint was written (130 for Ctrl-C).
@@ -29,6 +29,7 @@ shorten_thread_waits()  # before PyTorch is loaded
 
 # isort: split
 
+from maskrcnn_plus.apps.finetune.report import report
 from maskrcnn_plus.apps.finetune.run import CONFIG, Request, configure, train
 from maskrcnn_plus.data.formats.options import add_arguments, from_arguments
 from maskrcnn_plus.device import default_device
@@ -82,6 +83,7 @@ def finetune(args: argparse.Namespace) -> None:
         configure(request)
     if not args.dry_run:
         train(config, resume=args.resume)
+        report(config)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

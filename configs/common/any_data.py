@@ -33,6 +33,9 @@ _folder = dict(
 dataloader.train.dataset.dataset.names = L(register_folder)(name="my_train", split="train", **_folder)
 dataloader.test.dataset.names = L(register_folder)(name="my_val", split="val", **_folder)
 
+for _mapper in (dataloader.train.mapper.mapper, dataloader.test.mapper):
+    _mapper.label_maps = True
+
 _crop, _flip, _, _intensity = dataloader.train.mapper.mapper.augmentations
 _crop.short_side = dataloader.test.mapper.augmentations[0].short_side = "${dataset.short_side}"
 dataloader.train.mapper.mapper.augmentations = [

@@ -23,7 +23,12 @@ from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.images import read_image
 from maskrcnn_plus.data.pixels import prepare_image
 from maskrcnn_plus.data.stream import SKIPPED
-from maskrcnn_plus.data.transformed import transform_box, transform_label_map, transform_segmentations
+from maskrcnn_plus.data.transformed import (
+    transform_box,
+    transform_disjoint,
+    transform_label_map,
+    transform_segmentations,
+)
 
 _SMALLEST_SIDE = 1e-5  # pixels of a box that is not empty, as in Detectron2
 
@@ -45,6 +50,7 @@ class InstanceMapper:
         min_area: float = 4,
         use_masks: bool = True,
         recompute_boxes: bool = True,
+        label_maps: bool = False,
     ) -> None:
         """Set up the mapper.
 
@@ -62,6 +68,8 @@ class InstanceMapper:
             use_masks: whether to pack `gt_masks`.
             recompute_boxes: draw boxes around what is visible of the masks; False transforms those of the annotations,
                 as Detectron2's `DatasetMapper` does by default.
+            label_maps: RLEs of an image that do not overlap become one label image (`LabelMapMasks` instead of
+                `BitMasks`): the same masks, ten times as fast where there are many.
 
         Raises:
             ValueError: an argument is out of range.
@@ -82,6 +90,7 @@ class InstanceMapper:
         self.min_area = min_area
         self.use_masks = use_masks
         self.recompute_boxes = recompute_boxes
+        self.label_maps = label_maps
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
         """Map a dataset dict, which stays as it is unless it is skipped, to an example.
@@ -180,7 +189,12 @@ class InstanceMapper:
             if "category_id" not in annotation:
                 raise ValueError(f"{where} has no 'category_id': give it the number of its class.")
         classes = torch.tensor([annotation["category_id"] for _, annotation in annotations], dtype=torch.int64)
-        if "label_file_name" in dataset_dict:
+        joined = None
+        if self.label_maps and self.use_masks and "label_file_name" not in dataset_dict:
+            joined = transform_disjoint(annotations, name, size, transforms, out_size)
+        if joined is not None:
+            masks, areas = joined, joined.area()
+        elif "label_file_name" in dataset_dict:
             masks = transform_label_map(dataset_dict["label_file_name"], name, annotations, size, transforms, out_size)
             areas = masks.area()
         elif self.use_masks or all(has_mask(annotation) for _, annotation in annotations):

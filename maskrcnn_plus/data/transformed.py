@@ -5,6 +5,7 @@ Shape shorthand: [H, W] image as read, [h, w] image after the augmentations, N i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from maskrcnn_plus.data.augmentation import CropResizeTransform, IntensityTransf
 from maskrcnn_plus.data.images import read_label_map
 from maskrcnn_plus.masks.label_masks import LabelMapMasks
 from maskrcnn_plus.masks.polygons import clip_polygon
+from maskrcnn_plus.rle import decode_runs
 
 # These move whole pixels or leave them alone, in any dtype. Others may know uint8 and floats only.
 _TAKE_INTEGERS = (
@@ -59,11 +61,51 @@ def transform_label_map(
             f"{name} is {size[1]}x{size[0]} pixels but its label image {label_name} is "
             f"{label_map.shape[1]}x{label_map.shape[0]}: give both the same size."
         )
+    label_ids = [annotation["label_id"] for _, annotation in annotations]
+    return _move_labels(label_map, label_ids, (name, label_name), transforms, out_size)
+
+
+def transform_disjoint(
+    annotations: list[tuple[str, dict[str, Any]]],
+    name: str,
+    size: tuple[int, int],
+    transforms: TransformList,
+    out_size: tuple[int, int],
+) -> LabelMapMasks | None:
+    """The masks of annotations as one label image, if they are RLEs that do not overlap; else None.
+
+    It is transformed once for all of them, where `transform_segmentations` decodes and transforms each on its own.
+    """
+    rles = [annotation.get("segmentation") for _, annotation in annotations]
+    if not rles or not all(isinstance(rle, dict) and tuple(rle.get("size", ())) == size for rle in rles):
+        return None
+    try:
+        runs = decode_runs(rles)
+    except ValueError:  # which `transform_segmentations` tells with the annotation
+        return None
+    lengths = runs.ends - runs.starts  # [R]
+    within = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
+    label_map = np.zeros((size[1], size[0]), dtype=np.int32)  # [W, H], as runs go down the columns
+    label_map.ravel()[np.repeat(runs.starts, lengths) + within] = np.repeat(runs.owners + 1, lengths)
+    if np.count_nonzero(label_map) != lengths.sum():
+        return None
+    label_map = np.ascontiguousarray(label_map.T)  # [H, W]
+    return _move_labels(label_map, range(1, len(rles) + 1), (name, f"the masks of {name}"), transforms, out_size)
+
+
+def _move_labels(
+    label_map: np.ndarray,
+    label_ids: Sequence[int],
+    names: tuple[str, str],
+    transforms: TransformList,
+    out_size: tuple[int, int],
+) -> LabelMapMasks:
+    """Transform a label image; `names` are those of its image and of itself."""
     for transform in transforms.transforms:
-        label_map = _transform_labels(label_map, transform, label_name)
+        label_map = _transform_labels(label_map, transform, names[1])
     if label_map.shape != out_size:
-        raise ValueError(f"The augmentations give {name} the size {out_size} but {label_name} {label_map.shape}.")
-    label_ids = torch.tensor([annotation["label_id"] for _, annotation in annotations], dtype=torch.int64)
+        raise ValueError(f"The augmentations give {names[0]} the size {out_size} but {names[1]} {label_map.shape}.")
+    label_ids = torch.tensor(label_ids, dtype=torch.int64)
     return LabelMapMasks(torch.from_numpy(np.ascontiguousarray(label_map)), label_ids)
 
 

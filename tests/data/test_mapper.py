@@ -18,6 +18,7 @@ from fvcore.transforms.transform import Transform
 from maskrcnn_plus.data.augmentation import RandomIntensity, RandomRotate90, RandomScaleCrop, ScaleImage
 from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.data.stream import TrainingStream
+from maskrcnn_plus.masks.label_map import masks_to_rles
 from maskrcnn_plus.masks.label_masks import LabelMapMasks
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -292,3 +293,45 @@ def test_real_nuclei():
     instances = InstanceMapper(True, [], min_area=0)(entry)["instances"]
     assert len(instances) == len(ids)
     assert instances.gt_masks.area().tolist() == np.bincount(labels.ravel())[ids].tolist()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_rles_that_do_not_overlap_give_the_same_masks_as_one_label_image(coco_entry, seed):
+    augmentations = [RandomScaleCrop((40, 40), scale=(0.5, 2.0)), RandomRotate90(), T.RandomFlip(0.5)]
+    entry = copy.deepcopy(coco_entry)
+    for i in range(3):
+        entry["annotations"][i] = with_rle(coco_entry, i)["annotations"][i]
+    del entry["annotations"][3:]
+    covered = np.zeros((60, 80), dtype=bool)
+    for annotation in entry["annotations"]:  # the earlier ones keep the pixels that several have
+        mask = mask_util.decode(annotation["segmentation"]).astype(bool) & ~covered
+        covered |= mask
+        annotation["segmentation"] = masks_to_rles(mask[None])[0]
+    results = []
+    for label_maps in (False, True):
+        seed_generators(seed)
+        results.append(InstanceMapper(True, augmentations, label_maps=label_maps)(entry))
+    apart, joined = (result["instances"] for result in results)
+    assert isinstance(joined.gt_masks, LabelMapMasks)
+    assert torch.equal(results[0]["image"], results[1]["image"])
+    assert torch.equal(apart.gt_classes, joined.gt_classes)
+    assert torch.equal(apart.gt_boxes.tensor, joined.gt_boxes.tensor)
+    bitmasks = joined.gt_masks.to_bitmasks() if len(joined) else apart.gt_masks
+    assert torch.equal(apart.gt_masks.tensor, bitmasks.tensor)
+
+
+def test_rles_that_overlap_stay_apart(coco_entry):
+    entry = with_rle(coco_entry, 0)
+    entry["annotations"] = [entry["annotations"][0], copy.deepcopy(entry["annotations"][0])]
+    masks = InstanceMapper(True, [], label_maps=True)(entry)["instances"].gt_masks
+    assert isinstance(masks, BitMasks)
+    assert torch.equal(masks.tensor[0], masks.tensor[1])
+
+
+@pytest.mark.parametrize("counts", ["", "!!", [5, 5]])
+def test_a_malformed_rle_is_named_with_its_annotation_all_the_same(coco_entry, counts):
+    entry = with_rle(coco_entry, 0)
+    entry["annotations"] = [entry["annotations"][0], {**entry["annotations"][0]}]
+    entry["annotations"][1]["segmentation"] = {"size": [60, 80], "counts": counts}
+    with pytest.raises(ValueError, match="annotation 1"):
+        InstanceMapper(True, [], label_maps=True)(entry)

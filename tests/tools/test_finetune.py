@@ -57,6 +57,8 @@ def test_from_a_folder_to_predictions(folder, tmp_path, capsys, monkeypatch):
     predictor = Predictor(str(output / "model_best.pth"))
     assert predictor.class_names == ["square"]
     predictor.predict(str(folder / "photo 1.png"))
+    assert "<html" in (output / "report.html").read_text()
+    assert f"Predict:  python tools/predict.py --weights {output}/model_best.pth" in printed
 
     assert finetune.main(["--data", str(folder), "--output", str(output)]) == 1
     assert "--resume" in capsys.readouterr().err
