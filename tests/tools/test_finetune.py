@@ -44,7 +44,8 @@ def test_from_a_folder_to_predictions(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("maskrcnn_plus.apps.finetune.timing._STEPS", 1)
     monkeypatch.setattr("maskrcnn_plus.apps.finetune.timing._WARM_UP", 0)
     output = tmp_path / "out"
-    small = ["train.max_iter=3", "train.device=cpu", "train.log_period=1", "dataset.scale=1.0"]
+    small = ["train.max_iter=3", "train.device=cpu", "train.log_period=1", "dataset.scale=1.0", "dataset.max_objects=9"]
+    small += ["model.proposal_generator.post_nms_topk=[40,40]", "dataloader.train.total_batch_size=2"]
     assert finetune.main(["--data", str(folder), "--output", str(output), *small]) == 0
     assert measured[0].step > 0
     printed = capsys.readouterr().out
