@@ -1,5 +1,6 @@
 """Splits that folders lack: groups stay whole, classes are in both parts, and nothing but names and seed decides."""
 
+import itertools
 import random
 
 import pytest
@@ -29,11 +30,14 @@ def test_groups_stay_together():
     assert all(len({index in chosen for index in range(first, first + 7)}) == 1 for first in range(0, 70, 7))
 
 
-def test_one_group_gives_no_validation_and_says_so():
-    splits, notes = train_and_val({WHOLE: records([[0]] * 5)}, groups=lambda entries: [3] * len(entries))
-    assert set(splits) == {"train"}
-    assert len(splits["train"]) == 5
-    assert "one group" in notes[0]
+def test_one_group_is_parted_in_the_order_of_its_frames_and_says_so():
+    frames = records([[0]] * 60, name="frame{}.png")  # frame10 comes after frame9
+    random.Random(0).shuffle(frames)
+    splits, notes = train_and_val({WHOLE: frames}, groups=lambda entries: [3] * len(entries))
+    numbers = sorted(int(record["file_name"][5:-4]) for record in splits["val"])
+    assert len(numbers) == 12
+    assert sum(after - before > 1 for before, after in itertools.pairwise(numbers)) <= 1  # two parts of six frames
+    assert "belong together" in notes[0]
 
 
 @pytest.mark.parametrize("seed", range(5))
