@@ -57,6 +57,7 @@ RULES: dict[str, Rule] = {
     "train.validation_loss": integer(0),
     "train.eval_proposals": flag(),
     "train.log_period": COUNT,
+    "train.logger": optional(sequence(text("wandb", "mlflow"))),
     "train.cudnn_benchmark": flag(),
     # data
     "dataset.num_classes": COUNT,

@@ -22,5 +22,6 @@ train = dict(
     validation_loss=0,  # images of the test data whose losses each evaluation tells beside its figures
     eval_proposals=False,  # evaluations also tell the recall of proposals, `dataloader.proposal_evaluator`
     log_period=20,
+    logger=[],  # beside the console, metrics.json and TensorBoard: "wandb", "mlflow"
     cudnn_benchmark=False,
 )

@@ -174,6 +174,7 @@ class Checkpointer(DetectionCheckpointer):
                     f'{path} cannot be resumed from: its entry "{key}" is damaged ({reason}).'
                 ) from error
         self.model.load_state_dict(content.pop("model"))
+        self.metrics = dict((content.get(DESCRIPTION) or {}).get("metrics") or {})
         return content
 
     def _load_file(self, filename: str) -> dict[str, Any]:

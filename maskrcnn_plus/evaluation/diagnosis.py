@@ -8,6 +8,7 @@ Shape shorthand: D detections and G ground-truth objects of an image, K classes,
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -85,14 +86,21 @@ class Curve:
         return np.divide(2 * self.precision * self.recall, total, out=np.zeros_like(total), where=total > 0)
 
     @property
+    def best(self) -> int | None:
+        """Index of the last point of the threshold; None where nothing is ever found."""
+        hundredths = np.unique(np.floor(100 * self.scores) / 100)
+        points = np.searchsorted(-self.scores, -hundredths, side="right") - 1
+        return int(points[self.f1[points].argmax()]) if len(points) and self.f1[points].max() > 0 else None
+
+    @property
     def threshold(self) -> float | None:
-        """The score from which on detections are best taken, by F1; None where nothing is ever found."""
-        return float(self.scores[self.f1.argmax()]) if len(self.scores) and self.f1.max() > 0 else None
+        """The hundredth from which on detections are best taken, by F1; None where nothing is ever found."""
+        return None if self.best is None else math.floor(100 * self.scores[self.best]) / 100
 
     @property
     def best_f1(self) -> float:
         """F1 at the threshold."""
-        return float(self.f1.max(initial=0.0))
+        return 0.0 if self.best is None else float(self.f1[self.best])
 
 
 @dataclass

@@ -166,8 +166,7 @@ def _quality_charts(diagnosis: Diagnosis) -> list[str]:
         curves |= dict(zip(diagnosis.class_names, diagnosis.class_curves, strict=True))
     curve, unit = diagnosis.curve, (0.0, 1.0)
     marks, f1_marks = [], []
-    if curve.threshold is not None:
-        best = int(curve.f1.argmax())
+    if (best := curve.best) is not None:
         text = (
             f"score {diagnosis.threshold:.2f}: precision {curve.precision[best]:.2f}, recall {curve.recall[best]:.2f}"
         )

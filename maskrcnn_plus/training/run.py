@@ -34,6 +34,7 @@ from maskrcnn_plus.logs import log_to_file
 from maskrcnn_plus.training.data import RunData
 from maskrcnn_plus.training.evaluation import evaluate
 from maskrcnn_plus.training.hooks import BestWeights, Evaluation, NothingBetter, PeriodicCheckpoint, WeightAveraging
+from maskrcnn_plus.training.loggers import check_loggers
 from maskrcnn_plus.training.loop import Trainer, unwrap
 from maskrcnn_plus.training.processes import create_distributed, on_main_process
 from maskrcnn_plus.training.signals import StopOnSignal, StopSignals, TrainingInterrupted
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> dict[str, Any]:
         SystemExit: a signal ended it; 128 + its number.
     """
     check_config(cfg)
+    check_loggers([] if args.eval_only else cfg.train.get("logger") or [])
     cfg.train.device = str(usable_device(cfg.train.device))
     if args.eval_only and not cfg.train.init_checkpoint:
         raise UserError("--eval-only needs weights: train.init_checkpoint=FILE.")
@@ -184,7 +186,8 @@ def train(
                 best.update(flatten_results_dict(results), trainer.iter, evaluated)
             return results
 
-        writers = on_main_process(lambda: build_writers(settings.output_dir, settings.max_iter, start_iter))
+        config = checkpointer.config
+        writers = on_main_process(lambda: build_writers(settings, start_iter, config))
         trainer.register_hooks(
             [
                 averaging,

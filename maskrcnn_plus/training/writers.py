@@ -7,31 +7,41 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from detectron2.engine import hooks
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, TensorboardXWriter, get_event_storage
 
 from maskrcnn_plus.atomic import write_atomically
+from maskrcnn_plus.training.loggers import build_loggers
 
 logger = logging.getLogger(__name__)
 
 
-def build_writers(output_dir: str, max_iter: int, start_iter: int) -> list[EventWriter]:
-    """Console, `metrics.json` and TensorBoard; what a killed run wrote after its last checkpoint is dropped.
+def build_writers(settings: Any, start_iter: int, config: Mapping[str, Any] | None = None) -> list[EventWriter]:
+    """Console, `metrics.json`, TensorBoard, and the services of `logger`.
+
+    What a killed run wrote into `metrics.json` after its last checkpoint is dropped.
+
+    Args:
+        settings: `train` of a config: `output_dir`, `max_iter` and, if it likes, `logger`.
+        start_iter: first iteration of this run.
+        config: of the training as flat plain data, for the services.
 
     Raises:
         OSError: a file cannot be written.
     """
+    output_dir = settings.output_dir
     path = os.path.join(output_dir, "metrics.json")
     if os.path.exists(path):
         kept = list(_lines_before(path, start_iter))
         write_atomically(path, "".join(kept).encode())
     return [
-        CommonMetricPrinter(max_iter),
+        CommonMetricPrinter(settings.max_iter),
         MetricsFile(path),
         TensorboardXWriter(output_dir, purge_step=start_iter),
+        *build_loggers(settings.get("logger") or [], output_dir, start_iter, config or {}),
     ]
 
 

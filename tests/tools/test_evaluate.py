@@ -84,7 +84,7 @@ def test_a_perfect_model_on_the_validation_split(folder, predictor):
     assert diagnosis.class_names == ["cell"]  # matched in any case
     assert diagnosis.figures["segm"]["AP"] == pytest.approx(100)
     assert diagnosis.figures["boundary"]["AP"] == pytest.approx(100)
-    assert diagnosis.threshold == pytest.approx(200 / 255)
+    assert diagnosis.threshold == 0.78
     assert len(read_evaluation_data(folder, "all").records) == 4
     with pytest.raises(DataError, match=r"no images of the split 'test'\. It has: train, val"):
         read_evaluation_data(folder, "test")

@@ -63,3 +63,20 @@ def test_a_damaged_file_is_named_and_written_anew(finished, stopped):
     (stopped / "model_best.pth").write_bytes(b"")
     assert f"{stopped}/model_best.pth is empty" in resume(stopped)
     assert load(stopped / "model_best.pth")["best"]["metric"] == "a/mean"
+
+
+def test_checkpoints_say_what_they_are(finished, stopped):
+    best = load(finished / "model_best.pth")
+    about = best["description"]
+    assert about["metrics"]["a/mean"] == best["best"]["value"]
+    assert about["metrics"]["iteration"] == best["best"]["iteration"]
+    assert about["config"]["train"]["max_iter"] == 6
+    assert about["config"]["model"] == {
+        "num_classes": "${dataset.num_classes}",
+        "freeze_at": 0,
+        "_target_": "tiny.Model",
+    }
+    assert about["unknown"] == ["tiny.Model"]
+    assert load(finished / "model_final.pth")["description"]["config"] == about["config"]
+    resume(stopped, max_iter=5)  # the last evaluation before the checkpoint that it resumes from was after iteration 1
+    assert load(stopped / "model_final.pth")["description"]["metrics"]["iteration"] == 1

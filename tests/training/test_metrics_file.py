@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from detectron2.utils.events import EventStorage, JSONWriter
+from omegaconf import OmegaConf
 
 from maskrcnn_plus.training.writers import build_writers
 
@@ -23,7 +24,7 @@ def _strict(line):
 @pytest.fixture
 def metrics(tmp_path):
     """Lines of a metrics.json, written as a training does, of three iterations with numbers that JSON lacks."""
-    file = build_writers(str(tmp_path), 3, 0)[1]
+    file = build_writers(OmegaConf.create({"output_dir": str(tmp_path), "max_iter": 3}), 0)[1]
     reference = JSONWriter(str(tmp_path / "reference.json"))
     values = [(1.5, 20.0), (math.nan, math.inf), (0.5, -math.inf)]
     with EventStorage() as storage:
