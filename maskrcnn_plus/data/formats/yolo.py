@@ -1,6 +1,6 @@
 """YOLO segmentation: a text file an image, a polygon a line: class x0 y0 x1 y1 ..., as parts of width and height.
 
-A data.yaml names classes and splits; plain folders have a classes.txt, a name a line.
+A data.yaml names classes and splits; plain folders have a classes.txt or .names, a name a line, or nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from maskrcnn_plus.data.formats.shapes import NoAreaError, Shape, check_area
 from maskrcnn_plus.data.formats.yolo_yaml import class_names, find_yaml, listed_images, load_yaml
 from maskrcnn_plus.data.images import IMAGE_SUFFIXES
 
-LOOKED_FOR = "a .yaml with `names` and `train`, `val` or `test`, or a classes.txt beside text files of numbers"
+LOOKED_FOR = "a .yaml with `names` and `train`, `val` or `test`, or text files of polygons named like images"
 
 _MARGIN = 0.01  # by which tools let polygons pass the border
 _OTHERS = ("classes.txt", "train.txt", "val.txt", "test.txt", "notes.txt", "requirements.txt")
@@ -28,7 +28,7 @@ _OTHERS = ("classes.txt", "train.txt", "val.txt", "test.txt", "notes.txt", "requ
 
 def matches(path: Path) -> bool:
     """Whether a folder, or a .yaml file, holds YOLO's labels."""
-    return find_yaml(path) is not None or (path.is_dir() and _find_classes(path) is not None and _has_labels(path))
+    return find_yaml(path) is not None or (path.is_dir() and _has_labels(path))
 
 
 def read(path: Path, options: ReadOptions) -> Annotated:
@@ -38,13 +38,13 @@ def read(path: Path, options: ReadOptions) -> Annotated:
         DataError: the classes cannot be read, or no image is found.
     """
     data = Annotated()
-    yaml_file = find_yaml(path)
+    yaml_file = find_yaml(path, raises=True)
     root = path if path.is_dir() else path.parent
     classes = _find_classes(root)
     if yaml_file is None:
-        if classes is None:
+        names, images = _number_classes(root, data) if classes is None else _class_lines(classes), {}
+        if not names:
             raise DataError(f"{path} holds no YOLO data set: it needs {LOOKED_FOR}.")
-        names, images = _class_lines(classes), {}
     else:
         content = load_yaml(yaml_file)
         names = class_names(content["names"], yaml_file)
@@ -99,7 +99,27 @@ def _add_images(
 
 
 def _find_classes(root: Path) -> Path | None:
-    return next((file for file in list_tree(root, (".txt",)) if file.name == "classes.txt"), None)
+    files = list_tree(root, (".txt", ".names"))
+    return next((file for file in files if file.name == "classes.txt" or file.suffix == ".names"), None)
+
+
+def _number_classes(root: Path, data: Annotated) -> dict[int, str]:
+    """Names of classes that stand nowhere: their numbers."""
+    numbers = {number for file in _LabelFiles(root).files for number in _first_numbers(file)}
+    if numbers:
+        data.notes.append(f"no file names the classes: they are called by their numbers, 0 to {max(numbers)}.")
+    return {number: str(number) for number in range(max(numbers, default=-1) + 1)}
+
+
+def _first_numbers(file: Path) -> set[int]:
+    """Classes of the polygons of a text file, none of one that holds other things."""
+    try:
+        lines = [line.split() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+        rows = [(words[0], [float(word) for word in words[1:]]) for words in lines if words]
+    except (OSError, ValueError):
+        return set()
+    sound = all(name.isdecimal() and len(name) < 4 and len(row) >= 4 and 0 <= min(row) <= 1 for name, row in rows)
+    return {int(name) for name, _ in rows} if sound else set()
 
 
 def _class_lines(file: Path) -> dict[int, str]:
@@ -144,14 +164,10 @@ class _LabelFiles:
 
 
 def _has_labels(root: Path) -> bool:
-    for file in _LabelFiles(root).files:
-        try:
-            words = file.read_text(encoding="utf-8-sig").split()
-            if [float(word) for word in words[:7]]:
-                return True
-        except (OSError, ValueError):
-            continue
-    return False
+    """Whether a text file holds YOLO's numbers and is named like an image, or lies beside a list of classes."""
+    stems = {image.stem for image in list_tree(root, IMAGE_SUFFIXES)}
+    named = _find_classes(root) is not None
+    return any((named or file.stem in stems) and _first_numbers(file) for file in _LabelFiles(root).files)
 
 
 def _read_label(file: Path, size: tuple[int, int], names: dict[int, str], data: Annotated) -> list[Shape]:

@@ -17,17 +17,25 @@ from maskrcnn_plus.special_files import refuse_special_file
 SPLIT_KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 
 
-def find_yaml(path: Path) -> Path | None:
-    """The data.yaml of a folder, at its top before its sub-folders, or the file itself."""
-    files = sorted(list_tree(path, (".yaml", ".yml")), key=lambda file: len(file.parts))
-    for file in files:
+def find_yaml(path: Path, raises: bool = False) -> Path | None:
+    """The data.yaml of a folder, at its top before its sub-folders, or the file itself.
+
+    Args:
+        path: folder or file.
+        raises: where none is found, raise the DataError of a .yaml that cannot be read.
+    """
+    errors = []
+    for file in sorted(list_tree(path, (".yaml", ".yml")), key=lambda file: len(file.parts)):
         try:
             content = load_yaml(file)
         except DataError as error:
             damaged(file, error)
+            errors.append(error)
             continue
         if isinstance(content, dict) and "names" in content and any(key in content for key in SPLIT_KEYS):
             return file
+    if errors and raises:
+        raise errors[0]
     return None
 
 

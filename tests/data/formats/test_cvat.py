@@ -1,5 +1,6 @@
 """CVAT's shapes: as drawn by hand, and what is refused by file, image and shape."""
 
+import hotcoco
 import numpy as np
 import pytest
 from annotation_folders import masks_of, read_one, rectangle, write_image
@@ -37,6 +38,15 @@ def test_shapes_are_the_pixels_drawn_by_hand(tmp_path, shapes, mask):
     assert sniff(tmp_path) == "cvat"
     assert not data.problems
     np.testing.assert_array_equal(masks_of(record)[0], mask)
+
+
+def test_polygons_are_those_that_hotcoco_reads(tmp_path):
+    other = POLYGON.replace("cell", "dust").replace("6,4", "6.5,4.25")
+    record, data = read_one(write(tmp_path, POLYGON + other))
+    read_by_it = hotcoco.COCO.from_cvat(str(tmp_path / "annotations.xml"))
+    names = {entry["id"]: entry["name"] for entry in read_by_it.dataset["categories"]}
+    expected = [(names[each["category_id"]], each["segmentation"]) for each in read_by_it.dataset["annotations"]]
+    assert [(data.class_names[each["category_id"]], each["segmentation"]) for each in record["annotations"]] == expected
 
 
 def test_an_ellipse(tmp_path):

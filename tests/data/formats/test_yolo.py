@@ -1,7 +1,9 @@
 """YOLO's polygons: as drawn by hand, and what is refused by file and line."""
 
+import cv2
 import numpy as np
 import pytest
+import supervision as sv
 from annotation_folders import masks_of, read_one, rectangle, write_image
 
 from maskrcnn_plus.data.check import DataError
@@ -71,6 +73,35 @@ def test_plain_folders_with_classes(tmp_path):
     assert not data.problems
     (tmp_path / "labels" / "train" / "two.txt").write_text(BOX)
     assert "two.txt" in read(tmp_path).problems[0]
+
+
+def test_classes_without_names_are_numbers(tmp_path):
+    write(tmp_path, yaml=None)
+    assert sniff(tmp_path) == "yolo"
+    data = read(tmp_path)
+    assert data.class_names == ["0", "1"]
+    assert any("called by their numbers" in note for note in data.notes)
+    (tmp_path / "obj.names").write_text("a\nNA\n")
+    assert read(tmp_path).class_names == ["a", "NA"]
+
+
+def test_masks_are_those_that_supervision_reads(tmp_path):
+    rng = np.random.default_rng(0)
+    lines = []
+    for number in range(5):
+        angles = np.sort(rng.random(9)) * 2 * np.pi
+        points = rng.uniform(0.3, 0.7, 2) + 0.25 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        lines.append(" ".join(map(str, [number % 2, *points.reshape(-1)])))
+    record, _ = read_one(write(tmp_path, label="\n".join(lines)))
+    folders = [str(tmp_path / name / "train") for name in ("images", "labels")]
+    other = sv.DetectionDataset.from_yolo(*folders, str(tmp_path / "data.yaml"), force_masks=True)
+    (found,) = other.annotations.values()
+    assert found.class_id.tolist() == [entry["category_id"] for entry in record["annotations"]]
+    for mask, expected in zip(masks_of(record), found.mask, strict=True):
+        # supervision cuts coordinates to integers and draws with OpenCV, whose polygons contain their border.
+        inner, outer = (change(expected.astype(np.uint8), np.ones((5, 5))) for change in (cv2.erode, cv2.dilate))
+        assert (mask >= inner).all()
+        assert (mask <= outer).all()
 
 
 def test_names_beside_classes(tmp_path):
