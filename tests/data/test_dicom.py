@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
 pydicom = pytest.importorskip("pydicom")
 
+from detectron2.structures import Boxes, Instances  # noqa: E402
 from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless, generate_uid  # noqa: E402
 
@@ -13,6 +15,7 @@ from maskrcnn_plus.apps.predict_files.sources import iterate_images  # noqa: E40
 from maskrcnn_plus.data.channels import ChannelRule  # noqa: E402
 from maskrcnn_plus.data.images import ImageReadError, read_image, read_image_size, read_label_map  # noqa: E402
 from maskrcnn_plus.data.windows import open_windows  # noqa: E402
+from maskrcnn_plus.results import write_results  # noqa: E402
 
 RNG = np.random.default_rng(0)
 U12 = RNG.integers(0, 4096, (20, 30)).astype(np.uint16)
@@ -137,6 +140,15 @@ def test_frames_are_pages(tmp_path):
         np.testing.assert_array_equal(windows.read(0, 0, 30, 20)[:, :, 0], U8 // 4)
     (whole,) = iterate_images(InputFile(save(tmp_path / "b.dcm", U8), "b"))
     assert whole.number == 0
+
+
+def test_beside_annotations_it_is_written_as_a_picture(tmp_path):
+    path = save(tmp_path / "a.dcm", U12, 12, WindowCenter=2000, WindowWidth=1000)
+    instances = Instances((20, 30), pred_masks=torch.ones(1, 20, 30, dtype=torch.bool), scores=torch.ones(1))
+    instances.pred_boxes, instances.pred_classes = Boxes(torch.zeros(1, 4)), torch.zeros(1, dtype=torch.int64)
+    image = write_results(tmp_path, "a", instances, path, formats=["labelme"])["labelme image"]
+    assert image == tmp_path / "labelme" / "a.png"
+    np.testing.assert_allclose(grey(str(image)), grey(path), atol=0.01)
 
 
 def test_frames_with_windows_of_their_own(tmp_path):

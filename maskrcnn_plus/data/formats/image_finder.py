@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 _UPLOADED = re.compile(r"[0-9a-f]{8}-(.+)")  # how Label Studio names what was uploaded
 
-_IMAGE_FOLDER = re.compile(r"image|img|picture|photo|raw", re.IGNORECASE)
+IMAGE_FOLDER = re.compile(r"image|img|picture|photo|raw|original|input", re.IGNORECASE)
+"""Names of folders of images, where several folders hold files of the same names."""
 
 _SEVERAL = "of several files with the name of an image, all with the same content, one was taken"
 _EXTENSION = "images that are there with another extension than the annotations say"
@@ -83,7 +84,7 @@ class ImageFinder:
         """
         files = self._by_name.get(name) or self._by_stem.get(name, [])
         near = [file for file in files if file.parent == folder]
-        named = [file for file in files if _IMAGE_FOLDER.search(file.parent.name)]
+        named = [file for file in files if IMAGE_FOLDER.search(file.parent.name)]
         if files:
             return self._choose(near or named or files, str(folder / name), say)
         if say:

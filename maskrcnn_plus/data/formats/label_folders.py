@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from maskrcnn_plus.data.formats.files import list_tree
+from maskrcnn_plus.data.formats.image_finder import IMAGE_FOLDER
 from maskrcnn_plus.data.formats.instance_maps import read_instance_map
 from maskrcnn_plus.data.images import IMAGE_SUFFIXES, ImageReadError
 
@@ -44,7 +45,7 @@ class Pairing:
         images: with at least one label image each.
         unlabelled: images of the same folders without any.
         orphans: label images without an image.
-        rivals: folders of label images of the same images, of which nobody can tell which is meant.
+        rivals: folders with the same names, of which nobody can tell which is meant.
         left_out: folders of label images beside one that tells more objects apart.
     """
 
@@ -77,7 +78,7 @@ def pair_files(root: Path) -> Pairing:
     for parent in sorted(below, key=lambda folder: len(folder.parts)):
         children = {child: files for child, files in below[parent].items() if not taken.intersection(files)}
         rivals: dict[Path, list[Path]] = defaultdict(list)
-        for labels, images in _folder_pairs(children):
+        for labels, images in _folder_pairs(children, pairing):
             rivals[images].append(labels)
             taken.update(children[labels], children[images])
         for images, several in rivals.items():
@@ -88,7 +89,7 @@ def pair_files(root: Path) -> Pairing:
     return pairing
 
 
-def _folder_pairs(children: dict[Path, list[Path]]) -> Iterable[tuple[Path, Path]]:
+def _folder_pairs(children: dict[Path, list[Path]], pairing: Pairing) -> Iterable[tuple[Path, Path]]:
     """Folders of label images among those of one folder, each with its folder of images."""
     named = [child for child in children if _LABEL_NAME.search(child.name)]
     others = [child for child in children if child not in named]
@@ -101,9 +102,11 @@ def _folder_pairs(children: dict[Path, list[Path]]) -> Iterable[tuple[Path, Path
             other: sum(any(key in keys for key in _keys(file.relative_to(other))) for file in children[other])
             for other in others
         }
-        best = max(shared, key=shared.get, default=None)
-        if best is not None and shared[best]:
-            yield child, best
+        ranks = {other: (count, bool(IMAGE_FOLDER.search(other.name))) for other, count in shared.items() if count}
+        best = [other for other, rank in ranks.items() if rank == max(ranks.values())]
+        if best:
+            pairing.rivals += best if len(best) > 1 else []
+            yield child, best[0]
 
 
 def _choose_folder(folders: list[Path], children: dict[Path, list[Path]], pairing: Pairing) -> Path:

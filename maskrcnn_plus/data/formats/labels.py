@@ -53,7 +53,8 @@ def read(path: Path, options: ReadOptions) -> Annotated:
         raise DataError(f"{path} holds no label images: it needs {LOOKED_FOR}.")
     if pairing.rivals:
         raise DataError(
-            f"{', '.join(map(str, pairing.rivals))}: each has label images of the same images. Move all but one away."
+            f"{', '.join(map(str, pairing.rivals))}: these folders hold files of the same names, and nobody can tell "
+            "which is meant. Move all but one away."
         )
     data.notes += [f"{folder} tells fewer objects apart and was left out." for folder in pairing.left_out]
     data.problems += [

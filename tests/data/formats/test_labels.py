@@ -194,7 +194,17 @@ def test_of_several_folders_of_label_images_the_one_of_objects_is_taken(tmp_path
     assert record["label_file_name"] == str(tmp_path / "labels" / "a.png")
     assert any("mask binary tells fewer objects" in note for note in data.notes)
     save(tmp_path / "masks" / "a.png", LABELS)
-    with pytest.raises(DataError, match=r"labels, .*masks: each has label images of the same images"):
+    with pytest.raises(DataError, match=r"labels, .*masks: these folders hold files of the same names"):
+        read(tmp_path)
+
+
+def test_of_several_folders_of_pictures_the_one_of_images_is_taken(tmp_path):
+    in_folders(tmp_path, image="overlay/a.png", label="label masks/a.png")
+    write_image(tmp_path / "tissue images" / "a.png")
+    record, _ = read_one(tmp_path)
+    assert record["file_name"] == str(tmp_path / "tissue images" / "a.png")
+    write_image(tmp_path / "raw" / "a.png")
+    with pytest.raises(DataError, match=r"raw, .*tissue images: these folders"):
         read(tmp_path)
 
 
