@@ -25,6 +25,7 @@ shorten_thread_waits()  # before PyTorch is loaded
 
 from maskrcnn_plus.apps.evaluate import evaluate_records, figures_table, read_evaluation_data, write_report
 from maskrcnn_plus.checkpoints.description import choose_config
+from maskrcnn_plus.data.formats.options import add_arguments, from_arguments
 from maskrcnn_plus.errors import run_tool
 from maskrcnn_plus.inference.predictor import Predictor
 
@@ -34,15 +35,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", required=True, help="checkpoint of a trained model")
     parser.add_argument("--data", required=True, type=Path, help="folder of images and annotations, or a file of them")
     parser.add_argument("--split", help="train, val, test or all (default: val, else test, else all)")
-    parser.add_argument("--format", help="format of the data, where it is not found by itself")
     parser.add_argument(
         "--report", nargs="?", type=Path, const="", help="write a page (default: report.html beside the weights)"
     )
     parser.add_argument("--config-file", help="a LazyConfig file or name (default: what the weights say)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the config's train.device)")
     parser.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="skip leaves out what is wrong")
+    add_arguments(parser)
     parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to the config")
-    return parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(argv)
+    if args.report and "=" in str(args.report) and not args.report.suffix.startswith(".htm"):
+        parser.error(f"--report {args.report}: no page; put changes to the config before --report")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Evaluate, print the figures and write the page."""
-    data = read_evaluation_data(args.data, args.split, args.format, args.on_error)
+    data = read_evaluation_data(args.data, args.split, args.format, args.on_error, from_arguments(args))
     cfg = choose_config(args.config_file, args.weights, args.opts)
     predictor = Predictor(cfg, args.weights, device=args.device, score_threshold=0.0)
     keep_memory_on_cpu(predictor.device)

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from maskrcnn_plus.build import build
-from maskrcnn_plus.checkpoints import Checkpointer
+from maskrcnn_plus.checkpoints import Checkpointer, load_weights
 from maskrcnn_plus.checkpoints.description import (
     DESCRIPTION,
     describe,
@@ -303,3 +303,18 @@ def test_old_checkpoints_and_missing_ones_say_what_to_do(tmp_path):
     torch.save({"model": {}, DESCRIPTION: {"version": 99, "config": {}}}, tmp_path / "new.pth")
     with pytest.raises(WeightsError, match="another version"):
         Predictor(str(tmp_path / "new.pth"))
+
+
+def test_a_head_for_other_classes_keeps_the_rows_of_those_with_the_same_name(trained):
+    weights = trained[0]
+    cfg = described_config(weights, ["dataset.thing_classes=[star,Lobed]", "dataset.num_classes=2"])
+    names = resolve_classes(cfg, splits=()).names
+    model = build(cfg, "model")
+    report = load_weights(model, weights, class_names=names)
+    stored = torch.load(weights, weights_only=True)["model"]
+    head = model.roi_heads.box_predictor.cls_score.weight
+    assert head.shape[0] == 3
+    assert torch.equal(head[1:], stored["roi_heads.box_predictor.cls_score.weight"][2:])  # lobed and the background
+    predictor = "roi_heads.mask_head.predictor.weight"
+    assert torch.equal(model.state_dict()[predictor][1], stored[predictor][2])
+    assert "kept: Lobed" in report.rows[predictor]

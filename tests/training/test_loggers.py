@@ -150,6 +150,7 @@ def test_weights_and_biases_itself_offline(monkeypatch, tmp_path):
 
 def test_mlflow_itself_in_a_folder(monkeypatch, tmp_path):
     mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow.set_tracking_uri((tmp_path / "runs").as_uri())
     writers = build_loggers(["mlflow"], str(tmp_path), 0, CONFIG)
     write(writers)
