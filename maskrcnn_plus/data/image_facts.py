@@ -20,7 +20,6 @@ from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.check_cache import fingerprint, get_cached
 from maskrcnn_plus.data.images import ImageReadError, decode, read_label_map, reading
 from maskrcnn_plus.masks.measure import rle_union
-from maskrcnn_plus.masks.polygons import polygons_to_rle
 
 __all__ = ["THUMB_SIDE", "ImageFacts", "read_facts", "read_pixels"]
 
@@ -150,8 +149,13 @@ def _foreground(record: dict[str, Any], size: tuple[int, int]) -> np.ndarray | N
         inside = read_label_map(record["label_file_name"]) > 0
     elif annotations:
         masks = [each["segmentation"] for each in annotations]
-        rles = [mask if isinstance(mask, dict) else polygons_to_rle(mask, *size) for mask in masks]
-        inside = coco_mask.decode(rle_union(rles)).astype(bool)
+        rles = [mask for mask in masks if isinstance(mask, dict)]
+        inside = np.ascontiguousarray(coco_mask.decode(rle_union(rles))) if rles else np.zeros(size, dtype=np.uint8)
+        # Filled by OpenCV, as the last row of pixels makes no difference here, and time does.
+        polygons = [np.rint(np.reshape(p, (-1, 2))) for mask in masks if isinstance(mask, list) for p in mask]
+        for polygon in polygons:
+            cv2.fillPoly(inside, [polygon.astype(np.int32)], 1)
+        inside = inside.astype(bool)
     else:
         return None
     return inside if inside.shape == size else None

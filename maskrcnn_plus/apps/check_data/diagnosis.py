@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from maskrcnn_plus.data.groups import MAX_COMPARED
 from maskrcnn_plus.data.image_facts import ImageFacts, read_facts
 from maskrcnn_plus.data.near_duplicates import join_pairs, signatures, similar_pairs
 from maskrcnn_plus.data.split import train_and_val
-from maskrcnn_plus.data.statistics import Statistics, measure, summarize
+from maskrcnn_plus.data.statistics import Statistics, measure_splits, summarize
 
 _ORDER = [WHOLE, "train", "val", "test"]
 
@@ -200,12 +200,13 @@ def _kind(line: str) -> str:
 
 def _measure(diagnosis: Diagnosis, facts: Sequence[ImageFacts]) -> None:
     """Add the figures of each split and of all together."""
+    found = measure_splits(diagnosis.splits, diagnosis.class_names)
     start = 0
-    for split, members in diagnosis.splits.items():
-        pixels = summarize(members, facts[start : start + len(members)])
-        diagnosis.statistics[split] = measure(members, diagnosis.class_names, pixels)
+    for split, members in [*diagnosis.splits.items(), ("", diagnosis.records)]:
+        first = start if split else 0
+        pixels = summarize(facts[first : first + len(members)])
+        diagnosis.statistics[split] = replace(found[split], pixels=pixels)
         start += len(members)
-    diagnosis.statistics[""] = measure(diagnosis.records, diagnosis.class_names, summarize(diagnosis.records, facts))
 
 
 def _judge_annotations(diagnosis: Diagnosis) -> None:

@@ -16,9 +16,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pycocotools.mask as coco_mask
-from detectron2.structures import BoxMode
 
-from maskrcnn_plus.data.statistics import Statistics, highest_ious
+from maskrcnn_plus.data.statistics import Statistics, get_boxes, highest_ious
 from maskrcnn_plus.evaluation.ground_truth import ground_truth_rles
 from maskrcnn_plus.masks.measure import rle_boxes, rle_ious
 
@@ -34,6 +33,7 @@ _LEAST = {"area": 0.25, "shape": 0.2, "fill": 0.05}  # standard deviations are t
 _STRONGEST = 3.0
 _OUTLINES = 0.9  # share of their boxes that masks fill at most, where they are no boxes themselves
 _LEAST_BOX = 8  # pixels a side: smaller masks fill their boxes by nature
+_STRIP = 2.5  # pixels
 _PIECES_OF = 2000  # objects whose pieces are counted
 _OF_ONE_KIND = 4  # of those shown, if there are enough of other kinds
 
@@ -86,7 +86,7 @@ def find_repeated(records: Sequence[dict[str, Any]]) -> list[Repeated]:
         numbers = _objects(record)
         if "label_file_name" in record or len(numbers) < 2:
             continue
-        boxes = _boxes(record, numbers)
+        boxes = get_boxes([record["annotations"][number] for number in numbers])
         near = [numbers[k] for k in np.flatnonzero(highest_ious(boxes, np.zeros(len(boxes))) >= SAME_MASK - 0.1)]
         if not near:
             continue
@@ -114,6 +114,7 @@ def find_suspicious(
     def add(index: int, kind: str, strength: float, text: str) -> None:
         reasons[places[index]].append((min(strength, _STRONGEST), kind, text))
 
+    depths = _border_depths(records, statistics)
     fill, box_areas = statistics.fill, statistics.box_sizes.prod(axis=1)
     ratio = statistics.box_sizes[:, 0] / np.maximum(statistics.box_sizes[:, 1], 1e-6)
     for members in _usual_groups(statistics.classes):
@@ -134,11 +135,8 @@ def find_suspicious(
         boxes = (fill[members] >= 0.99) & (statistics.box_sizes[members].min(axis=1) > _LEAST_BOX)
         for k in members[boxes] if usual <= _OUTLINES else ():
             add(k, "fill", 1.0, f"its mask is a whole box, others fill {usual:.0%} of theirs: is it an outline?")
-        thin = 0.25 * np.sqrt(middle)
-        for k in members:
-            side = _thin_at_border(*places[k], records, thin)
-            if side is not None:
-                add(k, "border", 1.0, f"a strip of {side:.0f} px at the border of the image")
+        for k in members[depths[members] <= min(0.25 * np.sqrt(middle), _STRIP)]:
+            add(k, "border", 1.0, f"a strip of {depths[k]:.0f} px at the border of the image")
     shares = statistics.areas / np.maximum(statistics.image_sizes[statistics.image_index].prod(axis=1), 1)
     for k in np.flatnonzero(shares >= 0.95):
         if np.median(shares) < 0.5:
@@ -172,13 +170,6 @@ def _objects(record: dict[str, Any]) -> list[int]:
     return [number for number, each in enumerate(record["annotations"]) if not each.get("iscrowd", 0)]
 
 
-def _boxes(record: dict[str, Any], numbers: Sequence[int]) -> np.ndarray:
-    """Boxes of annotations, float64 xyxy [n, 4]."""
-    chosen = [record["annotations"][number] for number in numbers]
-    boxes = [BoxMode.convert(list(each["bbox"]), BoxMode(each["bbox_mode"]), BoxMode.XYXY_ABS) for each in chosen]
-    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
-
-
 def _usual_groups(classes: np.ndarray) -> list[np.ndarray]:
     """Indices of the objects of each class that has enough to say what is usual."""
     groups = [np.flatnonzero(classes == index) for index in np.unique(classes)]
@@ -192,17 +183,13 @@ def _outliers(values: np.ndarray, least: float) -> list[tuple[int, float]]:
     return [(int(k), float(strength[k])) for k in np.flatnonzero(strength >= 1)]
 
 
-def _thin_at_border(image: int, number: int, records: Sequence[dict[str, Any]], thin: float) -> float | None:
-    """Pixels that an object reaches into the image at a border, where that is less than `thin` and at most 2."""
-    record = records[image]
-    x0, y0, x1, y1 = _boxes(record, [number])[0]
-    sides = []
-    if x0 <= 0.5 or x1 >= record["width"] - 0.5:
-        sides.append(x1 - x0)
-    if y0 <= 0.5 or y1 >= record["height"] - 0.5:
-        sides.append(y1 - y0)
-    side = min(sides, default=np.inf)
-    return float(side) if side <= min(thin, 2) else None
+def _border_depths(records: Sequence[dict[str, Any]], statistics: Statistics) -> np.ndarray:
+    """Pixels that each object reaches into its image from a border that it touches, float64 [N]; else infinite."""
+    objects = [[record["annotations"][number] for number in _objects(record)] for record in records]
+    boxes = np.concatenate([np.zeros((0, 4)), *map(get_boxes, objects)])  # [N, 4]
+    size = statistics.image_sizes[statistics.image_index][:, ::-1]  # [N, 2] width, height
+    touching = (boxes[:, :2] <= 0.5) | (boxes[:, 2:] >= size - 0.5)
+    return np.where(touching, boxes[:, 2:] - boxes[:, :2], np.inf).min(axis=1)
 
 
 def _scattered(
