@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from detectron2.structures import BoxMode
 
+from maskrcnn_plus.data.annotations import polygon_area
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.files import list_tree
 from maskrcnn_plus.data.formats.image_finder import ImageFinder
 from maskrcnn_plus.data.formats.image_frames import UPRIGHT, ImageFrame, find_frame
 from maskrcnn_plus.data.formats.masks import rle_annotation
-from maskrcnn_plus.data.formats.shapes import NoAreaError, Shape, unite
+from maskrcnn_plus.data.formats.shapes import NoAreaError, OutsideError, Shape, unite
 from maskrcnn_plus.data.images import ImageReadError, read_stored_size
 from maskrcnn_plus.masks.polygons import clip_polygon
 
@@ -202,16 +203,23 @@ class Annotated:
             return
         if assumed:
             self.assume(assumed, str(image))
-        annotations = []
+        annotations, outside = [], []
         for shape in shapes:
             try:
                 annotations.append(self._annotation(shape, frame))
+            except OutsideError as error:
+                outside.append((shape, error))
             except ValueError as error:
                 self.problems.append(f"{shape.where}: {error}")
             else:
                 self.num_boxes += shape.is_box
                 if shape.is_line:
                     self.assume("lines that end near their start, which were taken as outlines", shape.where)
+        if 2 * len(outside) > len(shapes):  # it may be another image
+            self.problems += [f"{shape.where}: {error}" for shape, error in outside]
+        else:
+            for shape, _ in outside:
+                self.leave_out("an object outside of its image", shape.where)
         self.add_image(split, image, frame.size, annotations)
 
     def note_orientation(self, image: Path) -> None:
@@ -229,12 +237,13 @@ class Annotated:
         polygons = []
         for points in map(frame.move_points, shape.polygons):
             inside = clip_polygon(points, width, height)
-            if len(inside) != len(points) or (inside != points).any():
+            if len(inside) == len(points) and (inside == points).all():
+                polygons.append(inside)
+            elif len(inside) and polygon_area(inside.reshape(-1)):
                 self.assume(_CLIPPED, shape.where)
-            if len(inside):
                 polygons.append(inside)
         if shape.polygons and not polygons and shape.rle is None:
-            raise ValueError(f"it is outside of the image of {height} high x {width} wide. Redraw or remove it.")
+            raise OutsideError(f"it is outside of the image of {height} high x {width} wide. Redraw or remove it.")
         rle = None if shape.rle is None else frame.move_rle(shape.rle)
         holes = [frame.move_points(points) for points in shape.holes]
         moved = unite(Shape(shape.label, shape.where, polygons, holes, rle), frame.size)

@@ -5,7 +5,6 @@ SPLIT/_annotations.coco.json beside the images, or annotations/*.json and images
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -135,11 +134,7 @@ def _with_mask(entry: dict[str, Any]) -> dict[str, Any]:
 def _split(file: Path, root: Path) -> str:
     """Split by the folder, else by a word of the file's name: instances_train2017.json."""
     split = split_of(file, root)
-    if split == WHOLE:
-        words = [word for word in re.split(r"[^a-z]+", file.stem.lower()) if word]
-        found = [split_of(Path(word, "x"), Path()) for word in words]
-        split = next((each for each in found if each != WHOLE), WHOLE)
-    return split
+    return split_of(Path(file.stem, "x"), Path()) if split == WHOLE else split
 
 
 def _image_root(file: Path, root: Path, content: dict[str, Any]) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,7 +19,15 @@ from maskrcnn_plus.special_files import refuse_special_file
 WHOLE = "all"
 """Name of the split of a folder that has none."""
 
-_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+}
 _KEPT_BYTES = 1 << 26  # of JSON files whose content waits for the reader that knows it
 _OUTLINE_ITEMS, _OUTLINE_TEXT, _OUTLINE_DEPTH = 8, 200, 5
 
@@ -153,6 +162,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def split_of(file: Path, root: Path) -> str:
-    """Split that a folder between `root` and a file is named after, or `WHOLE`."""
+    """Split that a folder between `root` and a file is named after, or `WHOLE`: val, train2017, test_images."""
     parts = file.relative_to(root).parts[:-1] if file.is_relative_to(root) else ()
-    return next((_SPLITS[part.lower()] for part in parts if part.lower() in _SPLITS), WHOLE)
+    words = (word for part in parts for word in re.split(r"[^a-z]+", part.lower()))
+    return next((_SPLITS[word] for word in words if word in _SPLITS), WHOLE)

@@ -24,6 +24,10 @@ class NoAreaError(ValueError):
     """A shape that has no pixels by its kind or by a slip: a point, a line, a polygon of two points."""
 
 
+class OutsideError(ValueError):
+    """A shape of which nothing is within its image."""
+
+
 @dataclass
 class Shape:
     """An object in pixels of the image that the tool showed: polygons, or runs, or both.

@@ -60,6 +60,14 @@ def test_a_damaged_file_that_is_alone_is_named(tmp_path):
         read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("folder", "split"),
+    [("train2017", "train"), ("test_images", "test"), ("Valid", "val"), ("my-training", "train"), ("trained", "all")],
+)
+def test_folders_are_splits_by_the_words_of_their_names(tmp_path, folder, split):
+    assert files.split_of(tmp_path / folder / "x.png", tmp_path) == split
+
+
 def test_each_file_is_parsed_once(tmp_path, monkeypatch):
     write(tmp_path, "cell")
     write(tmp_path, "cell", name="two")

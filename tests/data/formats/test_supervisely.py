@@ -99,7 +99,6 @@ def test_data_sets_are_splits_by_their_names(tmp_path):
         ({**bitmap(np.ones((3, 3), bool)), "bitmap": {"data": "abc="}}, "no 'origin'"),
         (bitmap(np.ones((16, 24), bool), (50, 4)), "not within the image"),
         (bitmap(np.ones((41, 24), bool)), "larger than the image"),
-        (figure(exterior=[[-90, -90], [-80, -90], [-80, -80]]), "outside"),
         (7, ""),
     ],
 )
@@ -108,6 +107,14 @@ def test_a_wrong_object_is_named(tmp_path, entry, said):
     assert len(record["annotations"]) == 1
     assert said in data.problems[0]
     assert "one.png.json, shape 1" in data.problems[0]
+
+
+def test_objects_outside_of_the_image_are_left_out_unless_most_are(tmp_path):
+    outside = figure(exterior=[[-90, -90], [-80, -90], [-80, -80]])
+    record, data = read_one(write(tmp_path, figure(), outside))
+    assert len(record["annotations"]) == 1
+    assert any("outside of its image (1: " in note for note in data.notes)
+    assert "outside of the image of 40 high" in read(write(tmp_path, figure(), outside, outside)).problems[1]
 
 
 def test_a_bitmap_that_grows_is_cut_off(tmp_path):
