@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import tokenize
 from collections import OrderedDict
 from functools import partial
 from typing import IO, Any
@@ -76,7 +77,7 @@ def load_npy(file: IO[bytes], name: str) -> Any:
         return PickleReader(file, plain_globals(size, objects=True)).read()
     except UnsafePickleError as error:
         raise UnsafePickleError(f"{name} is refused: {error}.") from None
-    except MALFORMED as error:
+    except (*MALFORMED, SyntaxError, tokenize.TokenError) as error:  # its header is Python's text of a dict
         reason = str(error) or type(error).__name__
         raise ValueError(f"{name} is not a readable .npy file (truncated or of another format): {reason}") from error
 

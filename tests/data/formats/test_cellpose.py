@@ -126,8 +126,9 @@ def test_damaged_files_never_crash(tmp_path):
         data = read(tmp_path)
         assert all("one_seg.npy" in problem for problem in data.problems)
         assert data.problems or len(data.splits["all"]) == 1
-    (tmp_path / "one_seg.npy").write_bytes(b"")
-    assert "one_seg.npy" in read(tmp_path).problems[0]
+    for damaged in (b"", whole.replace(b"(), }", b"((, }"), whole.replace(b"(), }", b"  , }")):
+        (tmp_path / "one_seg.npy").write_bytes(damaged)
+        assert "one_seg.npy" in read(tmp_path).problems[0]
 
 
 def test_an_empty_folder_is_refused(tmp_path):
