@@ -7,6 +7,8 @@ checkout in `configs/` beside it.
 
 from __future__ import annotations
 
+import copy
+import functools
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -14,6 +16,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 from detectron2.config import LazyConfig
+from omegaconf import DictConfig
 
 from maskrcnn_plus.config import config_folder
 
@@ -45,8 +48,13 @@ class _Finder(MetaPathFinder, Loader):
         def load(name: str) -> object:
             if name.startswith("__"):
                 raise AttributeError(name)
+            parts = _load(file)
+            if name in parts:
+                part = copy.deepcopy(parts[name])
+                part._set_parent(None)
+                return part
             try:
-                return LazyConfig.load(file, name)
+                return LazyConfig.load(file, name)  # of another type than a config
             except KeyError as error:
                 if error.args != (name,):
                     raise
@@ -54,6 +62,12 @@ class _Finder(MetaPathFinder, Loader):
 
         module.__file__ = file
         module.__getattr__ = load
+
+
+@functools.cache
+def _load(file: str) -> DictConfig:
+    """All parts of a shipped config, loaded once a process: a config imports several of them one by one."""
+    return LazyConfig.load(file)
 
 
 sys.meta_path.insert(0, _Finder())  # before that of an editable installation, which would run the files as modules
