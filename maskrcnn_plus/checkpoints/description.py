@@ -72,13 +72,21 @@ def describe(
     return {
         "version": VERSION,
         "config": config,
-        "unknown": _refused(restore_config(config)),
+        "unknown": _unknown(config),
         "class_names": None if class_names is None else [str(name) for name in class_names],
         "category_ids": None if category_ids is None else list(category_ids),
         "pixels": _pixels(cfg),
         "data": dict(data or {}),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
     }
+
+
+def _unknown(config: dict[str, Any]) -> list[str]:
+    """What a prediction needs of a plain config and cannot be built from it."""
+    try:
+        return _refused(restore_config(config))
+    except (ConfigError, OmegaConfBaseException, RecursionError) as error:
+        return [str(error).partition("\n")[0]]
 
 
 def read_description(source: str) -> dict[str, Any]:
@@ -122,6 +130,8 @@ def described_config(source: str, overrides: Sequence[str] = (), trusted: Sequen
     description = read_description(source)
     try:
         cfg = restore_config(description["config"], trusted)
+        if OmegaConf.select(cfg, "train.device") is not None:
+            cfg.train.device = "auto"  # that of the training may not be here
         refused = _refused(cfg)
         check_config(cfg)
     except (ConfigError, OmegaConfBaseException, RecursionError) as error:
@@ -181,13 +191,13 @@ def _plain_entry(node: DictConfig | ListConfig, key: str | int) -> Any:
         return None if value._is_none() else _plain(value)
     if isinstance(value, str | int | float | None):
         return value
-    if hasattr(value, "__qualname__"):
+    if hasattr(value, "__qualname__") and isinstance(value.__module__, str):
         name = _name(value)
         return name if key == "_target_" else {CALLABLE: name}
     kind = type(value)
     names = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else None
     if names := names or getattr(kind, "_fields", None):  # ShapeSpec is one or the other
-        values = OmegaConf.create({name: getattr(value, name) for name in names})
+        values = OmegaConf.create({name: getattr(value, name) for name in names}, flags={"allow_objects": True})
         return {"_target_": _name(kind), **_plain(values)}
     return {OTHER: kind.__qualname__}
 

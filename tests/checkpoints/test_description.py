@@ -318,3 +318,23 @@ def test_a_head_for_other_classes_keeps_the_rows_of_those_with_the_same_name(tra
     predictor = "roi_heads.mask_head.predictor.weight"
     assert torch.equal(model.state_dict()[predictor][1], stored[predictor][2])
     assert "kept: Lobed" in report.rows[predictor]
+
+
+def test_a_checkpoint_from_a_gpu_predicts_where_there_is_none(tmp_path):
+    path = forged(tmp_path, lambda config: config.update(device="cuda:3"), "train")
+    assert described_config(path).train.device == "auto"
+    assert described_config(path, ["train.device=cpu"]).train.device == "cpu"
+
+
+def test_no_config_ends_a_training(tmp_path):
+    """What cannot be described is said in the description."""
+    cfg = small_config()
+    cfg.model.odd = functools.partial(print, 1)
+    cfg.train.more = {1.5: "a", "b": np.add, "c": "\\${oc.env:HOME}", "d": np.zeros(2), "e": "${nothing}"}
+    description = describe(cfg)
+    assert description["unknown"] == ["a key is neither text nor a number"]
+    del cfg.train.more[1.5]
+    assert describe(cfg)["config"]["train"]["more"]["d"] == {"_object_": "ndarray"}
+    torch.save({"model": {}, DESCRIPTION: description}, tmp_path / "odd.pth")
+    with pytest.raises(WeightsError, match=r"odd\.pth is refused"):
+        described_config(str(tmp_path / "odd.pth"))

@@ -59,3 +59,33 @@ def test_perfect_and_missing_detections():
     assert (precision[:, :, 0, 0] == 0).all()
     precision, _ = boundary_precision_and_recall({**truth, "annotations": []}, truth["annotations"], 100)
     assert (precision == -1).all()
+
+
+def test_with_masks_for_boundaries_it_is_cocos_evaluation(monkeypatch):
+    """Crowds, equal scores, sizes of all ranges, more detections than the limit, images without either."""
+    rng = np.random.default_rng(3)
+    images, truth, found = [], [], []
+    for image in range(1, 6):
+        images.append({"id": image, "height": 300, "width": 300})
+        for number in range(0 if image == 2 else 12):
+            x, y = rng.integers(0, 180, 2)
+            w, h = rng.integers(4, 120, 2)
+            for entries, skipped in ((truth, image == 3 or number > 9), (found, image == 4)):
+                shift = rng.integers(-3, 4, 4) if entries is found else 0
+                x0, y0, w0, h0 = np.maximum(np.array([x, y, w, h]) + shift, [0, 0, 1, 1]).tolist()
+                mask = np.zeros((300, 300), bool)
+                mask[y0 : y0 + h0, x0 : x0 + w0] = True
+                if not skipped:
+                    entry = {"id": len(entries) + 1, "image_id": image, "category_id": int(number % 2)}
+                    entry |= {"bbox": [x0, y0, w0, h0], "area": w0 * h0, "segmentation": encode(mask)}
+                    score = float(rng.integers(1, 6)) / 5
+                    entries.append({**entry, "iscrowd": int(entries is truth and number == 5), "score": score})
+    categories = [{"id": 0, "name": "a"}, {"id": 1, "name": "b"}]
+    data = {"images": images, "categories": categories, "annotations": truth}
+    monkeypatch.setattr("maskrcnn_plus.evaluation.boundary.boundary_rles", list)
+    for limit in (100, 3):
+        expected = precision_and_recall(data, found, "segm", limit, "pycocotools")
+        found_here = boundary_precision_and_recall(data, found, limit)
+        assert 0 < expected[0][expected[0] > -1].mean() < 1
+        for ours, theirs in zip(found_here, expected[:2], strict=True):
+            np.testing.assert_array_equal(ours, theirs)

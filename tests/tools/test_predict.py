@@ -334,3 +334,13 @@ def test_none_could_be_predicted(run, tmp_path, capsys):
     assert run("--input", "a.png") == 2
     assert "0 images, 0 objects, 1 failed" in capsys.readouterr().out
     assert results(tmp_path) == []
+
+
+def test_weights_that_do_not_know_their_config_need_one(predict, tmp_path, capsys):
+    torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "weights.pth")
+    arguments = ["--weights", str(tmp_path / "weights.pth"), "--input", "in", "--output", str(tmp_path / "out")]
+    assert predict.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "does not say which config" in error
+    assert "--config-file" in error
+    assert "Traceback" not in error
