@@ -105,6 +105,12 @@ class LabelMapFolder:
         found = get_cached(key, lambda: _read_folder(pairs))
         records = [_record(image_id, *pairs[image_id], entry) for image_id, entry in found["images"].items()]
         report_problems(problems + found["problems"], self.on_error)
+        named = [path for _, label in pairs.values() if os.path.isfile(path := f"{os.path.splitext(label)[0]}.json")]
+        if named:
+            logger.warning(
+                f"{named[0]} names classes of objects; here all objects are of one class. A folder that is registered "
+                "with maskrcnn_plus.data.folder.register_folder keeps them."
+            )
         measured = {pairs[image_id][1]: each["labels"] for image_id, each in found["images"].items()}
         for warning in label_warnings(measured):
             logger.warning(warning)

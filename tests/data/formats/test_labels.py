@@ -12,6 +12,7 @@ from PIL import Image
 
 from maskrcnn_plus.data.check import DataError, check_dataset
 from maskrcnn_plus.data.formats import ReadOptions, read, sniff
+from maskrcnn_plus.data.formats.label_maps import LabelMapFolder
 
 MASKS = [rectangle(6, 4, 30, 20), rectangle(30, 4, 40, 20) | rectangle(50, 2, 55, 8)]
 LABELS = MASKS[0].astype(np.uint16) + 2 * MASKS[1].astype(np.uint16)
@@ -125,6 +126,15 @@ def test_classes_by_a_file(tmp_path):
         (tmp_path / "labels" / "a.json").write_text(wrong)
         with pytest.raises(DataError, match=r"a\.json"):
             read(tmp_path)
+
+
+def test_a_folder_that_is_registered_for_one_class_says_that_there_are_more(tmp_path, caplog):
+    in_folders(tmp_path)
+    LabelMapFolder(str(tmp_path), None, "images", "labels", "raise")()
+    assert "names classes" not in caplog.text
+    (tmp_path / "labels" / "a.json").write_text('{"1": "cell", "2": "dust"}')
+    LabelMapFolder(str(tmp_path), None, "images", "labels", "raise")()
+    assert "a.json names classes" in caplog.text
 
 
 def test_classes_by_folders(tmp_path):
