@@ -28,6 +28,7 @@ from maskrcnn_plus.data.near_duplicates import join_pairs, signatures, similar_p
 from maskrcnn_plus.data.split import train_and_val
 from maskrcnn_plus.data.statistics import Statistics, measure_splits, summarize
 
+_REMEDY = "Correct them where they were made; --fix leaves them out."
 _ORDER = [WHOLE, "train", "val", "test"]
 
 PROBLEM, WARNING, NOTE = "problem", "warning", "note"
@@ -119,7 +120,7 @@ def diagnose(
     data = read(path, name, options)
     if val is not None:
         _add_validation(data, read(val, name, options), path)
-    findings = _group(PROBLEM, data.problems) + [Finding(NOTE, note, []) for note in data.notes]
+    findings = _group(PROBLEM, data.problems, _REMEDY) + [Finding(NOTE, note, []) for note in data.notes]
     splits = {}
     for split in sorted(data.splits, key=_ORDER.index):
         records = data.splits[split]
@@ -127,7 +128,7 @@ def diagnose(
         findings += found
     records = [record for records in splits.values() for record in records]
     facts = read_facts(records, progress=None if progress is None else progress(len(records)))
-    findings += _group(PROBLEM, [each for each in facts if isinstance(each, str)])
+    findings += _group(PROBLEM, [each for each in facts if isinstance(each, str)], _REMEDY)
     readable = [isinstance(each, ImageFacts) for each in facts]
     start = 0
     for split, members in splits.items():
@@ -171,8 +172,7 @@ def _check(records: list[dict[str, Any]], num_classes: int) -> tuple[list[dict[s
     files = [record[key] for record in records for key in ("file_name", "label_file_name") if record.get(key)]
     key = fingerprint([records, num_classes, "doctor"], files)
     found = get_cached(key, lambda: find_problems(records, num_classes))
-    remedy = "Correct them in the annotation tool; --fix leaves them out."
-    findings = _group(PROBLEM, found["problems"], remedy)
+    findings = _group(PROBLEM, found["problems"], _REMEDY)
     findings += [Finding(WARNING, cause, []) for cause in found["causes"]]
     findings += [
         Finding(NOTE, f"{note}", names, "A training understands it; --fix writes it in the usual form.")

@@ -39,8 +39,10 @@ def write_repaired(diagnosis: Diagnosis, output: Path) -> list[str]:
         What was repaired and left out, a line each.
 
     Raises:
-        DataError: nothing is left, or `output` cannot be written.
+        DataError: no object is left, or `output` cannot be written.
     """
+    if not diagnosis.statistics[""].num_objects:
+        raise DataError(f"{diagnosis.path}: no object is left to write.")
     lines = []
     for each in diagnosis.findings:
         if each.severity == PROBLEM:
@@ -71,7 +73,5 @@ def write_repaired(diagnosis: Diagnosis, output: Path) -> list[str]:
         start += len(members)
         if kept:
             splits["train" if split == WHOLE else split] = kept
-    if not splits:
-        raise DataError(f"{diagnosis.path}: nothing is left to write.")
     lines += write_data_set(splits, diagnosis.class_names, output, "coco")
     return [*lines, f"written to {output}"]

@@ -45,6 +45,7 @@ def check_data(
     diagnosis = diagnose(path, name, val, options, _show_progress)
     print(describe(diagnosis))
     if report is not None:
+        report.parent.mkdir(parents=True, exist_ok=True)
         write_data_report(report, diagnosis)
         print(f"\nThe page is {report}.")
     if fix is not None:

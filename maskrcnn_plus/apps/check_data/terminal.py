@@ -9,7 +9,7 @@ from maskrcnn_plus.apps.check_data.summary import class_table, facts, split_tabl
 from maskrcnn_plus.apps.check_data.suspicious import choose_shown
 from maskrcnn_plus.data.findings import annotation_name
 
-_LINES = 5  # of a kind
+_KINDS, _LINES = 20, 5  # of a severity, of a kind
 _CLASSES = 30
 
 _HEADINGS = {PROBLEM: "Problems, which stop a training", WARNING: "Worth a look", NOTE: "Assumed and noticed"}
@@ -26,7 +26,8 @@ def describe(diagnosis: Diagnosis) -> str:
     for severity, heading in _HEADINGS.items():
         found = [each for each in diagnosis.findings if each.severity == severity]
         if found:
-            parts.append("\n".join([f"{heading}:", *map(_finding, found)]))
+            more = [f"  ... and {len(found) - _KINDS} more kinds"] if len(found) > _KINDS else []
+            parts.append("\n".join([f"{heading}:", *map(_finding, found[:_KINDS]), *more]))
     shown = choose_shown(diagnosis.suspicious)
     if shown:
         count = len(diagnosis.suspicious)

@@ -39,11 +39,11 @@ def plant(data):
 
 
 def test_clean_data(data, run, tmp_path):
-    code, told = run(data.write(), "--report", tmp_path / "page.html")
+    code, told = run(data.write(), "--report", tmp_path / "new" / "page.html")
     assert code == 0
     assert "Nothing stops a training." in told.out
     assert re.search(r"train +12 +0 +144", told.out)
-    assert (tmp_path / "page.html").exists()
+    assert (tmp_path / "new" / "page.html").exists()
 
 
 def test_the_page_is_whole_and_needs_nothing_else(data, run, tmp_path):
@@ -103,8 +103,11 @@ def test_label_images_are_repaired_to_coco(tmp_path, run):
     assert diagnose(tmp_path / "clean").statistics[""].areas.tolist() == [225, 600] * 2
 
 
-@pytest.mark.parametrize("case", ["nothing", "missing", "format", "inside", "full", "val"])
+@pytest.mark.parametrize("case", ["nothing", "missing", "format", "inside", "full", "val", "objects"])
 def test_errors_are_a_line(data, run, tmp_path, case):
+    if case == "objects":
+        for content in data.content.values():
+            content["annotations"] = []
     path = data.write()
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
@@ -116,6 +119,7 @@ def test_errors_are_a_line(data, run, tmp_path, case):
         "inside": [path, "--fix", path / "clean"],
         "full": [path, "--fix", tmp_path / "full"],
         "val": [path, "--val", path / "val"],
+        "objects": [path, "--fix", tmp_path / "clean"],
     }[case]
     said = {
         "nothing": "Looked for",
@@ -124,9 +128,11 @@ def test_errors_are_a_line(data, run, tmp_path, case):
         "inside": "stays as it is",
         "full": "not empty",
         "val": "Leave out --val",
+        "objects": "no object is left",
     }[case]
     code, told = run(*arguments)
     assert code == 1
     assert said in told.err
     assert "Traceback" not in told.err
     assert not (path / "clean").exists()
+    assert not (tmp_path / "clean").exists()
