@@ -1,12 +1,11 @@
 """Fingerprints of predictors: equal where the results are, different where anything that they depend on is."""
 
 import inspect
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from fork_server import Script
 
 from maskrcnn_plus.apps.predict_files.fingerprint import predictor_fingerprint
 from maskrcnn_plus.config import get_config
@@ -33,10 +32,10 @@ def fingerprint():
     return predictor_fingerprint(predictor_of())
 
 
-def test_the_same_in_another_process_and_after_use(fingerprint):
+def test_the_same_in_another_process_and_after_use(fingerprint, tmp_path):
     code = f"{IMPORTS}{inspect.getsource(predictor_of)}print(predictor_fingerprint(predictor_of()))"
-    output = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    assert output.stdout.split()[-1] == fingerprint
+    (tmp_path / "script.py").write_text(code)
+    assert Script(tmp_path / "script.py").communicate().split()[-1] == fingerprint
     predictor = predictor_of()
     predictor.predict(np.zeros((40, 50), dtype=np.uint8))
     assert predictor_fingerprint(predictor) == fingerprint

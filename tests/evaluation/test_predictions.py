@@ -1,14 +1,13 @@
 """Gathering over processes, with two real ones."""
 
 import json
-import subprocess
-import sys
 
 import pycocotools.mask as coco_mask
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
+from fork_server import Script
 
 from maskrcnn_plus.evaluation import COCOMaskEvaluator, MatchingEvaluator
 from maskrcnn_plus.evaluation.predictions import gather_images, predicted_rles
@@ -41,20 +40,13 @@ dist.destroy_process_group()
 
 
 def test_two_processes_count_every_image_once(tmp_path):
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(rank), str(tmp_path / "rendezvous")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    (tmp_path / "worker.py").write_text(WORKER)
+    workers = [Script(tmp_path / "worker.py", rank, tmp_path / "rendezvous") for rank in range(2)]
     results = []
     for worker in workers:
-        output, errors = worker.communicate(timeout=120)
-        assert worker.returncode == 0, errors
-        results.append(json.loads(output.rsplit("RESULT", 1)[1]))
+        output = worker.communicate()
+        assert worker.returncode == 0, output
+        results.append(json.loads(output.rsplit("RESULT", 1)[1].splitlines()[0]))
     # Images 0, 2 and 4 hit; 1 and 3 are one FP and one FN each.
     assert results[0]["matching"]["AP50"] == pytest.approx(3 / 7)
     assert results[0]["matching"]["image_AP50"] == pytest.approx(3 / 5)

@@ -1,13 +1,11 @@
 """The table of tools/benchmark.py backbones."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import timm
+from fork_server import ROOT, Script
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"
+TOOL = ROOT / "tools" / "benchmark.py"
 
 
 def millions(name, **options):
@@ -17,11 +15,11 @@ def millions(name, **options):
 
 def test_backbones_are_listed_with_their_parameters_and_times():
     names = ["mobilenetv3_small_050", "vit_tiny_patch16_224"]
-    command = [sys.executable, TOOL, "backbones", "--names", ",".join(names), "--size", "64", "96", "--rounds", "1"]
-    run = subprocess.run([*command, "--threads", "1"], capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
-    assert "an image of 64 x 96, 1000 proposals" in run.stdout
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in run.stdout.splitlines() if "|" in line]
+    run = Script(TOOL, "backbones", "--names", ",".join(names), "--size", 64, 96, "--rounds", 1, "--threads", 1)
+    text = run.communicate()
+    assert run.returncode == 0, text
+    assert "an image of 64 x 96, 1000 proposals" in text
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line]
     assert [row[0] for row in rows[2:]] == names
     assert rows[2][1] == millions(names[0], features_only=True)
     for _, backbone, model, *times in rows[2:]:

@@ -1,22 +1,20 @@
 """tools/synthetic_cells.py writes a data set that can be registered as it is."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from fork_server import ROOT, Script
 
 from maskrcnn_plus.data.images import read_image, read_label_map
 from maskrcnn_plus.data.registration import register_label_maps
 from maskrcnn_plus.data.synthetic import render_cells
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "synthetic_cells.py"
+TOOL = ROOT / "tools" / "synthetic_cells.py"
 
 
 def test_folder_holds_the_rendered_cells_in_two_splits(tmp_path):
-    arguments = ["--output", str(tmp_path), "--images", "3", "--val", "1", "--size", "96", "--seed", "5"]
-    subprocess.run([sys.executable, str(TOOL), *arguments], check=True, capture_output=True)
+    tool = Script(TOOL, "--output", tmp_path, "--images", 3, "--val", 1, "--size", 96, "--seed", 5)
+    text = tool.communicate()
+    assert tool.returncode == 0, text
     dicts = {}
     for split in ("train", "val"):
         dicts[split] = DatasetCatalog.get(register_label_maps(f"tool_{split}", str(tmp_path), split))
@@ -31,8 +29,8 @@ def test_folder_holds_the_rendered_cells_in_two_splits(tmp_path):
 
 
 def test_more_validation_images_than_images_are_refused(tmp_path):
-    command = [sys.executable, str(TOOL), "--output", str(tmp_path / "new"), "--images", "3", "--val", "4"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert "--val 4" in result.stderr
+    tool = Script(TOOL, "--output", tmp_path / "new", "--images", 3, "--val", 4)
+    text = tool.communicate()
+    assert tool.returncode == 2
+    assert "--val 4" in text
     assert not (tmp_path / "new").exists()

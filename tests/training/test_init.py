@@ -1,14 +1,10 @@
 """train.init_checkpoint: class heads by name, the written report, and a refusal that names the cause."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from fork_server import ROOT, Script
 from omegaconf import OmegaConf
 
 from maskrcnn_plus.checkpoints import Checkpointer
@@ -16,7 +12,6 @@ from maskrcnn_plus.config import get_config
 from maskrcnn_plus.data import resolve_classes
 from maskrcnn_plus.overrides import apply_overrides
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/demo/mask_rcnn_lite0_fpn.py"
 TINY = [
     "model.backbone.bottom_up.name=mobilenetv3_small_050",
@@ -35,11 +30,12 @@ TINY = [
 
 
 def _run(output, *overrides):
-    command = [sys.executable, "tools/train_net.py", "--config-file", CONFIG, *TINY, f"train.output_dir={output}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, *overrides], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+    """The exit code of a training, and what it printed."""
+    script = Script(
+        ROOT / "tools/train_net.py", "--config-file", CONFIG, *TINY, f"train.output_dir={output}", *overrides
     )
+    text = script.communicate()
+    return script.returncode, text
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +50,8 @@ def checkpoint(tmp_path_factory):
 
 def test_a_training_starts_from_a_checkpoint_and_reports_every_tensor(checkpoint, tmp_path):
     # A step of no length leaves the weights as they were loaded.
-    result = _run(tmp_path, f"train.init_checkpoint={checkpoint}", "optimizer.lr=0.0")
-    assert result.returncode == 0, result.stderr[-3000:]
+    code, text = _run(tmp_path, f"train.init_checkpoint={checkpoint}", "optimizer.lr=0.0")
+    assert code == 0, text[-3000:]
     log = (tmp_path / "log.txt").read_text()
     assert "loaded in part, by the names of the classes" in log
     report = (tmp_path / "init_report.txt").read_text()
@@ -72,12 +68,12 @@ def test_a_training_starts_from_a_checkpoint_and_reports_every_tensor(checkpoint
 
 
 def test_a_checkpoint_of_another_pyramid_is_refused_in_a_line(checkpoint, tmp_path):
-    result = _run(tmp_path, f"train.init_checkpoint={checkpoint}", "model.backbone.out_channels=24")
-    assert result.returncode == 1
-    assert "train_net: " in result.stderr
-    assert "other channels" in result.stderr
-    assert "train.init_allow_partial=true" in result.stderr
-    assert "Traceback" not in result.stderr
+    code, text = _run(tmp_path, f"train.init_checkpoint={checkpoint}", "model.backbone.out_channels=24")
+    assert code == 1
+    assert "train_net: " in text
+    assert "other channels" in text
+    assert "train.init_allow_partial=true" in text
+    assert "Traceback" not in text
     assert not (tmp_path / "init_report.txt").exists()
 
 

@@ -3,14 +3,11 @@
 import fcntl
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-SCRIPT = Path(__file__).with_name("two_processes.py")
+from fork_server import Script
 
 
 @pytest.fixture(scope="module")
@@ -20,15 +17,10 @@ def ended(tmp_path_factory):
     (folder / "is_refused").mkdir()
     with open(folder / "is_refused/.lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        result = subprocess.run(
-            [sys.executable, str(SCRIPT), str(folder)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=500,
-        )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return folder, json.loads(result.stdout.splitlines()[-1]), result.stderr
+        script = Script(Path(__file__).with_name("two_processes.py"), folder)
+        text = script.communicate(timeout=500)
+    assert script.returncode == 0, text[-3000:]
+    return folder, json.loads(text.splitlines()[-1]), text
 
 
 def test_the_main_process_alone_writes_and_removes(ended):

@@ -7,12 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from fork_server import ROOT, Script
 
-ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS = 14
 TINY = [
     "model.backbone.bottom_up.name=mobilenetv3_small_050",
@@ -36,24 +35,19 @@ TINY = [
 ]
 
 
-def _start(output, *arguments, launcher=(sys.executable,), **popen):
-    command = [*launcher, "tools/train_net.py", "--config-file", "configs/demo/mask_rcnn_lite0_fpn.py"]
+def _arguments(output, *arguments):
     flags = [argument for argument in arguments if "=" not in argument]
     overrides = [argument for argument in arguments if "=" in argument]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*command, *flags, *TINY, f"train.output_dir={output}", *overrides],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **popen,
-    )
+    config = ["--config-file", "configs/demo/mask_rcnn_lite0_fpn.py"]
+    return [*config, *flags, *TINY, f"train.output_dir={output}", *overrides]
+
+
+def _start(output, *arguments, **options):
+    return Script(ROOT / "tools/train_net.py", *_arguments(output, *arguments), **options)
 
 
 def _finish(process, returncode=0):
-    text, _ = process.communicate(timeout=240)
+    text = process.communicate()
     assert process.returncode == returncode, text[-4000:]
     return text
 
@@ -75,7 +69,7 @@ def _wait_for(process, output, iteration):
         if f'"iteration": {iteration},' in text:
             return
         time.sleep(0.02)
-    pytest.fail(f"iteration {iteration} was not reached: {process.communicate()[0][-3000:]}")
+    pytest.fail(f"iteration {iteration} was not reached: {process.text()[-3000:]}")
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +96,7 @@ def test_killed_runs_end_with_the_losses_of_an_uninterrupted_one(uninterrupted, 
     rng = random.Random(seed)
     moments = sorted(rng.sample(range(1, ITERATIONS - 1), 3))
     for moment in moments:
-        process = _start(tmp_path, "--resume", start_new_session=True)
+        process = _start(tmp_path, "--resume", new_session=True)
         _wait_for(process, tmp_path, moment)
         time.sleep(rng.random() * 0.2)
         os.killpg(process.pid, signal.SIGKILL)
@@ -155,7 +149,17 @@ def test_evaluation_alone_repeats_the_final_result(uninterrupted, tmp_path):
 def test_resume_without_a_checkpoint_says_so_and_torchrun_trains(tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     options = ["train.max_iter=2", "train.accumulate=2", "train.amp.enabled=true"]
-    text = _finish(_start(tmp_path, "--resume", *options, launcher=launcher))
+    result = subprocess.run(
+        [*launcher, "tools/train_net.py", *_arguments(tmp_path, "--resume", *options)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+    )
+    text = result.stdout
+    assert result.returncode == 0, text[-4000:]
     assert "holds no checkpoint" in text
     assert "World size: 2" in text
     saved = torch.load(tmp_path / "model_final.pth", weights_only=True)
