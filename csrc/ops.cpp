@@ -37,6 +37,8 @@ TORCH_LIBRARY(maskrcnn_plus, m) {
   // input: float32 [N, C, H, W]; weight: [36, panels, C, 32], transformed 3 x 3 kernels; bias: [K]; relu: whether it
   // follows. C and K are multiples of 16. Returns the convolution [N, K, H, W] with padding 1, in channels_last memory.
   m.def("winograd_conv3x3(Tensor input, Tensor weight, Tensor bias, bool relu) -> Tensor");
+  // input: float32 [N, C, H, W]; grad: [N, K, H, W], of the output. Returns the gradient of the kernels [K, C, 3, 3].
+  m.def("winograd_conv3x3_backward_weight(Tensor input, Tensor grad) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(maskrcnn_plus, CPU, m) {
@@ -45,4 +47,5 @@ TORCH_LIBRARY_IMPL(maskrcnn_plus, CPU, m) {
   m.impl("roi_align", maskrcnn_plus::roi_align);
   m.impl("roi_align_backward", maskrcnn_plus::roi_align_backward);
   m.impl("winograd_conv3x3", maskrcnn_plus::winograd_conv3x3);
+  m.impl("winograd_conv3x3_backward_weight", maskrcnn_plus::winograd_conv3x3_backward_weight);
 }

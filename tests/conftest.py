@@ -12,6 +12,7 @@ FALLBACKS = {
     "batched_nms": nms.nms_group_by_group,
     "paste_masks_rle": paste_masks_rle.paste_by_reference,
     "winograd_conv3x3": winograd.winograd_reference,
+    "winograd_conv3x3_backward_weight": winograd.backward_weight_reference,
 }
 
 

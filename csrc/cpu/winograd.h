@@ -16,4 +16,8 @@ at::Tensor winograd_conv3x3(
     const at::Tensor& bias,
     bool relu);
 
+// input: float32 [N, C, H, W]; grad: [N, K, H, W], of the output. Returns the gradient of the 3 x 3 kernels
+// [K, C, 3, 3], whose sums are float32.
+at::Tensor winograd_conv3x3_backward_weight(const at::Tensor& input, const at::Tensor& grad);
+
 } // namespace maskrcnn_plus

@@ -38,6 +38,19 @@ TILES_TARGET inline void transform_output(const Vec* m, int64_t from, Vec* resul
   result[3 * to] = a * aa * difference_a + b * bb * difference_b + m[5 * from];
 }
 
+// A d for four vectors, six results: the transpose of transform_output.
+TILES_TARGET inline void transform_gradient(const Vec* d, Vec* result, int64_t to) {
+  constexpr float a = 0.75f, b = 1.5f, aa = a * a, bb = b * b;
+  const Vec even_a = d[0] + aa * d[2], odd_a = a * (d[1] + aa * d[3]);
+  const Vec even_b = d[0] + bb * d[2], odd_b = b * (d[1] + bb * d[3]);
+  result[0] = d[0];
+  result[to] = even_a + odd_a;
+  result[2 * to] = even_a - odd_a;
+  result[3 * to] = even_b + odd_b;
+  result[4 * to] = even_b - odd_b;
+  result[5 * to] = d[3];
+}
+
 // Pixel (y, x) of the tile's top left output, and the image it belongs to.
 struct Corner {
   int64_t image, y, x;
@@ -74,6 +87,33 @@ TILES_TARGET void read_tile(const WinogradBlock& block, int64_t row) {
       transform_input(columns[i], 1, result, 1);
       for (int64_t j = 0; j < 6; ++j) {
         *reinterpret_cast<Vec*>(patch + (i * 6 + j) * place + c) = result[j];
+      }
+    }
+  }
+}
+
+// The transformed 4 x 4 tile of the output's gradient, to `products` [36, rows, K].
+TILES_TARGET void read_gradient(const WinogradBlock& block, int64_t row) {
+  const Corner corner(block, block.first + row);
+  const float* gradient =
+      block.gradient + ((corner.image * block.height + corner.y) * block.width + corner.x) * block.out_channels;
+  float* product = block.products + row * block.out_channels;
+  const int64_t place = block.rows * block.out_channels;
+  const int64_t rows = block.height - corner.y, columns = block.width - corner.x;
+  for (int64_t k = 0; k < block.out_channels; k += kLanes) {
+    Vec half[6][4];
+    for (int64_t j = 0; j < 4; ++j) {
+      Vec column[4] = {};
+      for (int64_t i = 0; i < 4 && i < rows && j < columns; ++i) {
+        column[i] = *reinterpret_cast<const Vec*>(gradient + (i * block.width + j) * block.out_channels + k);
+      }
+      transform_gradient(column, &half[0][j], 4);
+    }
+    for (int64_t i = 0; i < 6; ++i) {
+      Vec result[6];
+      transform_gradient(half[i], result, 1);
+      for (int64_t j = 0; j < 6; ++j) {
+        *reinterpret_cast<Vec*>(product + (i * 6 + j) * place + k) = result[j];
       }
     }
   }
@@ -160,6 +200,13 @@ TILES_TARGET void convolve(const WinogradBlock& block) {
   }
   for (int64_t row = 0; row < block.count; ++row) {
     write_tile(block, row);
+  }
+}
+
+TILES_TARGET void transform_pair(const WinogradBlock& block) {
+  for (int64_t row = 0; row < block.count; ++row) {
+    read_tile(block, row);
+    read_gradient(block, row);
   }
 }
 

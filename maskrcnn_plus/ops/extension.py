@@ -23,6 +23,7 @@ SCHEMAS = (
     "paste_masks_rle(Tensor mask_probs, Tensor boxes, int height, int width, float threshold) -> "
     "(Tensor bytes, Tensor offsets)",
     "winograd_conv3x3(Tensor input, Tensor weight, Tensor bias, bool relu) -> Tensor",
+    "winograd_conv3x3_backward_weight(Tensor input, Tensor grad) -> Tensor",
 )
 LIBRARY = torch.library.Library("maskrcnn_plus", "FRAGMENT")
 
@@ -44,8 +45,9 @@ def _load() -> str:
 
 _why_missing = _load()
 _warned = False
-for _schema in SCHEMAS if _why_missing else ():
-    LIBRARY.define(_schema)
+for _schema in SCHEMAS:  # a library that was built before an operator came lacks it
+    if not hasattr(torch.ops.maskrcnn_plus, _schema.partition("(")[0]):
+        LIBRARY.define(_schema)
 
 
 def is_available() -> bool:

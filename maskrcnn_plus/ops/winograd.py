@@ -1,16 +1,19 @@
-"""3 x 3 convolutions of stride 1 for prediction on CPUs, by Winograd's minimal filtering.
+"""3 x 3 convolutions of stride 1 on CPUs, by Winograd's minimal filtering.
 
 Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2016), Sec. 4: F(4 x 4, 3 x 3), a quarter of the
-multiplications. Float32 throughout; results differ from PyTorch's by some 1e-6 of their magnitude.
+multiplications. Float32 throughout; results and gradients differ from PyTorch's by some 1e-6 of their magnitude.
 
 Shorthand: N images, C channels in, K channels out, H x W pixels.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from maskrcnn_plus.ops import extension
@@ -28,7 +31,7 @@ class WinogradConv2d(nn.Module):
         super().__init__()
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().clone()
-        self.register_buffer("weight", transform_kernels(conv.weight.detach()))
+        self.register_buffer("weight", transform_kernels(conv.weight.detach().double()).to(conv.weight.dtype))
         self.register_buffer("bias", bias)
         self.norm = getattr(conv, "norm", None)
         activation = getattr(conv, "activation", None)
@@ -59,6 +62,44 @@ class WinogradConv2d(nn.Module):
         return x
 
 
+class _Convolution(torch.autograd.Function):
+    """A convolution with padding 1 whose gradients are by Winograd's method too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        offsets = weight.new_zeros(len(weight)) if bias is None else bias
+        return torch.ops.maskrcnn_plus.winograd_conv3x3(x, transform_kernels(weight), offsets, False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:  # a convolution with the kernels turned by half a turn
+            kernels = transform_kernels(weight.flip(2, 3).transpose(0, 1))
+            grad_x = torch.ops.maskrcnn_plus.winograd_conv3x3(grad, kernels, grad.new_zeros(x.shape[1]), False)
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.ops.maskrcnn_plus.winograd_conv3x3_backward_weight(x, grad)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.sum((0, 2, 3))
+        return grad_x, grad_weight, grad_bias
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A differentiable convolution of stride 1 with padding 1.
+
+    Args:
+        x: float32 [N, C, H, W].
+        weight: float32 [K, C, 3, 3]; C and K are multiples of 16.
+        bias: float32 [K] or None.
+
+    Returns:
+        [N, K, H, W] in channels_last memory.
+    """
+    return _Convolution.apply(x, weight, bias)
+
+
 def is_fast() -> bool:
     """Whether the operator is there, with the vector instructions that make it faster than PyTorch's convolution."""
     return extension.is_available() and torch.ops.maskrcnn_plus.cpu_capability() != "DEFAULT"
@@ -74,9 +115,11 @@ def transform_kernels(weight: Tensor) -> Tensor:
         [36, ceil(K / 32), C, 32] of the same type, channels beyond K zero.
     """
     g = _kernel_transform()
-    transformed = torch.einsum("ia,kcab,jb->ijck", g, weight.double(), g).flatten(0, 1)  # [36, C, K]
-    padded = F.pad(transformed, (0, -weight.shape[0] % _PANEL)).to(weight.dtype)
-    return padded.unflatten(2, (-1, _PANEL)).transpose(1, 2).contiguous()  # [36, panels, C, 32]
+    padded = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, -weight.shape[0] % _PANEL))
+    # Small copies first: the product has the layout that is wanted.
+    kernels = padded.unflatten(0, (-1, _PANEL)).permute(3, 4, 0, 2, 1)  # [3, 3, panels, C, 32]
+    product = torch.kron(g, g).to(weight.dtype) @ kernels.reshape(9, -1)  # [36, panels * C * 32]
+    return product.view(-1, *kernels.shape[2:])
 
 
 def _kernel_transform() -> Tensor:
@@ -102,4 +145,19 @@ def _(input: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
 
 
+def backward_weight_reference(input: Tensor, grad: Tensor) -> Tensor:
+    """`maskrcnn_plus::winograd_conv3x3_backward_weight` by PyTorch's own gradient."""
+    weight = grad.new_empty(grad.shape[1], input.shape[1], 3, 3)
+    pairs = ([1, 1],) * 3
+    return torch.ops.aten.convolution_backward(
+        grad, input, weight, None, *pairs, False, [0, 0], 1, [False, True, False]
+    )[1].contiguous()
+
+
+@torch.library.register_fake("maskrcnn_plus::winograd_conv3x3_backward_weight")
+def _(input: Tensor, grad: Tensor) -> Tensor:
+    return grad.new_empty(grad.shape[1], input.shape[1], 3, 3)
+
+
 extension.LIBRARY.impl("winograd_conv3x3", winograd_reference, "CompositeExplicitAutograd")
+extension.LIBRARY.impl("winograd_conv3x3_backward_weight", backward_weight_reference, "CompositeExplicitAutograd")

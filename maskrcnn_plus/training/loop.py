@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from maskrcnn_plus.data.stream import SKIPPED
 from maskrcnn_plus.device import emulates_bfloat16
-from maskrcnn_plus.training.fast_gradients import use_fast_gradients
+from maskrcnn_plus.training.fast_gradients import use_fast_convolutions
 from maskrcnn_plus.training.optimizer_state import get_parameters, restore_optimizer
 from maskrcnn_plus.training.skipped import SkippedImages
 from maskrcnn_plus.weights.conversion import WeightsError
@@ -70,8 +70,8 @@ class Trainer(TrainerBase):
         self.seed = seed
         self.device_type = next(model.parameters()).device.type
         self.amp_dtype = _amp_dtype(amp_dtype, self.device_type)
-        if self.amp_dtype is torch.bfloat16 and self.device_type == "cpu":
-            use_fast_gradients(model)
+        if self.device_type == "cpu":
+            use_fast_convolutions(model, self.amp_dtype)
         scaled = self.amp_dtype is torch.float16
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=scaled)
         self.skipped = SkippedImages()

@@ -6,7 +6,7 @@ from detectron2.layers import Conv2d, get_norm
 from torch import nn
 from torch.nn import functional as F
 
-from maskrcnn_plus.ops import extension
+from maskrcnn_plus.ops import extension, winograd
 from maskrcnn_plus.ops.winograd import WinogradConv2d, is_fast, transform_kernels
 
 needs_operator = pytest.mark.skipif(not extension.is_available(), reason=extension.why_missing())
@@ -152,3 +152,69 @@ class Scaled(nn.Conv2d):
 def test_other_modules_are_left_alone(module):
     assert not WinogradConv2d.takes(module)
     assert WinogradConv2d.takes(nn.Conv2d(32, 32, 3, padding=1))
+
+
+def gradients(convolution, x, weight, bias, cotangent):
+    inputs = [tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
+    return torch.autograd.grad(convolution(*inputs), inputs, cotangent)
+
+
+@pytest.mark.usefixtures("_operators")
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 4), (14, 14), (33, 50)])
+@pytest.mark.parametrize("channels", [(16, 16), (48, 32), (32, 80)])
+def test_gradients_equal_those_of_the_direct_convolution(size, channels):
+    x, weight, bias = operands(2, *channels, *size)
+    cotangent = torch.randn(2, channels[1], *size, generator=torch.Generator().manual_seed(1))
+    exact = gradients(
+        lambda x, w, b: F.conv2d(x, w, b, padding=1), x.double(), weight.double(), bias.double(), cotangent.double()
+    )
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        maps = [tensor.contiguous(memory_format=memory_format) for tensor in (x, weight)]
+        found = gradients(winograd.convolve, *maps, bias, cotangent.contiguous(memory_format=memory_format))
+        for gradient, expected in zip(found, exact, strict=True):
+            assert (gradient - expected).norm() < 3e-6 * expected.norm()
+
+
+@needs_operator
+def test_many_tiles_are_summed_in_parts_on_any_number_of_threads():
+    x, weight, bias = operands(2, 256, 240, 60, 50)  # 390 tiles; 469 are too many for one part
+    x = torch.cat([x, x.flip(3)])
+    cotangent = torch.randn(4, 240, 60, 50, generator=torch.Generator().manual_seed(1))
+    expected = gradients(lambda x, w, b: F.conv2d(x, w, b, padding=1), x, weight, bias, cotangent)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            for gradient, reference in zip(
+                gradients(winograd.convolve, x, weight, bias, cotangent), expected, strict=True
+            ):
+                assert (gradient - reference).norm() < 1e-5 * reference.norm()
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("_operators")
+def test_no_maps_give_no_gradients():
+    x, weight, bias = operands(0, 16, 32, 6, 7)
+    found = gradients(winograd.convolve, x, weight, bias, torch.zeros(0, 32, 6, 7))
+    assert [gradient.shape for gradient in found] == [x.shape, weight.shape, bias.shape]
+    assert not any(gradient.any() for gradient in found)
+
+
+@needs_operator
+def test_wrong_operands_of_a_gradient_are_refused():
+    call = torch.ops.maskrcnn_plus.winograd_conv3x3_backward_weight
+    x = torch.zeros(2, 16, 6, 6)
+    for bad in (torch.zeros(2, 16, 6, 5), torch.zeros(1, 16, 6, 6), torch.zeros(2, 8, 6, 6), torch.zeros(16, 6, 6)):
+        with pytest.raises(ValueError, match="winograd_conv3x3_backward_weight"):
+            call(x, bad)
+    with pytest.raises(TypeError, match="float32"):
+        call(x, x.double())
+
+
+@pytest.mark.usefixtures("_operators")
+def test_opcheck_of_the_gradient():
+    x, _, _ = operands(2, 16, 48, 7, 9)
+    arguments = x, torch.randn(2, 48, 7, 9)
+    results = torch.library.opcheck(torch.ops.maskrcnn_plus.winograd_conv3x3_backward_weight, arguments)
+    assert set(results.values()) == {"SUCCESS"}

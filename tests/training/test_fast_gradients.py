@@ -4,11 +4,13 @@ import copy
 
 import pytest
 import torch
+from detectron2.layers import Conv2d, get_norm
 from timm.layers import Conv2dSame
 from torch import nn
 
 from maskrcnn_plus.backbones import TimmBackbone
-from maskrcnn_plus.training.fast_gradients import use_fast_gradients
+from maskrcnn_plus.ops.winograd import is_fast
+from maskrcnn_plus.training.fast_gradients import use_fast_convolutions, use_fast_gradients, use_winograd
 from maskrcnn_plus.training.loop import Trainer
 
 DEPTHWISE = {
@@ -200,3 +202,36 @@ def test_the_trainer_uses_them_under_bfloat16_only(dtype, changed):
     model = _Losses()
     Trainer(model, [], torch.optim.SGD(model.parameters(), lr=0.1), amp_dtype=dtype)
     assert use_fast_gradients(model) == changed  # those that were left
+
+
+def _make_3x3():
+    torch.manual_seed(0)
+    own = Conv2d(32, 64, 3, padding=1, norm=get_norm("GN", 64), activation=nn.ReLU())
+    return nn.Sequential(own, nn.Conv2d(64, 16, 3, padding=1, bias=False)), torch.randn(2, 32, 40, 30)
+
+
+@pytest.mark.skipif(not is_fast(), reason="the operator, or a processor with AVX2, is missing")
+def test_3_x_3_convolutions_train_by_winograd_in_float32():
+    model, x = _make_3x3()
+    fast = copy.deepcopy(model)
+    assert use_fast_convolutions(fast, None) == 2
+    assert list(fast.state_dict()) == list(model.state_dict())
+    assert use_fast_convolutions(copy.deepcopy(fast), None) == 0
+    expected, grad, references = _run(copy.deepcopy(model).double(), x.double(), autocast=False)
+    y, _, gradients = _run(fast, x, grad, autocast=False)
+    assert not torch.equal(y, model(x))  # another order of sums
+    for found, reference in zip([y, *gradients], [expected, *references], strict=True):
+        assert (found - reference).norm() < 1e-5 * reference.norm()
+
+
+@pytest.mark.skipif(not is_fast(), reason="the operator, or a processor with AVX2, is missing")
+def test_winograd_is_for_training_in_float32_on_many_pixels():
+    model, x = _make_3x3()
+    fast = copy.deepcopy(model)
+    use_winograd(fast)
+    with torch.no_grad():
+        assert torch.equal(fast(x), model(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fast(x), model(x))
+    assert torch.equal(fast(x[:, :, :20]), model(x[:, :, :20]))
+    assert torch.equal(fast.double()(x.double()), model.double()(x.double()))

@@ -17,6 +17,7 @@ from maskrcnn_plus.data import resolve_classes
 from maskrcnn_plus.masks.label_masks import LabelMapMasks
 from maskrcnn_plus.roi import PyramidROIAlign
 from maskrcnn_plus.rpn import BatchedRPN
+from maskrcnn_plus.training.fast_gradients import use_fast_convolutions
 
 
 def stock(cfg: DictConfig) -> DictConfig:
@@ -55,6 +56,8 @@ def benchmark_training_step(cfg: DictConfig, rounds: int, device: torch.device) 
     pair = build_pair(cfg, device)
     amp = getattr(torch, cfg.train.amp.dtype) if cfg.train.amp.enabled else None
     losses = [losses_of(model, examples) for model, examples in zip(pair, (batch, stock_batch), strict=True)]
+    if device.type == "cpu":
+        use_fast_convolutions(pair[0], amp)  # as the trainer does
     for model, examples in zip(pair, (batch, stock_batch), strict=True):
         model.train()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
