@@ -23,6 +23,7 @@ JITTER = (2 / 3, 4 / 3)
 """Of the scale in training, around that of inference."""
 
 _FEWEST_PIXELS = 10  # of the diameter of small objects, which shrinking must leave
+_ENOUGH_IMAGES = 8  # to know that objects are wider than high
 _LARGEST_SCALE, _CROP_GRAIN, _LARGEST_CROP = 4.0, 64, 640
 _AUGMENTATIONS = "dataloader.train.mapper.mapper.augmentations"
 
@@ -68,8 +69,10 @@ def orientation(plan: Plan, data: Statistics, chosen: str | None = None) -> None
         chosen: "any" or "upright" by the user; None guesses.
     """
     aspects = np.log(data.box_sizes[:, 0] / data.box_sizes[:, 1])
-    mean, error = float(aspects.mean()), float(aspects.std() / math.sqrt(len(aspects)))
-    lopsided = abs(mean) > max(0.05, 3 * error)
+    counts = data.objects_per_image[data.objects_per_image > 0]
+    of_images = np.add.reduceat(aspects, np.cumsum(counts) - counts) / counts  # objects of an image may lie alike
+    mean, error = float(of_images.mean()), float(of_images.std() / math.sqrt(len(of_images)))
+    lopsided = len(of_images) >= _ENOUGH_IMAGES and abs(mean) > max(0.05, 3 * error)
     kind = chosen or ("upright" if lopsided or is_photographic(data) else "any")
     why = f"objects are {math.exp(mean):.2f} times as wide as high in the mean"
     why = "as given" if chosen else f"they are photographs, and {why}" if is_photographic(data) else why

@@ -93,7 +93,7 @@ def configure(request: Request, say: Callable[[str], None] = print) -> Path:
         rule(plan, measured)
     seconds = 3600 * request.hours - (time.monotonic() - start)
     fit_into(plan, seconds, len(train), num_val, measure_speed)
-    plan.decide({"train.output_dir": str(request.output)}, "Where checkpoints, figures and this file are.")
+    plan.decide({"train.output_dir": str(request.output)}, f"Trains in {request.output}.")
     request.output.mkdir(parents=True, exist_ok=True)
     about = [
         f"A Mask R-CNN for {request.data}, configured from its training images. Change what you like, and train with",
