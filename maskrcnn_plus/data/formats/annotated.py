@@ -18,13 +18,14 @@ from maskrcnn_plus.data.formats.files import list_tree
 from maskrcnn_plus.data.formats.image_finder import ImageFinder
 from maskrcnn_plus.data.formats.image_frames import UPRIGHT, ImageFrame, find_frame
 from maskrcnn_plus.data.formats.masks import rle_annotation
-from maskrcnn_plus.data.formats.shapes import NoAreaError, OutsideError, Shape, unite
+from maskrcnn_plus.data.formats.shapes import NoAreaError, OutsideError, Shape, is_rectangle, unite
 from maskrcnn_plus.data.images import ImageReadError, read_stored_size
 from maskrcnn_plus.masks.polygons import clip_polygon
 
 __all__ = ["Annotated", "ImageFinder", "polygon_annotation"]
 
 _SHOWN = 3
+_MANY = 20  # objects
 _MAX_SCALE = 4
 _ALWAYS_FINE = 1 << 24  # pixels
 _CLIPPED = "polygons that reach beyond their image, and were cut at its border"
@@ -259,12 +260,15 @@ class Annotated:
             DataError: no object has a mask, though there are objects.
         """
         left_out = "; ".join(f"{what} ({len(where)})" for what, where in self._left_out.items())
-        count = sum(len(record["annotations"]) for records in self.splits.values() for record in records)
+        entries = [each for records in self.splits.values() for record in records for each in record["annotations"]]
+        count = len(entries)
         masks = "Draw or export polygons or masks."
         if left_out and not count:
             raise DataError(f"{path}: no object has a mask. There are: {left_out}. {masks}")
         if self.num_boxes and self.num_boxes == count:
             raise DataError(f"{path}: all {count} objects are boxes, and none has a mask. {masks}")
+        if count >= _MANY and all(is_rectangle(each.get("segmentation")) for each in entries):
+            self.notes.append(f"all {count} masks are upright rectangles: they may have been made of boxes.")
         if self.num_boxes:
             self.notes.append(f"{self.num_boxes} of {count} objects are drawn as boxes: the whole box is their mask.")
         for what, where in self._left_out.items():

@@ -147,18 +147,26 @@ def _outline(content: Any, depth: int) -> Any:
     return content
 
 
-def read_lines(path: Path) -> list[str]:
-    """Lines of a text file without those that are blank, and without blanks at their ends.
+def read_text(path: Path) -> str:
+    """Content of a text file of UTF-8, with or without a byte order mark.
 
     Raises:
         DataError: naming the file that is no text of UTF-8.
     """
     try:
         refuse_special_file(path)
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as text of UTF-8 ({error}). Save it as such.") from error
-    return [line.strip() for line in lines if line.strip()]
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a text file without those that are blank, and without blanks at their ends.
+
+    Raises:
+        DataError: as of `read_text`.
+    """
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def split_of(file: Path, root: Path) -> str:

@@ -108,6 +108,16 @@ def rectangle(x0: float, y0: float, x1: float, y1: float) -> np.ndarray:
     return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], dtype=np.float64)
 
 
+def is_rectangle(mask: Any) -> bool:
+    """Whether a `segmentation` is one polygon [x, y, x, y, ...] of the corners of its box."""
+    if not isinstance(mask, list) or len(mask) != 1 or not isinstance(mask[0], list) or len(mask[0]) not in (8, 10):
+        return False
+    if not all(isinstance(value, int | float) for value in mask[0]):
+        return False
+    x, y = mask[0][0::2], mask[0][1::2]
+    return len(set(x)) == 2 and len(set(y)) == 2 and len(set(zip(x, y, strict=True))) == 4
+
+
 def turn(points: np.ndarray, degrees: float, center: Sequence[float]) -> np.ndarray:
     """Points [P, 2] turned around a point, clockwise on the screen, where y points down."""
     if not degrees:

@@ -14,7 +14,7 @@ import numpy as np
 
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.annotated import Annotated
-from maskrcnn_plus.data.formats.files import list_tree, split_of
+from maskrcnn_plus.data.formats.files import list_tree, read_text, split_of
 from maskrcnn_plus.data.formats.options import ReadOptions
 from maskrcnn_plus.data.formats.shapes import NoAreaError, Shape, check_area
 from maskrcnn_plus.data.formats.yolo_yaml import class_names, find_yaml, listed_images, load_yaml
@@ -114,19 +114,16 @@ def _number_classes(root: Path, data: Annotated) -> dict[int, str]:
 def _first_numbers(file: Path) -> set[int]:
     """Classes of the polygons of a text file, none of one that holds other things."""
     try:
-        lines = [line.split() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.split() for line in read_text(file).splitlines()]
         rows = [(words[0], [float(word) for word in words[1:]]) for words in lines if words]
-    except (OSError, ValueError):
+    except ValueError:
         return set()
     sound = all(name.isdecimal() and len(name) < 4 and len(row) >= 4 and 0 <= min(row) <= 1 for name, row in rows)
     return {int(name) for name, _ in rows} if sound else set()
 
 
 def _class_lines(file: Path) -> dict[int, str]:
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} is no text of UTF-8 ({error}). Write it as UTF-8, a class a line.") from error
+    lines = read_text(file).splitlines()
     while lines and not lines[-1].strip():
         lines.pop()
     return class_names(lines, file)
@@ -173,9 +170,9 @@ def _has_labels(root: Path) -> bool:
 def _read_label(file: Path, size: tuple[int, int], names: dict[int, str], data: Annotated) -> list[Shape]:
     """Shapes of a text file in pixels of an image of `size` (H, W)."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        data.problems.append(f"{file} cannot be read as text ({error}).")
+        lines = read_text(file).splitlines()
+    except DataError as error:
+        data.problems.append(str(error))
         return []
     shapes = []
     for number, line in enumerate(lines, start=1):

@@ -10,7 +10,7 @@ import yaml
 
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.annotated import Annotated
-from maskrcnn_plus.data.formats.files import damaged, list_tree
+from maskrcnn_plus.data.formats.files import damaged, list_tree, read_text
 from maskrcnn_plus.data.images import IMAGE_SUFFIXES
 from maskrcnn_plus.special_files import refuse_special_file
 
@@ -76,11 +76,13 @@ def listed_images(content: dict[str, Any], file: Path, root: Path, data: Annotat
     images: dict[Path, str] = {}
     twice: dict[tuple[str, str], int] = {}
     for key, split in SPLIT_KEYS.items():
-        value = content.get(key)
+        value, base = content.get(key), content.get("path")
         for entry in value if isinstance(value, list) else [value] if value else []:
-            place = _find_place(str(entry), str(content.get("path") or ""), file, root)
+            if not isinstance(entry, str):  # nested lists, which aliases can make endless
+                raise DataError(f"{file}: `{key}` must be a folder, a list file, or a list of these.")
+            place = _find_place(entry, base if isinstance(base, str) else "", file, root)
             if place is None:
-                data.notes.append(f"{file}: `{key}: {str(entry)[:80]}` is not there, and was left out.")
+                data.notes.append(f"{file}: `{key}: {entry[:80]}` is not there or outside of the folder: left out.")
                 continue
             for image in _images_of_list(place, root, data) if place.is_file() else list_tree(place, IMAGE_SUFFIXES):
                 first = images.setdefault(image, split)
@@ -94,9 +96,9 @@ def listed_images(content: dict[str, Any], file: Path, root: Path, data: Annotat
 def _images_of_list(file: Path, root: Path, data: Annotated) -> list[Path]:
     """Images that a text file lists, a path a line."""
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, ValueError) as error:
-        data.problems.append(f"{file} cannot be read as a list of images ({error}).")
+        lines = [line.strip() for line in read_text(file).splitlines()]
+    except DataError as error:
+        data.problems.append(str(error))
         return []
     images = []
     for number, line in enumerate(lines, start=1):

@@ -173,6 +173,15 @@ def test_file_names_of_other_machines(tmp_path, name):
     assert not data.problems
 
 
+@pytest.mark.parametrize(("count", "said"), [(19, False), (20, True)])
+def test_masks_that_may_be_boxes_are_said(tmp_path, count, said):
+    data = read(write_entries(tmp_path, [entry(0, id=k, bbox=[2, 4, 6, 16 + k]) for k in range(count)]))
+    assert any("upright rectangles" in note for note in data.notes) == said
+    slanted = entry(30, segmentation=[[2, 4, 9, 5, 8, 20]])
+    data = read(write_entries(tmp_path, [*(entry(0, id=k, bbox=[2, 4, 6, 16 + k]) for k in range(count)), slanted]))
+    assert not any("upright rectangles" in note for note in data.notes)
+
+
 def test_nan_is_named(tmp_path):
     bad = entry(1, segmentation=[[float("nan"), 4, 9, 4, 9, 9]])
     data = read(write_entries(tmp_path, [entry(0), bad]))

@@ -1,5 +1,7 @@
 """YOLO's polygons: as drawn by hand, and what is refused by file and line."""
 
+import os
+
 import cv2
 import numpy as np
 import pytest
@@ -192,3 +194,17 @@ def test_a_copy_without_labels_is_no_negative(tmp_path):
     write_image(tmp_path / "all" / "one.png")
     (record,) = (record for records in read(tmp_path).splits.values() for record in records)
     assert len(record["annotations"]) == 1
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    write(tmp_path, yaml=None)
+    os.mkfifo(tmp_path / "notes_of_mine.txt")
+    os.mkfifo(tmp_path / "labels" / "train" / "two.txt")
+    write_image(tmp_path / "images" / "train" / "two.png")
+    assert "one.png" in read(tmp_path).splits["train"][0]["file_name"]
+
+
+@pytest.mark.parametrize("line", ["train: &a [*a]", "train: [[images/train]]", "train: {a: 1}"])
+def test_places_that_are_no_text_are_refused(tmp_path, line):
+    with pytest.raises(DataError, match=r"data\.yaml"):
+        read(write(tmp_path, yaml=f"names: [a, b]\n{line}\n"))
