@@ -126,6 +126,16 @@ def test_a_wrong_line_stops_or_is_left_out(folder, convert):
     assert "left out:" in told.out
 
 
+def test_numbered_classes_are_joined_on_demand(folder, convert):
+    (folder / "classes.txt").write_text("cell_1\ncell_2\n")
+    code, told, output = convert(folder, "--to", "coco", "--merge-numbered")
+    assert code == 0
+    assert "are the class 'cell'" in told.out
+    content = json.loads((output / "annotations" / "train.json").read_text())
+    assert content["categories"] == [{"id": 1, "name": "cell"}]
+    assert {entry["category_id"] for entry in content["annotations"]} == {1}
+
+
 @pytest.mark.parametrize("case", ["nothing", "unknown", "missing", "full"])
 def test_errors_are_a_line(folder, convert, tmp_path, case):
     (tmp_path / "empty").mkdir()

@@ -72,6 +72,7 @@ class Annotated:
         read: Callable[[Path], Any],
         fits: Callable[[Any], bool],
         looked_for: str,
+        companions: Sequence[str] = (),
     ) -> Iterator[tuple[Path, Any]]:
         """The files of a format in a folder and what they hold; those that cannot be read are problems, others noted.
 
@@ -81,6 +82,7 @@ class Annotated:
             read: gives the content of a file, or raises a DataError.
             fits: whether a content is of the format.
             looked_for: what the files are, for the error.
+            companions: names of files that belong to the format and hold no annotations.
 
         Raises:
             DataError: at the end, where there was no such file.
@@ -95,7 +97,7 @@ class Annotated:
             if fits(content):
                 found = True
                 yield file, content
-            else:
+            elif file.name not in companions:
                 self.assume("files of other things, which were left out", str(file))
         if not found:
             raise DataError(self.problems[0] if self.problems else f"{path}: none was found of {looked_for}.")

@@ -10,7 +10,7 @@ import numpy as np
 
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.annotated import Annotated, ImageFinder
-from maskrcnn_plus.data.formats.files import list_tree, split_of
+from maskrcnn_plus.data.formats.files import WHOLE, list_tree, split_of
 from maskrcnn_plus.data.formats.options import ReadOptions
 from maskrcnn_plus.data.formats.shapes import (
     NoAreaError,
@@ -64,7 +64,9 @@ def read(path: Path, options: ReadOptions) -> Annotated:
             size = data.drawn_size(image, stated, where)
             if size is not None:
                 shapes = data.read_shapes(element, where, partial(_read_shape, size=size, attribute=options.attribute))
-                data.add_shapes(split_of(image, root), image, shapes, where, stated)
+                split = split_of(Path(element.get("subset", ""), "x"), Path())
+                split = split_of(image, root) if split == WHOLE else split
+                data.add_shapes(split, image, shapes, where, stated)
     return data
 
 

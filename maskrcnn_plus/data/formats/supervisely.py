@@ -42,7 +42,7 @@ def read(path: Path, options: ReadOptions) -> Annotated:
     data = Annotated()
     root = path if path.is_dir() else path.parent.parent
     finder = ImageFinder(root, data)
-    for file, content in data.contents(path, (".json",), read_json, _is_supervisely, LOOKED_FOR):
+    for file, content in data.contents(path, (".json",), read_json, _is_supervisely, LOOKED_FOR, ("meta.json",)):
         image = finder.find_stem(file.stem, file.parent.parent / "img", say=True)
         if image is None or not data.is_new(image, str(file)):
             continue

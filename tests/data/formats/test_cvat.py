@@ -57,6 +57,11 @@ def test_an_ellipse(tmp_path):
     assert (mask & disk).sum() / (mask | disk).sum() > 0.95
 
 
+def test_a_subset_is_a_split(tmp_path):
+    write(tmp_path, POLYGON, 'width="60" height="40" subset="Validation"')
+    assert list(read(tmp_path).splits) == ["val"]
+
+
 def test_no_shapes_are_a_negative(tmp_path):
     assert read_one(write(tmp_path, ""))[0]["annotations"] == []
 
