@@ -78,20 +78,20 @@ def read_facts(
         def look(record: dict[str, Any]) -> dict[str, Any] | str:
             key = _fingerprint([record], rule)
             try:
-                if key not in _known:
-                    found = asdict(_read(record, rule))
-                    if key is None or len(_known) >= _KEPT:
-                        return found
-                    _known[key] = found
-                return _known[key]
+                found = _known.get(key) or asdict(_read(record, rule))
             except ValueError as error:
                 return str(error)
-            finally:
+            if key is not None and len(_known) < _KEPT:
+                _known[key] = found
+            return found
+
+        facts = []
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+            for each in pool.map(look, records):
+                facts.append(each)
                 if progress is not None:
                     progress()
-
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-            return {"facts": list(pool.map(look, records))}
+        return {"facts": facts}
 
     found = get_cached(_fingerprint(records, rule), find)["facts"]
     return [each if isinstance(each, str) else ImageFacts(**each) for each in found]

@@ -2,8 +2,8 @@
 
 Two images are compared by small grey pictures of which all coarse structure is taken away, since uneven lighting and a
 common background make different images alike; what is left is compared by its correlation, which neither brightness nor
-contrast change. Of 390,000 pairs of different images of cells and everyday scenes that were tried none had more than
-0.48, copies as above have 0.9 and more.
+contrast change. Of 113,000 pairs of images of cells and everyday scenes one, of the same embryo, had 0.94, and no other
+more than 0.48. Copies as above have 0.95 and more, and 0.76 where brightening has burnt out much of a bright image.
 
 Shape shorthand: I images, D values of a small picture, P pairs.
 """
@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 
 from maskrcnn_plus.data.image_facts import THUMB_SIDE, ImageFacts
 
-NEAR_DUPLICATE = 0.85
+NEAR_DUPLICATE = 0.75
 """Correlation from which on two images show the same."""
 
 _COARSE = THUMB_SIDE / 8  # pixels of a small picture: standard deviation of the Gaussian that is subtracted
