@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,8 +21,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from maskrcnn_plus.evaluation.coco_api import IOU_THRESHOLDS, coco_results
-from maskrcnn_plus.masks.label_map import masks_to_rles
-from maskrcnn_plus.masks.measure import move_rles, rle_boxes
+from maskrcnn_plus.rle import decode_runs, encode_runs, join_runs, ranges
 
 DISTANCE = 0.02
 """Width of a boundary, of the image's diagonal."""
@@ -40,17 +40,26 @@ def boundary_rles(rles: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         return []
     height, width = rles[0]["size"]
     iterations = max(round(DISTANCE * math.hypot(height, width)), 1)
-    boundaries = []
-    for rle, box in zip(rles, rle_boxes(rles).astype(int).tolist(), strict=True):
-        x0, y0, x1, y1 = box
-        if x1 <= x0:
-            boundaries.append(rle)
+    owners, columns, tops, bottoms = decode_runs(rles).columns()
+    bounds = np.searchsorted(owners, np.arange(len(rles) + 1))
+    numbers, starts, ends = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for number, (first, last) in enumerate(itertools.pairwise(bounds)):
+        if first == last:
             continue
-        crop = coco_mask.decode(move_rles([rle], -x0, -y0, y1 - y0, x1 - x0)[0])
-        padded = cv2.copyMakeBorder(crop, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-        inner = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=iterations)[1:-1, 1:-1]
-        boundaries.append(move_rles(masks_to_rles((crop - inner)[None]), x0, y0, height, width)[0])
-    return boundaries
+        x, top, bottom = columns[first:last], tops[first:last], bottoms[first:last]
+        left, upper = x.min(), top.min()
+        # With a rim of nothing, which the border of the image is too.
+        mask = np.zeros((bottom.max() - upper + 2, x.max() - left + 3), dtype=np.uint8)
+        rows, piece = ranges(top - upper + 1, bottom - upper + 1)
+        mask[rows, (x - left + 1)[piece]] = 1
+        edge = mask - cv2.erode(mask, np.ones((3, 3), np.uint8), iterations=iterations)
+        steps = np.diff(edge.T.astype(np.int8), axis=1)  # down the columns
+        for step, found in ((1, starts), (-1, ends)):
+            column, row = np.nonzero(steps == step)
+            found.append((column + left - 1) * height + row + upper)
+        numbers.append(np.full(len(starts[-1]), number))
+    sizes = np.broadcast_to(np.array([height, width], dtype=np.int64), (len(rles), 2))
+    return encode_runs(join_runs(*map(np.concatenate, (numbers, starts, ends)), sizes))
 
 
 def boundary_precision_and_recall(

@@ -22,12 +22,17 @@ from maskrcnn_plus.rle import canonical_rles
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 
-def coco_dataset(dataset_dicts: list[dict[str, Any]], class_names: Sequence[str]) -> dict[str, Any]:
+def coco_dataset(
+    dataset_dicts: list[dict[str, Any]],
+    class_names: Sequence[str],
+    masks: Sequence[list[dict[str, Any]]] | None = None,
+) -> dict[str, Any]:
     """Build the content of a COCO json from Detectron2 data set dicts.
 
     Args:
         dataset_dicts: one an image; the n-th image gets the id n, counted from 1.
         class_names: K names; a category's id is its index.
+        masks: RLEs of the annotations of each image, where they are known already.
 
     Returns:
         {"images", "categories", "annotations"}; masks as RLEs, areas in pixels of the mask, boxes as XYWH.
@@ -38,7 +43,7 @@ def coco_dataset(dataset_dicts: list[dict[str, Any]], class_names: Sequence[str]
     images, annotations = [], []
     for number, entry in enumerate(dataset_dicts, start=1):
         images.append({"id": number, "height": entry["height"], "width": entry["width"]})
-        rles = ground_truth_rles(entry)
+        rles = ground_truth_rles(entry) if masks is None else masks[number - 1]
         areas = rle_areas(rles).tolist()
         for annotation, rle, area in zip(entry.get("annotations", []), rles, areas, strict=True):
             box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYWH_ABS)

@@ -173,7 +173,7 @@ def diagnose(images: Sequence[JudgedImage], class_names: Sequence[str]) -> Diagn
         class_names: K names.
     """
     images, class_names = list(images), list(class_names)
-    dataset = coco_dataset([image.record for image in images], class_names)
+    dataset = coco_dataset([image.record for image in images], class_names, [image.truth for image in images])
     detections = [
         {"image_id": number, "category_id": category, "score": score, "segmentation": rle, "bbox": box}
         for number, image in enumerate(images, start=1)
