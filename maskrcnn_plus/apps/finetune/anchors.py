@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,8 +12,8 @@ WANTED = 0.98
 _IOU = 0.5
 _SEED = 0
 _BASES = (8, 10, 12, 14, 16, 20, 24, 28, 32)  # smallest size, for a stride of 4
-_SQUARE, _USUAL, _LONG = (1.0,), (0.5, 1.0, 2.0), (0.33, 0.5, 1.0, 2.0, 3.0)
-_KINDS = ((1, _SQUARE), (2, _SQUARE), (1, _USUAL), (1, _LONG), (2, _USUAL), (3, _USUAL))  # sizes an octave, ratios
+_RATIOS = {1: (1.0,), 3: (0.5, 1.0, 2.0), 5: (0.33, 0.5, 1.0, 2.0, 3.0)}
+_KINDS = ((1, 1), (2, 1), (1, 3), (1, 5), (2, 3), (3, 3))  # sizes an octave, number of ratios
 _NEGLIGIBLE = 0.01
 _SAMPLE = 4000
 
@@ -51,9 +52,9 @@ def choose_anchors(box_sizes: np.ndarray, first_stride: int, levels: int = 5) ->
     boxes = box_sizes[generator.permutation(len(box_sizes))[:_SAMPLE]]
     places = generator.uniform(-0.5, 0.5, size=(len(boxes), 2))  # of centres, in strides
     kinds = []
-    for scales, ratios in _KINDS:
+    for scales, number in _KINDS:
         found = []
-        for base in _BASES:
+        for ratios, base in itertools.product((_RATIOS[number], _own_ratios(boxes, number)), _BASES):
             octaves = [base * first_stride / 4 * 2**level for level in range(levels)]
             sizes = [[round(size * 2 ** (part / scales)) for part in range(scales)] for size in octaves]
             found.append(Anchors(sizes, list(ratios), coverage(boxes, places, sizes, ratios, first_stride)))
@@ -62,6 +63,12 @@ def choose_anchors(box_sizes: np.ndarray, first_stride: int, levels: int = 5) ->
             break
     wanted = min(WANTED, max(anchors.coverage for anchors in kinds) - _NEGLIGIBLE)
     return next(anchors for anchors in kinds if anchors.coverage >= wanted)
+
+
+def _own_ratios(boxes: np.ndarray, number: int) -> tuple[float, ...]:
+    """Ratios in the middle of equal parts of the boxes, for objects that are all long."""
+    shares = (np.arange(number) + 0.5) / number
+    return tuple(np.quantile(boxes[:, 1] / boxes[:, 0], shares).round(2).clip(0.05, 20).tolist())
 
 
 def coverage(

@@ -187,7 +187,7 @@ def anchors(plan: Plan, data: Statistics) -> None:
             "model.proposal_generator.anchor_generator.aspect_ratios": [found.ratios],
             "model.proposal_generator.head.num_anchors": found.per_place,
         },
-        f"{found.per_place} anchors a place: {found.coverage:.1%} of the training boxes overlap one with an IoU of at "
+        f"{found.per_place} anchor{'s' if found.per_place > 1 else ''} a place: {found.coverage:.1%} of the training boxes overlap one with an IoU of at "
         "least 0.5.",
     )
 

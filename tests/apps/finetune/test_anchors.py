@@ -42,7 +42,7 @@ def test_one_anchor_suffices_for_squares():
     assert len(found.sizes) == 5
 
 
-@pytest.mark.parametrize(("width", "height"), [(30, 75), (80, 32)])
+@pytest.mark.parametrize(("width", "height"), [(30, 75), (80, 32), (200, 20)])
 def test_long_boxes_get_long_anchors(width, height):
     found = choose_anchors(boxes(500, width, height), 4)
     assert found.coverage >= WANTED
