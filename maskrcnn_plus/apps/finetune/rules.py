@@ -187,8 +187,8 @@ def anchors(plan: Plan, data: Statistics) -> None:
             "model.proposal_generator.anchor_generator.aspect_ratios": [found.ratios],
             "model.proposal_generator.head.num_anchors": found.per_place,
         },
-        f"{found.per_place} anchor{'s' if found.per_place > 1 else ''} a place: {found.coverage:.1%} of the training boxes overlap one with an IoU of at "
-        "least 0.5.",
+        f"{found.per_place} anchor{'s' if found.per_place > 1 else ''} a place: {found.coverage:.1%} of the training boxes "
+        "overlap one with an IoU of at least 0.5.",
     )
 
 
