@@ -181,14 +181,14 @@ def anchors(plan: Plan, data: Statistics) -> None:
     boxes = data.box_sizes * (network_scale(plan, data) * jitter)[:, None]
     strides = list(plan.get("model.proposal_generator.anchor_generator.strides"))
     found = choose_anchors(boxes, strides[0], len(strides))
+    each = "1 anchor" if found.per_place == 1 else f"{found.per_place} anchors"
     plan.decide(
         {
             "model.proposal_generator.anchor_generator.sizes": found.sizes,
             "model.proposal_generator.anchor_generator.aspect_ratios": [found.ratios],
             "model.proposal_generator.head.num_anchors": found.per_place,
         },
-        f"{found.per_place} anchor{'s' if found.per_place > 1 else ''} a place: {found.coverage:.1%} of the training boxes "
-        "overlap one with an IoU of at least 0.5.",
+        f"{each} a place: {found.coverage:.1%} of the training boxes overlap one with an IoU of at least 0.5.",
     )
 
 
