@@ -8,6 +8,7 @@ component its dotted name. Of what is read back only parts of an allow-list are 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import importlib
@@ -27,7 +28,9 @@ from maskrcnn_plus.checkpoints.parts import FORBIDDEN, find_part
 from maskrcnn_plus.checkpoints.sources import local_path
 from maskrcnn_plus.config import load_config
 from maskrcnn_plus.config_rules import check_config
+from maskrcnn_plus.data.classes import resolve_classes
 from maskrcnn_plus.errors import ConfigError
+from maskrcnn_plus.input_channels import follow_dataset_channels
 from maskrcnn_plus.overrides import apply_overrides
 from maskrcnn_plus.weights.conversion import WeightsError
 from maskrcnn_plus.weights.files import read_file
@@ -134,10 +137,11 @@ def described_config(source: str, overrides: Sequence[str] = (), trusted: Sequen
             cfg.train.device = "auto"  # that of the training may not be here
         refused = _refused(cfg)
         check_config(cfg)
-    except (ConfigError, OmegaConfBaseException, RecursionError) as error:
-        raise WeightsError(
-            f"{source} is refused: its config cannot be taken ({str(error).splitlines()[0]})."
-        ) from error
+        if not refused:
+            _try_out(copy.deepcopy(cfg))
+    except (ValueError, TypeError, AttributeError, OmegaConfBaseException, RecursionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise WeightsError(f"{source} is refused: its config cannot be taken ({reason}).") from error
     if refused:
         raise WeightsError(
             f"{source} was trained with parts that are not built from a checkpoint: {', '.join(refused[:5])}. If you "
@@ -146,6 +150,14 @@ def described_config(source: str, overrides: Sequence[str] = (), trusted: Sequen
     if overrides:
         check_config(apply_overrides(cfg, overrides))
     return cfg
+
+
+def _try_out(cfg: DictConfig) -> None:
+    """Do what a prediction does with a config before it builds the model, in place, so that what is odd shows here."""
+    follow_dataset_channels(cfg)
+    resolve_classes(cfg, splits=())
+    float(OmegaConf.select(cfg, "dataset.score_threshold") or 0)
+    int(OmegaConf.select(cfg, "model.roi_heads.num_classes") or 0)
 
 
 def choose_config(config_file: str | None, weights: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -168,7 +180,7 @@ def _plain(node: DictConfig | ListConfig) -> Any:
     """A config as plain data."""
     if isinstance(node, ListConfig):
         return [value for index in range(len(node)) if (value := _plain_entry(node, index)) is not _LEFT_OUT]
-    if node.get("_target_") in (locate, "detectron2.utils.registry.locate"):
+    if "_target_" in node and node._target_ in (locate, "detectron2.utils.registry.locate"):
         return {CALLABLE: str(node.name)}
     entries = {key: _plain_entry(node, key) for key in node}
     kind = OmegaConf.get_type(node)

@@ -66,7 +66,9 @@ def line_chart(
         names.append(f'<span class="chip" style="--dot:{colour}">{html.escape(name)}</span>')
     for x, y, text in marks:
         a, b = _place(np.array([x]), x_range, _LEFT, _RIGHT)[0], _place(np.array([y]), y_range, _BOTTOM, _TOP)[0]
-        shapes.append(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4.5"><title>{html.escape(text)}</title></circle>')
+        shapes.append(
+            f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4.5" fill="currentColor"><title>{html.escape(text)}</title></circle>'
+        )
     return (
         f'<figure class="card"><figcaption>{html.escape(caption)}<small>{html.escape(x_label)}</small></figcaption>'
         f'<svg class="lines" viewBox="0 0 420 176" role="img" aria-label="{html.escape(caption)}">'

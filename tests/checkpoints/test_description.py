@@ -276,13 +276,14 @@ def test_weights_of_a_backbone_are_neither_read_nor_downloaded(tmp_path, monkeyp
             build(described_config(path), "model")
     for name in ("hf-hub:somebody/model", "local-dir:/tmp"):
         path = forged(tmp_path, lambda config, n=name: config["backbone"]["bottom_up"].update(name=n))
-        with pytest.raises(ConfigError, match="no model named"):
+        with pytest.raises(UserError, match="no model named"):
             build(described_config(path), "model")
 
 
 def test_parts_of_ones_own_need_the_config_or_trust(tmp_path):
     cfg = small_config()
     cfg.model.backbone = L(Mine)()
+    cfg.model.pixel_mean, cfg.model.pixel_std = [0.0] * 3, [1.0] * 3
     description = describe(cfg)
     assert description["unknown"] == [f"{__name__}.Mine"]
     torch.save({"model": {}, DESCRIPTION: description}, tmp_path / "own.pth")
