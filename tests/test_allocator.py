@@ -3,12 +3,16 @@
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+# The module by itself: the package would import Detectron2 and timm.
+ALONE = f"import sys; sys.path.append({str(Path(__file__).resolve().parents[1] / 'maskrcnn_plus')!r})\n"
+
 CODE = """
-import resource, sys, torch
-from maskrcnn_plus.allocator import keep_freed_memory
+import resource, torch
+from allocator import keep_freed_memory
 kept = keep_freed_memory() if sys.argv[1] == "keep" else True
 torch.ones(16 * 2**20)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -23,7 +27,7 @@ def test_repeated_allocations_cause_fewer_page_faults():
     faults = {}
     for mode in ("keep", "default"):
         result = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", CODE, mode], capture_output=True, text=True, check=True
+            [sys.executable, "-W", "ignore", "-c", ALONE + CODE, mode], capture_output=True, text=True, check=True
         )
         kept, count = result.stdout.split()
         assert kept == "True"
@@ -32,8 +36,8 @@ def test_repeated_allocations_cause_fewer_page_faults():
 
 
 GROWTH = """
-import sys, torch
-from maskrcnn_plus.allocator import HeapLimit, _private_bytes, keep_freed_memory
+import torch
+from allocator import HeapLimit, _private_bytes, keep_freed_memory
 keep_freed_memory()
 before = _private_bytes()
 limit = HeapLimit()
@@ -51,7 +55,7 @@ def test_freed_memory_above_the_limit_is_given_back():
     grown = {
         mode: int(
             subprocess.run(
-                [sys.executable, "-W", "ignore", "-c", GROWTH, mode], capture_output=True, text=True, check=True
+                [sys.executable, "-W", "ignore", "-c", ALONE + GROWTH, mode], capture_output=True, text=True, check=True
             ).stdout
         )
         for mode in ("limit", "none")

@@ -129,9 +129,8 @@ def test_backward_is_bit_identical_for_any_number_of_threads():
         assert torch.equal(gradient, results[0][1])
 
 
-@needs_extension
-@pytest.mark.parametrize("capability", ["avx2", "default"])
-def test_every_instruction_set_gives_the_same(capability, tmp_path):
+def run_with_instructions(limit, path):
+    """What the operator gives in a process that may use these instructions, "" for all; and what it says of them."""
     code = (
         "import sys, torch; from maskrcnn_plus.roi import roi_align; torch.manual_seed(0)\n"
         "x = torch.randn(1, 147, 20, 30).to(memory_format=torch.channels_last).requires_grad_()\n"
@@ -141,21 +140,28 @@ def test_every_instruction_set_gives_the_same(capability, tmp_path):
         "torch.save([y.detach(), x.grad, z.detach()], sys.argv[1])\n"
         "print(torch.ops.maskrcnn_plus.cpu_capability())"
     )
-    outputs = []
-    for limit in (capability, ""):
-        path = tmp_path / f"limit_{limit}.pt"
-        environment = {**os.environ, "ATEN_CPU_CAPABILITY": limit}
-        if not limit:
-            environment.pop("ATEN_CPU_CAPABILITY")
-        result = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code, str(path)], env=environment, capture_output=True, text=True
-        )
-        assert result.returncode == 0, result.stderr
-        if limit:
-            assert result.stdout.strip() in (capability.upper(), "DEFAULT")
-        outputs.append(torch.load(path, weights_only=True))
-    for limited, widest in zip(*outputs, strict=True):
-        torch.testing.assert_close(limited, widest, atol=1e-5, rtol=1e-5)
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": limit}
+    if not limit:
+        environment.pop("ATEN_CPU_CAPABILITY")
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(path)], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return torch.load(path, weights_only=True), result.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def widest(tmp_path_factory):
+    return run_with_instructions("", tmp_path_factory.mktemp("widest") / "outputs.pt")[0]
+
+
+@needs_extension
+@pytest.mark.parametrize("capability", ["avx2", "default"])
+def test_every_instruction_set_gives_the_same(capability, tmp_path, widest):
+    outputs, used = run_with_instructions(capability, tmp_path / "outputs.pt")
+    assert used in (capability.upper(), "DEFAULT")
+    for limited, expected in zip(outputs, widest, strict=True):
+        torch.testing.assert_close(limited, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_hand_computed_case_of_detectron2():
