@@ -63,7 +63,7 @@ def test_wheel_without_the_extension_has_the_configs_and_runs(tmp_path):
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("maskrcnn_plus", "configs", "csrc", "setup.py", "pyproject.toml", "README.md"):
+    for name in ("maskrcnn_plus", "configs", "csrc", "tools", "setup.py", "pyproject.toml", "README.md"):
         (source / name).symlink_to(ROOT / name)
     environment = {**os.environ, "MASKRCNN_PLUS_NO_EXT": "1"}
     subprocess.run([*command, str(source)], check=True, env=environment, capture_output=True)
