@@ -68,10 +68,10 @@ def test_from_a_folder_to_predictions(folder, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_dry_run_writes_the_config_alone(folder, tmp_path):
+def test_a_dry_run_writes_config_and_page_alone(folder, tmp_path):
     output = tmp_path / "out"
     assert finetune.main(["--data", str(folder), "--output", str(output), "--dry-run", "--hours", "2"]) == 0
-    assert [path.name for path in output.iterdir()] == ["config.py"]
+    assert {path.name for path in output.iterdir()} == {"config.py", "data_report.html"}
     cfg = get_config(str(output / "config.py"))
     assert 10000 < cfg.train.max_iter < 14400
     assert cfg.dataset.negatives is True

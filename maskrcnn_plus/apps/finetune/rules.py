@@ -13,6 +13,14 @@ from collections.abc import Callable
 import numpy as np
 
 from maskrcnn_plus.apps.finetune.anchors import choose_anchors
+from maskrcnn_plus.apps.finetune.image_rules import (
+    AUGMENTATIONS,
+    colour,
+    images_of,
+    is_photographic,
+    orientation,
+    percentiles,
+)
 from maskrcnn_plus.apps.finetune.plan import Plan
 from maskrcnn_plus.data.statistics import Statistics
 
@@ -23,83 +31,7 @@ JITTER = (2 / 3, 4 / 3)
 """Of the scale in training, around that of inference."""
 
 _FEWEST_PIXELS = 10  # of the diameter of small objects, which shrinking must leave
-_ENOUGH_IMAGES = 8  # to know that objects are wider than high
 _LARGEST_SCALE, _CROP_GRAIN, _LARGEST_CROP = 4.0, 64, 640
-_AUGMENTATIONS = "dataloader.train.mapper.mapper.augmentations"
-
-
-def images_of(plan: Plan, data: Statistics) -> None:
-    """Classes and channels."""
-    counts = ", ".join(f"{name} {count}" for name, count in list(data.class_counts.items())[:8])
-    more = f" and {len(data.class_counts) - 8} more" if len(data.class_counts) > 8 else ""
-    plan.decide(
-        {"dataset.thing_classes": list(data.class_names)},
-        f"{data.num_objects} objects in {data.num_images} training images: {counts}{more}.",
-    )
-    channels = data.pixels.channels.most_common(1)[0][0]
-    if channels not in (1, 3):
-        plan.decide({"dataset.channels": list(range(channels))}, f"Images have {channels} channels: all are used.")
-
-
-def percentiles(plan: Plan, data: Statistics) -> None:
-    """What becomes black and white."""
-    deep = [name for name in data.pixels.dtypes if name != "uint8"]
-    dim = float(np.percentile(data.pixels.intensity[:, 1], 10))
-    if deep:
-        plan.decide(
-            {"dataset.percentiles": [1.0, 99.8]},
-            f"Images are {' and '.join(deep)}: the 1st and 99.8th percentile of each become black and white.",
-        )
-    elif dim < 160:
-        plan.decide(
-            {"dataset.percentiles": [1.0, 99.8]},
-            f"Some 8-bit images are dim (a tenth reaches {dim:.0f} of 255): each is stretched between its percentiles.",
-        )
-    else:
-        plan.decide(
-            {"dataset.percentiles": None}, f"8-bit images use their range (nine tenths reach {dim:.0f}): left as is."
-        )
-
-
-def orientation(plan: Plan, data: Statistics, chosen: str | None = None) -> None:
-    """Whether images are turned in training.
-
-    Args:
-        plan, data: see above.
-        chosen: "any" or "upright" by the user; None guesses.
-    """
-    aspects = np.log(data.box_sizes[:, 0] / data.box_sizes[:, 1])
-    counts = data.objects_per_image[data.objects_per_image > 0]
-    of_images = np.add.reduceat(aspects, np.cumsum(counts) - counts) / counts  # objects of an image may lie alike
-    mean, error = float(of_images.mean()), float(of_images.std() / math.sqrt(len(of_images)))
-    lopsided = len(of_images) >= _ENOUGH_IMAGES and abs(mean) > max(0.05, 3 * error)
-    kind = chosen or ("upright" if lopsided or is_photographic(data) else "any")
-    why = f"objects are {math.exp(mean):.2f} times as wide as high in the mean"
-    why = "as given" if chosen else f"they are photographs, and {why}" if is_photographic(data) else why
-    if kind == "any":
-        text = f"Images have no side that is up ({why}): they are turned by right angles and flipped in training."
-    else:
-        text = f"One side of the images is up ({why}): they are flipped sideways in training, and not turned."
-    plan.decide({f"{_AUGMENTATIONS}.2.prob": 1.0 if kind == "any" else 0.0}, text)
-
-
-def is_photographic(data: Statistics) -> bool:
-    """Whether images are photographs, whose objects are as large as the camera's resolution makes them.
-
-    Colour images of many classes, or of few objects each; micrographs have one or two classes, of many objects.
-    """
-    is_sparse = float(np.median(data.objects_per_image)) < 5
-    return data.pixels.mean_saturation > 0.02 and (len(data.class_names) >= 5 or is_sparse)
-
-
-def colour(plan: Plan, data: Statistics) -> None:
-    """Colours that vary."""
-    saturation = data.pixels.mean_saturation
-    if saturation > 0.02 and set(data.pixels.channels) <= {1, 3}:
-        plan.decide(
-            {f"{_AUGMENTATIONS}.3.prob": 0.5},
-            f"Images are coloured (mean saturation {saturation:.2f}): it is varied in every second one.",
-        )
 
 
 def scale(plan: Plan, data: Statistics) -> None:
@@ -129,7 +61,7 @@ def scale(plan: Plan, data: Statistics) -> None:
     )
     factor = float(plan.get("dataset.scale"))
     plan.decide(
-        {f"{_AUGMENTATIONS}.0.scale": [round(factor * bound, 3) for bound in JITTER]},
+        {f"{AUGMENTATIONS}.0.scale": [round(factor * bound, 3) for bound in JITTER]},
         "In training the scale varies by a third.",
     )
 
@@ -144,7 +76,7 @@ def crop(plan: Plan, data: Statistics) -> None:
     size = int(min(max(size, 256), limit, _LARGEST_CROP))
     size = max(size, 128)
     plan.decide(
-        {f"{_AUGMENTATIONS}.0.size": size},
+        {f"{AUGMENTATIONS}.0.size": size},
         f"A crop holds twice the longer side of 95% of the objects ({longest:.0f} network pixels), and at least 256 "
         "where images are as large.",
     )
@@ -226,7 +158,7 @@ def density(plan: Plan, data: Statistics) -> None:
             },
             f"Proposals at inference: twice as many as objects may be found, {post}.",
         )
-    window = int(plan.get(f"{_AUGMENTATIONS}.0.size")) / _image_scale(plan, data)  # [I] pixels of the image
+    window = int(plan.get(f"{AUGMENTATIONS}.0.size")) / _image_scale(plan, data)  # [I] pixels of the image
     share = np.minimum(window[:, None] / data.image_sizes, 1).prod(axis=1)
     crowd = float(np.percentile(data.objects_per_image * share, 95))
     rois = int(min(max(2 ** math.ceil(math.log2(max(4 * crowd, 1))), 64), 512))

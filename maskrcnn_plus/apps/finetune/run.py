@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from maskrcnn_plus.apps.check_data.diagnosis import WARNING, diagnose
+from maskrcnn_plus.apps.check_data.report import write_data_report
 from maskrcnn_plus.apps.finetune import rules
 from maskrcnn_plus.apps.finetune.budget import fit_into
 from maskrcnn_plus.apps.finetune.plan import Plan
@@ -27,7 +29,7 @@ from maskrcnn_plus.training import launch, run
 logger = logging.getLogger(__name__)
 
 BASE = "common/any_data"
-CONFIG = "config.py"
+CONFIG, DATA_PAGE = "config.py", "data_report.html"
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Request:
 
 
 def configure(request: Request, say: Callable[[str], None] = print) -> Path:
-    """Write the config of a training that follows from the data.
+    """Write the config of a training that follows from the data, and a page of what the data are.
 
     Args:
         request: what is asked for.
@@ -103,7 +105,14 @@ def configure(request: Request, say: Callable[[str], None] = print) -> Path:
     load_config(str(path))  # what is written can be read
     for line in plan.lines():
         say(f"  {line}")
-    say(f"written to {path}")
+    page = request.output / DATA_PAGE
+    diagnosis = diagnose(request.data, request.format, None, request.options)
+    write_data_report(page, diagnosis)
+    warnings = sum(finding.severity == WARNING for finding in diagnosis.findings)
+    say(f"The data: {diagnosis.num_problems} problems, {warnings} kinds of warnings; {page} has them, with pictures.")
+    for sentence in diagnosis.advice:
+        say(f"  {sentence}")
+    say(f"The config: {path}")
     return path
 
 
