@@ -235,6 +235,31 @@ def test_a_part_that_an_interpolation_leads_to_is_refused_too(tmp_path):
         described_config(forged(tmp_path, change, None))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dataset", "???"),
+        ("dataset", 1e308),
+        ("dataset", []),
+        ("model.pixel_std.in_chans", {"a": 1}),
+        ("model.roi_heads", [[]]),
+        ("model.pixel_mean", "${model}"),
+        ("dataset.score_threshold", "${model}"),
+        ("dataset.thing_classes", {"_target_": "torch.nn.Linear"}),
+        ("dataset.channels", "${a}"),
+    ],
+)
+def test_odd_values_are_refused_with_a_reason(key, value, tmp_path):
+    def change(config):
+        *path, last = key.split(".")
+        for name in path:
+            config = config[name]
+        config[last] = value
+
+    with pytest.raises(WeightsError, match=r"forged\.pth is refused: its config cannot be taken \(.+\)"):
+        described_config(forged(tmp_path, change, None))
+
+
 @pytest.mark.parametrize("change", ["circle", "laughs", "deep", "object", "key", "list", "value"])
 def test_malformed_configs_are_refused_by_name(change, tmp_path):
     def apply(config):
