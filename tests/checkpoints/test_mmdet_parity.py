@@ -84,7 +84,12 @@ def environment() -> Path:
     if failed:
         shutil.rmtree(making, ignore_errors=True)
         pytest.skip(f"MMDetection's packages cannot be installed into {folder}: {reason}")
-    making.rename(folder)
+    try:
+        making.rename(folder)
+    except OSError:  # another process of the suite was first
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(making)
     return folder
 
 
