@@ -90,6 +90,7 @@ RULES: dict[str, Rule] = {
     "dataloader.*.target_width": COUNT,
     "dataloader.*.crop_size": sequence(COUNT, 2, 2),
     "dataloader.*.brightness": sequence(number(0), 2, 2),
+    "dataloader.*.saturation": sequence(number(0), 2, 2),
     "dataloader.*.contrast": sequence(number(0), 2, 2),
     "dataloader.*.gamma": sequence(number(0), 2, 2),
     "dataloader.*.noise": sequence(number(0), 2, 2),

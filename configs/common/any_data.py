@@ -42,7 +42,6 @@ dataloader.train.mapper.mapper.augmentations = [
     _crop,
     _flip,
     L(T.RandomApply)(tfm_or_aug=L(RandomRotate90)(), prob=1.0),
-    L(T.RandomApply)(tfm_or_aug=L(T.RandomSaturation)(intensity_min=0.7, intensity_max=1.3), prob=0.0),
     _intensity,
 ]
 

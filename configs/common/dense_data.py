@@ -6,8 +6,9 @@ import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from detectron2.data import build_detection_test_loader
 
-from maskrcnn_plus.data.augmentation import RandomIntensity, RandomRotate90, RandomScaleCrop, ScaleImage
+from maskrcnn_plus.data.augmentation import RandomRotate90, RandomScaleCrop, ScaleImage
 from maskrcnn_plus.data.check import checked_dataset
+from maskrcnn_plus.data.intensity import RandomIntensity
 from maskrcnn_plus.data.loader import TrainLoader
 from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.data.stream import TrainingStream

@@ -1,12 +1,13 @@
 """Images and annotations in. Importing it makes `synthetic://` paths readable, and numbers of classes in configs."""
 
 import maskrcnn_plus.resolvers  # noqa: F401 - for interpolations in configs
-from maskrcnn_plus.data.augmentation import RandomIntensity, RandomRotate90, RandomScaleCrop, ScaleImage
+from maskrcnn_plus.data.augmentation import RandomRotate90, RandomScaleCrop, ScaleImage
 from maskrcnn_plus.data.check import checked_dataset
 from maskrcnn_plus.data.classes import Classes, resolve_classes
 from maskrcnn_plus.data.coco import register_coco
 from maskrcnn_plus.data.copy_paste import CopyPasteMapper
 from maskrcnn_plus.data.folder import register_folder
+from maskrcnn_plus.data.intensity import RandomIntensity
 from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.data.registration import register_label_maps
 from maskrcnn_plus.data.resize import InterpolateShortestEdge

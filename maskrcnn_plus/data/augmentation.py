@@ -1,4 +1,4 @@
-"""Augmentations for dense small objects: fixed-size crops with scale jitter, right-angle rotation, intensity.
+"""Augmentations for dense small objects: fixed-size crops with scale jitter, right-angle rotation.
 
 Image, label image and coordinates follow one convention: pixel i covers [i, i + 1) and its centre lies at i + 0.5.
 Label images are gathered by index and keep their dtype and every value. Random numbers come from numpy's global
@@ -17,6 +17,7 @@ from detectron2.data.transforms import Augmentation
 from fvcore.transforms.transform import Transform
 
 from maskrcnn_plus.arguments import check_arguments
+from maskrcnn_plus.data.intensity import check_range
 from maskrcnn_plus.masks.polygons import clip_polygon
 
 
@@ -112,7 +113,7 @@ class RandomScaleCrop(Augmentation):
             pad_value=(pad_value, 0 <= pad_value <= 255, "in 0..255"),
             short_side=(short_side, short_side is None or short_side >= 1, "at least 1 pixel, or None"),
         )
-        self.scale = _check_range("scale", scale, minimum=0.0, inclusive=False)
+        self.scale = check_range("scale", scale, minimum=0.0, inclusive=False)
         self.pad_value = pad_value
         self.short_side = short_side
 
@@ -196,121 +197,6 @@ class RandomRotate90(Augmentation):
         return Rotate90Transform(*image.shape[:2], k=min(int(self._rand_range(0, 4)), 3))
 
 
-class IntensityTransform(Transform):
-    """Change grey levels in 0..255 by gamma, contrast, brightness, inversion and noise, in this order."""
-
-    def __init__(
-        self, brightness: float, contrast: float, gamma: float, invert: bool, noise: float, noise_seed: int
-    ) -> None:
-        """Set up the change; the parameters are those of `RandomIntensity`, `noise_seed` fixes the noise."""
-        super().__init__()
-        self.brightness = brightness
-        self.contrast = contrast
-        self.gamma = gamma
-        self.invert = invert
-        self.noise = noise
-        self.noise_seed = noise_seed
-
-    def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Change an image [H, W] or [H, W, C] of uint8 or float32; same dtype, clipped to 0..255.
-
-        Raises:
-            ValueError: another dtype.
-        """
-        if img.dtype not in (np.uint8, np.float32):
-            raise ValueError(f"IntensityTransform takes uint8 or float32 images in 0..255, got {img.dtype}.")
-        if img.dtype == np.uint8:
-            counts = np.bincount(img.ravel(), minlength=256)
-            table = self._change_levels(np.arange(256, dtype=np.float32), weights=counts)
-            if self.noise == 0:
-                return np.rint(table.clip(0, 255)).astype(np.uint8)[img]
-            changed = table[img]
-        else:
-            changed = self._change_levels(img, weights=None)
-        if self.noise > 0:
-            # One value a pixel: the noise of a grey image repeated into three channels stays grey.
-            noise = np.random.default_rng(self.noise_seed).standard_normal(img.shape[:2], dtype=np.float32)
-            changed = changed + np.float32(self.noise) * noise.reshape(*img.shape[:2], *[1] * (img.ndim - 2))
-        changed = changed.clip(0, 255)
-        return np.rint(changed).astype(np.uint8) if img.dtype == np.uint8 else changed
-
-    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Return the points unchanged."""
-        return coords
-
-    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Return the label image unchanged."""
-        return segmentation
-
-    def inverse(self) -> Transform:
-        """Return a transform without effect on coordinates."""
-        return IntensityTransform(1.0, 1.0, 1.0, False, 0.0, 0)
-
-    def _change_levels(self, levels: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-        """Map grey levels; `weights` are the numbers of pixels of each level, None where each is one pixel."""
-        if self.gamma != 1:
-            levels = 255 * (levels.clip(0, 255) / 255) ** np.float32(self.gamma)
-        if self.contrast != 1:
-            mean = np.float32(np.average(levels, weights=weights))
-            levels = mean + np.float32(self.contrast) * (levels - mean)
-        levels = np.float32(self.brightness) * levels
-        return 255 - levels if self.invert else levels
-
-
-class RandomIntensity(Augmentation):
-    """Random gamma, contrast, brightness, inversion and noise; the geometry stays."""
-
-    def __init__(
-        self,
-        brightness: tuple[float, float] = (1.0, 1.0),
-        contrast: tuple[float, float] = (1.0, 1.0),
-        gamma: tuple[float, float] = (1.0, 1.0),
-        invert: float = 0.0,
-        noise: tuple[float, float] = (0.0, 0.0),
-    ) -> None:
-        """Check the arguments; the defaults change nothing. Each (low, high) is drawn from uniformly.
-
-        Args:
-            brightness: factor of all grey levels.
-            contrast: factor of the distance from the image's mean.
-            gamma: exponent on levels scaled to 0..1; below 1 brightens.
-            invert: probability of 255 - level.
-            noise: standard deviation of Gaussian noise in grey levels, the same in all channels of a pixel.
-
-        Raises:
-            ValueError: an argument is out of range.
-        """
-        super().__init__()
-        self.brightness = _check_range("brightness", brightness, minimum=0.0)
-        self.contrast = _check_range("contrast", contrast, minimum=0.0)
-        self.gamma = _check_range("gamma", gamma, minimum=0.0, inclusive=False)
-        self.noise = _check_range("noise", noise, minimum=0.0)
-        check_arguments(invert=(invert, 0 <= invert <= 1, "a probability in 0..1"))
-        self.invert = invert
-
-    def get_transform(self, image: np.ndarray) -> IntensityTransform:
-        """Draw the parameters."""
-        return IntensityTransform(
-            brightness=float(self._rand_range(*self.brightness)),
-            contrast=float(self._rand_range(*self.contrast)),
-            gamma=float(self._rand_range(*self.gamma)),
-            invert=bool(self._rand_range() < self.invert),
-            noise=float(self._rand_range(*self.noise)),
-            noise_seed=int(self._rand_range(0, 2**32)),
-        )
-
-
 def _to_short_side(image: np.ndarray, short_side: int | None) -> float:
     """Factor that gives the shorter side of an image so many pixels."""
     return 1.0 if short_side is None else short_side / min(image.shape[:2])
-
-
-def _check_range(name: str, bounds: Sequence[float], minimum: float, inclusive: bool = True) -> tuple[float, float]:
-    """Return (low, high) as floats, or raise a ValueError that names the argument."""
-    wanted = f"{name} must be a pair (low, high), low <= high, of finite numbers {'>=' if inclusive else '>'} {minimum}"
-    if isinstance(bounds, str) or not isinstance(bounds, Sequence) or len(bounds) != 2:
-        raise ValueError(f"{wanted}, got {bounds!r}.")
-    low, high = (float(bound) for bound in bounds)
-    if not (low <= high < float("inf")) or low < minimum or (low == minimum and not inclusive):
-        raise ValueError(f"{wanted}, got {bounds!r}.")
-    return low, high

@@ -22,8 +22,9 @@ from fvcore.transforms.transform import (
 )
 
 from maskrcnn_plus.data.annotations import box_corners, has_mask, normalize_segmentation, read_box
-from maskrcnn_plus.data.augmentation import CropResizeTransform, IntensityTransform, Rotate90Transform
+from maskrcnn_plus.data.augmentation import CropResizeTransform, Rotate90Transform
 from maskrcnn_plus.data.images import read_label_map
+from maskrcnn_plus.data.intensity import IntensityTransform
 from maskrcnn_plus.masks.label_masks import LabelMapMasks
 from maskrcnn_plus.masks.polygons import clip_polygon
 from maskrcnn_plus.rle import decode_runs

@@ -9,13 +9,12 @@ from detectron2.data import transforms as T
 
 from maskrcnn_plus.data.augmentation import (
     CropResizeTransform,
-    IntensityTransform,
-    RandomIntensity,
     RandomRotate90,
     RandomScaleCrop,
     Rotate90Transform,
     ScaleImage,
 )
+from maskrcnn_plus.data.intensity import RandomIntensity
 from maskrcnn_plus.masks.polygons import clip_polygon
 
 
@@ -219,61 +218,6 @@ def test_chain_with_flips_keeps_labels_and_coordinates_together():
         for label, centre in enumerate(points, start=70_001):
             assert np.allclose(centroid(moved == label), centre)
         assert np.mean((aug_input.image > 100) == (moved > 0)) > 0.99
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-@pytest.mark.parametrize("shape", [(40, 50), (40, 50, 1), (40, 50, 3)], ids=str)
-def test_intensity_follows_its_formula(dtype, shape):
-    image = np.random.default_rng(0).integers(0, 256, shape).astype(dtype)
-    original = image.copy()
-    out = IntensityTransform(1.2, 0.7, 1.5, True, 0.0, 0).apply_image(image)
-    curved = 255 * (original / 255.0) ** 1.5
-    expected = (255 - 1.2 * (curved.mean() + 0.7 * (curved - curved.mean()))).clip(0, 255)
-    assert out.dtype == dtype
-    assert out.shape == shape
-    assert np.abs(out - expected).max() <= (0.51 if dtype == np.uint8 else 0.01)
-    assert np.array_equal(image, original)
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_intensity_defaults_change_nothing_and_inversion_twice_neither(dtype):
-    image = np.random.default_rng(1).integers(0, 256, (20, 20, 3)).astype(dtype)
-    assert np.array_equal(RandomIntensity().get_transform(image).apply_image(image), image)
-    invert = RandomIntensity(invert=1.0).get_transform(image)
-    assert np.array_equal(invert.apply_image(image), 255 - image)
-    assert np.array_equal(invert.apply_image(invert.apply_image(image)), image)
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_noise_has_its_standard_deviation_repeats_and_is_grey(dtype):
-    image = np.full((200, 200, 3), 128, dtype)
-    transform = RandomIntensity(noise=(9.0, 9.0)).get_transform(image)
-    out = transform.apply_image(image).astype(np.float64)
-    assert out.std() == pytest.approx(9, rel=0.05)
-    assert out.mean() == pytest.approx(128, abs=0.3)
-    assert (out == out[..., :1]).all()
-    assert np.array_equal(transform.apply_image(image), out.astype(dtype))
-    assert not np.array_equal(RandomIntensity(noise=(9, 9)).get_transform(image).apply_image(image), out)
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_intensity_stays_in_range(dtype):
-    image = np.random.default_rng(2).integers(0, 256, (30, 30, 3)).astype(dtype)
-    augmentation = RandomIntensity((0.2, 4.0), (0.2, 4.0), (0.3, 3.0), 0.5, (0.0, 80.0))
-    for _ in range(20):
-        out = augmentation.get_transform(image).apply_image(image)
-        assert np.isfinite(out).all()
-        assert out.min() >= 0
-        assert out.max() <= 255
-
-
-def test_intensity_leaves_labels_and_points_alone_and_refuses_other_dtypes():
-    transform = IntensityTransform(2.0, 1.0, 1.0, True, 3.0, 0)
-    labels, points = np.arange(6).reshape(2, 3), np.array([[1.0, 2.0]])
-    assert np.array_equal(transform.apply_segmentation(labels), np.arange(6).reshape(2, 3))
-    assert np.array_equal(transform.apply_coords(points), [[1.0, 2.0]])
-    with pytest.raises(ValueError, match="int64"):
-        transform.apply_image(labels)
 
 
 @pytest.mark.parametrize(

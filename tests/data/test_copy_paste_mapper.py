@@ -16,8 +16,9 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, BoxMode
 
 from maskrcnn_plus.config import get_config
-from maskrcnn_plus.data.augmentation import RandomIntensity, RandomRotate90, RandomScaleCrop
+from maskrcnn_plus.data.augmentation import RandomRotate90, RandomScaleCrop
 from maskrcnn_plus.data.copy_paste import CopyPasteMapper
+from maskrcnn_plus.data.intensity import RandomIntensity
 from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.data.registration import label_map_annotations
 from maskrcnn_plus.data.stream import TrainingStream

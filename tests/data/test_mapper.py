@@ -15,7 +15,8 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, PolygonMasks
 from fvcore.transforms.transform import Transform
 
-from maskrcnn_plus.data.augmentation import RandomIntensity, RandomRotate90, RandomScaleCrop, ScaleImage
+from maskrcnn_plus.data.augmentation import RandomRotate90, RandomScaleCrop, ScaleImage
+from maskrcnn_plus.data.intensity import RandomIntensity
 from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.data.stream import TrainingStream
 from maskrcnn_plus.masks.label_map import masks_to_rles

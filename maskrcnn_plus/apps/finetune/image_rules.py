@@ -84,6 +84,6 @@ def colour(plan: Plan, data: Statistics) -> None:
     saturation = data.pixels.mean_saturation
     if saturation > 0.02 and set(data.pixels.channels) <= {1, 3}:
         plan.decide(
-            {f"{AUGMENTATIONS}.3.prob": 0.5},
-            f"Images are coloured (mean saturation {saturation:.2f}): it is varied in every second one.",
+            {f"{AUGMENTATIONS}.3.saturation": [0.7, 1.3]},
+            f"Images are coloured (mean saturation {saturation:.2f}), which is varied by a third.",
         )
