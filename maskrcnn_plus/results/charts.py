@@ -20,6 +20,7 @@ STYLE = """
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 412, 8, 150  # of the axes, in a box of 420 x 176 units
 _MOST_POINTS = 400
+_PARTS = 4  # of the vertical axis
 
 Line = tuple[Sequence[float], Sequence[float]]
 """x and y of the points of a line; NaN leaves a point out."""
@@ -60,7 +61,9 @@ def line_chart(
         line = line[:, _thinned(line.shape[1])]
         x, y = _place(line[0], x_range, _LEFT, _RIGHT), _place(line[1], y_range, _BOTTOM, _TOP)
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-        shapes.append(f'<polyline points="{path}" stroke="{colour}"><title>{html.escape(name)}</title></polyline>')
+        shapes.append(
+            f'<polyline points="{path}" fill="none" stroke="{colour}"><title>{html.escape(name)}</title></polyline>'
+        )
         if len(x) == 1:
             shapes.append(f'<circle cx="{x[0]:.1f}" cy="{y[0]:.1f}" r="3.5" fill="{colour}"/>')
         names.append(f'<span class="chip" style="--dot:{colour}">{html.escape(name)}</span>')
@@ -93,7 +96,7 @@ def heat_table(headings: Sequence[str], row_names: Sequence[str], values: np.nda
 
 def _axes(x_range: tuple[float, float], y_range: tuple[float, float]) -> str:
     parts = []
-    for value in np.linspace(*y_range, 5):
+    for value in np.linspace(*y_range, _PARTS + 1):
         y = _place(np.array([value]), y_range, _BOTTOM, _TOP)[0]
         parts.append(f'<line x1="{_LEFT}" x2="{_RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>')
@@ -114,8 +117,14 @@ def _thinned(count: int) -> np.ndarray:
 
 
 def _rounded(low: float, high: float) -> tuple[float, float]:
-    """A range that has a length."""
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    """A range around both whose quarters have few digits."""
+    low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
+    power = 10.0 ** np.floor(np.log10((high - low) / _PARTS))
+    for step in (power * factor for factor in (1, 2, 2.5, 5, 10, 20)):
+        start = np.floor(low / step) * step
+        if start + _PARTS * step >= high - 1e-9 * step:
+            break
+    return float(start), float(start + _PARTS * step)
 
 
 def _place(values: np.ndarray, limits: tuple[float, float], start: float, end: float) -> np.ndarray:

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from maskrcnn_plus.results import charts
 from maskrcnn_plus.results.charts import heat_table, line_chart
 from maskrcnn_plus.results.training_curves import read_metrics, training_charts
 
@@ -60,3 +61,16 @@ def test_curves_are_those_of_the_file(tmp_path):
     assert training_charts({}) == []
     with pytest.raises(OSError, match=r"nothing\.json"):
         read_metrics(tmp_path / "nothing.json")
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0.1163, 0.2506), (4.739, 5.008), (0, 1), (11.76, 11.76), (-3, 120), (0.00123, 0.00127), (7, 7000)],
+)
+def test_axes_hold_the_points_in_steps_of_few_digits(low, high):
+    start, end = charts._rounded(low, high)
+    assert start <= low + 1e-12
+    assert end >= high - 1e-12
+    assert end - start <= 3 * max(high - low, 1)
+    labels = re.findall(r"<text[^>]*text-anchor=\"end\">([^<]*)</text>", charts._axes((0, 1), (start, end)))
+    assert all(len(label.lstrip("-").lstrip("0").replace(".", "")) <= 4 for label in labels)

@@ -11,9 +11,6 @@ from maskrcnn_plus.learning_rate import linear_lr
 from maskrcnn_plus.weights.conversion import WeightsError
 from maskrcnn_plus.weights.files import read_weights
 
-_LEARNED_BY_THE_RPN = ("model.backbone", "model.proposal_generator", "model.roi_heads")
-"""Groups of keys whose shapes and anchors weights of a whole detector have learned with."""
-
 
 def choose_start(plan: Plan, weights: str | None) -> None:
     """Decide on the model and its first weights.
