@@ -1,6 +1,7 @@
 """The whole way from a folder to a model: config, training, and a prediction that needs no config."""
 
 import json
+import re
 
 import finetune
 import numpy as np
@@ -57,6 +58,8 @@ def test_from_a_folder_to_predictions(folder, tmp_path, capsys, monkeypatch):
     assert any("val_loss" in entry and "segm/AP" in entry for entry in metrics)
     predictor = Predictor(str(output / "model_best.pth"))
     assert predictor.class_names == ["square"]
+    threshold = float(re.search(r"recommended score threshold (\S+):", printed)[1])
+    assert predictor.score_threshold == cfg.dataset.score_threshold == threshold
     predictor.predict(str(folder / "photo 1.png"))
     assert "<html" in (output / "report.html").read_text()
     assert f"Predict:  python tools/predict.py --weights {output}/model_best.pth" in printed
@@ -65,6 +68,7 @@ def test_from_a_folder_to_predictions(folder, tmp_path, capsys, monkeypatch):
     assert "--resume" in capsys.readouterr().err
     assert finetune.main(["--data", str(folder), "--output", str(output), "--resume"]) == 0
     assert "is finished" in (output / "log.txt").read_text()
+    assert (output / "config.py").read_text().count("dataset.score_threshold") == 1
 
 
 @pytest.mark.usefixtures("quick")
