@@ -230,5 +230,6 @@ def report_problems(problems: Sequence[str], on_error: str, causes: Sequence[str
         lines.append(f"  ... and {len(problems) - _MAX_LISTED} more")
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the data"
     if on_error == "raise":
-        raise DataError("\n".join([f"{count} (repair them, or set on_error='skip' to leave them out):", *lines]))
+        remedy = "repair them, or leave them out: --on-error skip, or dataset.on_error=skip in a config"
+        raise DataError("\n".join([f"{count} ({remedy}):", *lines]))
     logger.warning("\n".join([f"{count}, left out:", *lines]))

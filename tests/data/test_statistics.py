@@ -10,9 +10,8 @@ from annotation_folders import HEIGHT, WIDTH, masks_of, rectangle
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from maskrcnn_plus.data.formats.annotated import polygon_annotation
 from maskrcnn_plus.data.formats.label_maps import LabelMapFolder, label_map_annotations
-from maskrcnn_plus.data.formats.masks import mask_annotation
+from maskrcnn_plus.data.formats.masks import mask_annotation, polygon_annotation
 from maskrcnn_plus.data.statistics import measure, sample_pixels
 
 NUCLEI = Path(__file__).resolve().parents[3] / "shared" / "data" / "nuclei_fluo"

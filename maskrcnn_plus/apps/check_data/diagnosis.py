@@ -192,8 +192,9 @@ def _group(severity: str, lines: Iterable[str], remedy: str = "") -> list[Findin
 
 def _kind(line: str) -> str:
     """The first sentence of what is wrong, without numbers and names."""
-    text = line.partition(": ")[2] or line
-    text = re.sub(r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|\([^)]*\)|\S*[/\\]\S*", "…", text)
+    head, _, tail = line.partition(": ")
+    text = tail if tail and head.count("(") == head.count(")") else line  # not the colon of a list of examples
+    text = re.sub(r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|\([^()]*(?:\([^()]*\)[^()]*)*\)|\S*[/\\]\S*", "…", text)
     text = re.sub(r"-?\d+(\.\d+)?(e[+-]?\d+)?", "N", re.split(r"\. |\.$", text)[0])
     return text[:1].upper() + text[1:120]
 

@@ -31,6 +31,7 @@ from maskrcnn_plus.data.formats.files import damaged_files, reading_once
 from maskrcnn_plus.data.formats.folders import suggest
 from maskrcnn_plus.data.formats.numbered import merge_numbered
 from maskrcnn_plus.data.formats.options import ReadOptions
+from maskrcnn_plus.data.formats.several import choose_reading
 
 __all__ = ["FORMATS", "Annotated", "ReadOptions", "read", "sniff"]
 
@@ -61,57 +62,65 @@ those of `ReadOptions` that it heeds; `merge_numbered` is heeded for all.
 _SHOWN = 12
 
 
-def sniff(path: Path, name: str | None = None) -> str:
-    """Name of the format of a folder or file, found by its content.
+def sniff(path: Path, name: str | None = None) -> list[str]:
+    """Names of the formats of a folder or file, found by its content: one, or several of which nobody can tell by that.
 
     Args:
         path: folder or annotation file.
         name: the format where it is known; nothing is looked at.
 
     Raises:
-        DataError: nothing is there, no format or several fit, the only files are damaged, or `name` is unknown.
+        DataError: nothing is there, no format fits, the only files are damaged, or `name` is unknown.
     """
     if not path.exists():
         raise DataError(f"{path} does not exist. Give the folder of your data.")
     if name is not None:
         if name not in FORMATS:
             raise DataError(f"The format {name!r} is unknown.{suggest(name, FORMATS)} Known: {', '.join(FORMATS)}.")
-        return name
+        return [name]
     with reading_once():
         found = [name for name, reader in FORMATS.items() if reader.matches(path)]
         damaged = damaged_files()
     if len(found) > 1 and "labels" in found:  # pictures of what another file says better
         found.remove("labels")
-    if len(found) > 1:
-        raise DataError(f"{path} holds annotations of several formats: {', '.join(found)}. Name one with --format.")
     if not found and damaged:
         more = f" {len(damaged) - 1} more files cannot be read either." if len(damaged) > 1 else ""
         raise DataError(f"{damaged[0]}{more}")
+    if not found and (boxes := voc.find_boxes(path)):
+        raise DataError(
+            f"{path} holds boxes of Pascal VOC, such as {boxes}, and no masks. Draw or export polygons or masks."
+        )
     if not found:
         looked = "".join(f"\n  {name}: {reader.LOOKED_FOR}" for name, reader in FORMATS.items())
         here = sorted(os.listdir(path)) if path.is_dir() else [path.name]
         shown = ", ".join(here[:_SHOWN]) + (f" and {len(here) - _SHOWN} more" if len(here) > _SHOWN else "")
         raise DataError(f"{path}: no annotations recognised. Looked for:{looked}\nHere lie: {shown or 'no files'}.")
-    return found[0]
+    return found
 
 
 def read(path: Path, name: str | None = None, options: ReadOptions | None = None) -> Annotated:
     """Read a folder or file, of a format that is found by its content, or named.
 
     Raises:
-        DataError: as of `sniff`; what the reader cannot read at all; an option that the format knows nothing of.
+        DataError: as of `sniff`; what the reader cannot read at all; an option that the format knows nothing of;
+            several formats that annotate different images.
     """
     options = options or ReadOptions()
     with reading_once():
-        name = sniff(path, name)
-        reader = FORMATS[name]
-        taken = ("merge_numbered", *getattr(reader, "OPTIONS", ()))
-        for each in fields(options):
-            if each.name not in taken and getattr(options, each.name) != each.default:
-                flag = f"--{each.name.replace('_', '-')}"
-                raise DataError(f"{path} is read as {name}, which knows nothing of {flag}. Leave it out.")
-        data = reader.read(path, options)
+        found = sniff(path, name)
+        data = choose_reading(path, found, lambda name: _read_as(path, name, options))
+    merge_numbered(data, options.merge_numbered)
+    return data
+
+
+def _read_as(path: Path, name: str, options: ReadOptions) -> Annotated:
+    reader = FORMATS[name]
+    taken = ("merge_numbered", *getattr(reader, "OPTIONS", ()))
+    for each in fields(options):
+        if each.name not in taken and getattr(options, each.name) != each.default:
+            flag = f"--{each.name.replace('_', '-')}"
+            raise DataError(f"{path} is read as {name}, which knows nothing of {flag}. Leave it out.")
+    data = reader.read(path, options)
     data.format = name
     data.finish(path)
-    merge_numbered(data, options.merge_numbered)
     return data

@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.structures import BoxMode
 
 from maskrcnn_plus.data.annotations import polygon_area
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.files import list_tree
 from maskrcnn_plus.data.formats.image_finder import ImageFinder
 from maskrcnn_plus.data.formats.image_frames import UPRIGHT, ImageFrame, find_frame
-from maskrcnn_plus.data.formats.masks import rle_annotation
+from maskrcnn_plus.data.formats.masks import polygon_annotation, rle_annotation
 from maskrcnn_plus.data.formats.shapes import NoAreaError, OutsideError, Shape, is_rectangle, unite
 from maskrcnn_plus.data.images import ImageReadError, read_stored_size
 from maskrcnn_plus.masks.polygons import clip_polygon
 
-__all__ = ["Annotated", "ImageFinder", "polygon_annotation"]
+__all__ = ["Annotated", "ImageFinder"]
+
+BOX = "a box"
+BOXES_ONLY = "images on which every object is a box, and which were left out: they are not without objects"
 
 _SHOWN = 3
 _MANY = 20  # objects
@@ -73,6 +75,7 @@ class Annotated:
         fits: Callable[[Any], bool],
         looked_for: str,
         companions: Sequence[str] = (),
+        files: Sequence[Path] | None = None,
     ) -> Iterator[tuple[Path, Any]]:
         """The files of a format in a folder and what they hold; those that cannot be read are problems, others noted.
 
@@ -83,12 +86,13 @@ class Annotated:
             fits: whether a content is of the format.
             looked_for: what the files are, for the error.
             companions: names of files that belong to the format and hold no annotations.
+            files: those that are read, in this order; by default all with one of the suffixes.
 
         Raises:
             DataError: at the end, where there was no such file.
         """
         found = False
-        for file in list_tree(path, suffixes):
+        for file in list_tree(path, suffixes) if files is None else files:
             try:
                 content = read(file)
             except DataError as error:
@@ -284,25 +288,6 @@ class Annotated:
                 "Bring them, or leave them out with --on-error skip.",
             )
         self._left_out, self._assumed = {}, {}
-
-
-def polygon_annotation(polygons: Sequence[Sequence[float]], category: int, crowd: int = 0) -> dict[str, Any]:
-    """An object of one or more parts.
-
-    Args:
-        polygons: [x0, y0, x1, y1, ...] of each part, in pixels.
-        category: index of its class.
-        crowd: 1 for a region of many objects.
-    """
-    points = np.concatenate([np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in polygons])
-    box = [*points.min(axis=0).tolist(), *points.max(axis=0).tolist()]
-    return {
-        "segmentation": [[float(value) for value in polygon] for polygon in polygons],
-        "bbox": box,
-        "bbox_mode": BoxMode.XYXY_ABS,
-        "category_id": category,
-        "iscrowd": crowd,
-    }
 
 
 def _some(where: Sequence[str]) -> str:

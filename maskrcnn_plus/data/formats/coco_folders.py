@@ -5,6 +5,7 @@ SPLIT/_annotations.coco.json beside the images, or annotations/*.json and images
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from maskrcnn_plus.data.annotations import normalize_segmentation
 from maskrcnn_plus.data.check import DataError
-from maskrcnn_plus.data.formats.annotated import Annotated, ImageFinder
+from maskrcnn_plus.data.formats.annotated import BOX, BOXES_ONLY, Annotated, ImageFinder
 from maskrcnn_plus.data.formats.coco import Category, parse_coco
 from maskrcnn_plus.data.formats.coco_attributes import select_attribute
 from maskrcnn_plus.data.formats.files import WHOLE, list_tree, peek_json, read_json, split_of
@@ -24,6 +25,10 @@ LOOKED_FOR = 'JSON files with "images" and "categories" (COCO)'
 OPTIONS = ("attribute",)
 
 _LOOKED_UP = 100  # names by which the folder of the images is found
+_SPLITS = ("train", "val", "test", WHOLE)
+_BESIDE_INSTANCES = re.compile(r"(captions|person_keypoints|stuff|panoptic|image_info)[_-]")  # of COCO's own download
+_SEVERAL_SPLITS = "images that files of several splits annotate, and that were taken for the first of train, val, test"
+_TWICE = "images that several files annotate alike, and that were taken once"
 
 
 def matches(path: Path) -> bool:
@@ -35,12 +40,16 @@ def read(path: Path, options: ReadOptions) -> Annotated:
     """Read all COCO files of a folder, a split a file or folder, with classes matched by name.
 
     Raises:
-        DataError: a file cannot be read, or two splits have an image in common.
+        DataError: a file cannot be read, or two of one split annotate an image differently.
     """
     data = Annotated()
     root = path if path.is_dir() else path.parent
     finder = ImageFinder(root, data)
-    for file, content in data.contents(path, (".json",), read_json, _is_coco, LOOKED_FOR):
+    files = list_tree(path, (".json",))
+    if any(file.name.startswith("instances") for file in files):
+        files = [file for file in files if not _BESIDE_INSTANCES.match(file.name)]
+    files.sort(key=lambda file: _SPLITS.index(_split(file, root)))
+    for file, content in data.contents(path, (".json",), read_json, _is_coco, LOOKED_FOR, files=files):
         content = select_attribute(content, options.attribute, str(file), data)
         notes: list[str] = []
         problems: list[str] = []
@@ -78,20 +87,26 @@ def _add_record(
     if image is None:
         return
     if data.has_image(image):
-        raise DataError(f"{image} is annotated twice, in {file} and elsewhere. Keep one of the files.")
+        _compare(image, record, file, split, data)
+        return
     stated = (record["height"], record["width"]) if {"height", "width"} <= record.keys() else None
     stated = stated if stated and all(isinstance(side, int) and side > 0 for side in stated) else None
     size = data.read_size(image)
-    if not data.is_new(image, str(file)) or size is None or data.drawn_size(image, stated, str(file)) is None:
+    if size is None or data.drawn_size(image, stated, str(file)) is None:
         return
-    entries = []
+    entries, boxes = [], 0
     for number, entry in enumerate(record["annotations"]):
         place = f"{file}, annotation {entry.get('id', f'number {number}')} of {image.name}"
         entry["category_id"] = data.category(categories[entry["category_id"]].name)
         try:
             entries.append((place, _with_mask(entry)))
         except NoAreaError as error:
+            boxes += str(error) == BOX
             data.leave_out(str(error), place)
+    if boxes and not entries:
+        data.assume(BOXES_ONLY, str(image))
+        return
+    data.is_new(image, str(file))
     if stated == size:
         data.note_orientation(image)
         annotations = [entry for _, entry in entries]
@@ -111,22 +126,48 @@ def _add_record(
     data.add_shapes(split, image, data.read_shapes(entries, f"{file}, {image.name}", as_shape), str(file), stated)
 
 
+def _compare(image: Path, record: dict[str, Any], file: Path, split: str, data: Annotated) -> None:
+    """Say why an image that another file annotates too is not taken again.
+
+    Raises:
+        DataError: the other file is of the same split and says something else.
+    """
+    same = [each for each in data.splits.get(split, ()) if Path(each["file_name"]) == image]
+    masks = [entry.get("segmentation") for entry in record["annotations"]]
+    if not masks or (same and [entry.get("segmentation") for entry in same[0]["annotations"]] == masks):
+        data.assume(_TWICE, str(image))
+    elif same:
+        raise DataError(
+            f"{image} is annotated twice, in {file} and in another file, with other objects. Give one of the files in "
+            "place of the folder, or move it away."
+        )
+    else:
+        data.assume(_SEVERAL_SPLITS, str(image))
+
+
 def _with_mask(entry: dict[str, Any]) -> dict[str, Any]:
-    """An annotation without parts of one or two points, which are slips.
+    """An annotation without parts of one or two points, and without an empty box, which are slips.
 
     Raises:
         NoAreaError: nothing is left, or it has a box alone.
     """
     mask = entry.get("segmentation")
     if not mask:
-        raise NoAreaError("a box" if entry.get("bbox") else "an annotation of nothing")
+        raise NoAreaError(BOX if entry.get("bbox") else "an annotation of nothing")
+    box = entry.get("bbox")
+    if (
+        isinstance(box, list)
+        and all(isinstance(value, int | float) for value in box)
+        and not min(box[2:], default=1) > 0
+    ):
+        entry = {key: value for key, value in entry.items() if key != "bbox"}
     if isinstance(mask, list) and all(isinstance(part, list) for part in mask):
         numbers = [part for part in mask if all(isinstance(value, int | float) for value in part)]
         if len(numbers) == len(mask):
             parts = [part for part in mask if len(part) >= 6]
             if not parts:
                 count = max(map(len, mask)) // 2
-                raise NoAreaError("a box" if not count and entry.get("bbox") else f"a polygon of {count} points")
+                raise NoAreaError(BOX if not count and entry.get("bbox") else f"a polygon of {count} points")
             return {**entry, "segmentation": parts}
     return entry
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 _UPLOADED = re.compile(r"[0-9a-f]{8}-(.+)")  # how Label Studio names what was uploaded
 
+LABEL_FOLDER = re.compile(r"label|mask|segm|annot|truth|instance|^(gt|ann|seg)s?$", re.IGNORECASE)
+"""Names of folders of label images."""
+
 IMAGE_FOLDER = re.compile(r"image|img|picture|photo|raw|original|input", re.IGNORECASE)
 """Names of folders of images, where several folders hold files of the same names."""
 
@@ -92,10 +95,15 @@ class ImageFinder:
         return None
 
     def _choose(self, files: list[Path], name: str, say: bool) -> Path | None:
-        """The file whose folders are most like those of a name; None where nobody can tell."""
+        """The file whose folders are most like those of a name; None where nobody can tell.
+
+        Label images are taken only where there is nothing else, folders called "images" or so before others.
+        """
+        files = [file for file in files if not LABEL_FOLDER.search(file.parent.name)] or files
         parts = name.split("/")
         common = [_common_tail(file.parts, parts) for file in files]
         best = [file for file, count in zip(files, common, strict=True) if count == max(common)]
+        best = [file for file in best if IMAGE_FOLDER.search(file.parent.name)] or best
         if len(best) > 1:
             first = best[0].read_bytes()
             if any(file.read_bytes() != first for file in best[1:]):

@@ -11,11 +11,11 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from maskrcnn_plus.data.formats.files import list_tree
-from maskrcnn_plus.data.formats.image_finder import IMAGE_FOLDER
+from maskrcnn_plus.data.formats.image_finder import IMAGE_FOLDER, LABEL_FOLDER
 from maskrcnn_plus.data.formats.instance_maps import read_instance_map
 from maskrcnn_plus.data.images import IMAGE_SUFFIXES, ImageReadError
 
-_LABEL_NAME = re.compile(r"label|mask|segm|annot|truth|instance|^(gt|ann|seg)s?$", re.IGNORECASE)
+_PICTURES_OF_LABELS = re.compile(r"visuali|overlay|preview", re.IGNORECASE)
 _LABEL_END = re.compile(r"[_-](cp_masks|masks?|labels?|segm?|instances?|gt)$", re.IGNORECASE)
 _LABEL_START = re.compile(r"^(masks?|labels?|segm?|instances?|gt)[_-]", re.IGNORECASE)
 _IMAGE_START = re.compile(r"^(images?|img|im)[_-]", re.IGNORECASE)
@@ -91,7 +91,8 @@ def pair_files(root: Path) -> Pairing:
 
 def _folder_pairs(children: dict[Path, list[Path]], pairing: Pairing) -> Iterable[tuple[Path, Path]]:
     """Folders of label images among those of one folder, each with its folder of images."""
-    named = [child for child in children if _LABEL_NAME.search(child.name)]
+    children = {child: files for child, files in children.items() if not _PICTURES_OF_LABELS.search(child.name)}
+    named = [child for child in children if LABEL_FOLDER.search(child.name)]
     others = [child for child in children if child not in named]
     if not named and len(others) == 2:
         named = _by_content(others, children)

@@ -32,6 +32,7 @@ LOOKED_FOR = 'JSON files with "shapes" and "imagePath"'
 
 _LINES = ("line", "linestrip")
 _POINTS = ("point", "points")
+_IGNORED = "__ignore__"  # of the list of labels that its converters take
 _EMBEDDED = "images that are not there, and were taken from the JSON files that hold them"
 
 
@@ -96,6 +97,8 @@ def _read_shape(entry: Any, place: str, size: tuple[int, int]) -> Shape:
         raise ValueError("it has no label. Give it one.")
     kind = entry.get("shape_type") or "polygon"
     group = entry.get("group_id")
+    if entry["label"] == _IGNORED:
+        raise NoAreaError("a region to ignore")
     shape = Shape(str(entry["label"]), place, group=None if group is None else str(group))
     if kind in _POINTS:
         raise NoAreaError("a point")

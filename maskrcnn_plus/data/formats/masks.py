@@ -1,7 +1,8 @@
-"""Annotations of masks that are written as pixels."""
+"""Annotations of masks: pixels, RLEs, polygons."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,25 @@ def rle_annotation(rle: dict[str, Any], category: int, crowd: int = 0) -> dict[s
     return {
         "segmentation": rle,
         "bbox": box.tolist(),
+        "bbox_mode": BoxMode.XYXY_ABS,
+        "category_id": category,
+        "iscrowd": crowd,
+    }
+
+
+def polygon_annotation(polygons: Sequence[Sequence[float]], category: int, crowd: int = 0) -> dict[str, Any]:
+    """An object of one or more parts.
+
+    Args:
+        polygons: [x0, y0, x1, y1, ...] of each part, in pixels.
+        category: index of its class.
+        crowd: 1 for a region of many objects.
+    """
+    points = np.concatenate([np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in polygons])
+    box = [*points.min(axis=0).tolist(), *points.max(axis=0).tolist()]
+    return {
+        "segmentation": [[float(value) for value in polygon] for polygon in polygons],
+        "bbox": box,
         "bbox_mode": BoxMode.XYXY_ABS,
         "category_id": category,
         "iscrowd": crowd,

@@ -26,6 +26,7 @@ from maskrcnn_plus.data.formats.instance_maps import (
 from maskrcnn_plus.data.formats.label_maps import label_map_annotations
 from maskrcnn_plus.data.formats.options import ReadOptions
 from maskrcnn_plus.data.formats.voc_names import ClassNames
+from maskrcnn_plus.data.formats.xml_files import peek_tags
 from maskrcnn_plus.data.images import IMAGE_SUFFIXES, ImageReadError
 
 LOOKED_FOR = "folders JPEGImages and SegmentationObject of Pascal VOC"
@@ -40,6 +41,15 @@ _SPLITS = {"train": "train", "val": "val", "test": "test"}
 def matches(path: Path) -> bool:
     """Whether a folder holds VOC's pictures of objects or classes."""
     return bool(_roots(path))
+
+
+def find_boxes(path: Path) -> Path | None:
+    """An XML file of boxes, VOC's Annotations, of a folder that may have no masks."""
+    for file in list_tree(path, (".xml",)):
+        tags = peek_tags(file)
+        if tags[:1] == ["annotation"] and "bndbox" in tags:
+            return file
+    return None
 
 
 def read(path: Path, options: ReadOptions) -> Annotated:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from maskrcnn_plus.data.check import DataError
-from maskrcnn_plus.data.formats.annotated import Annotated
+from maskrcnn_plus.data.formats.annotated import BOX, BOXES_ONLY, Annotated
 from maskrcnn_plus.data.formats.files import list_tree, read_text, split_of
 from maskrcnn_plus.data.formats.options import ReadOptions
 from maskrcnn_plus.data.formats.shapes import NoAreaError, Shape, check_area
@@ -85,7 +85,10 @@ def _add_images(
             data.assume("images without text file, which are taken to be without objects", str(image))
         if not data.is_new(image, str(image)) or (size := data.read_size(image)) is None:
             continue
-        shapes = _read_label(label, size, names, data) if label is not None else []
+        shapes, boxes = _read_label(label, size, names, data) if label is not None else ([], 0)
+        if boxes and not shapes:
+            data.assume(BOXES_ONLY, str(image))
+            continue
         corners += [len(points) for shape in shapes for points in shape.polygons]
         data.add_shapes(split, image, shapes, str(label))
     if corners and set(corners) == {4}:
@@ -167,14 +170,14 @@ def _has_labels(root: Path) -> bool:
     return any((named or file.stem in stems) and _first_numbers(file) for file in _LabelFiles(root).files)
 
 
-def _read_label(file: Path, size: tuple[int, int], names: dict[int, str], data: Annotated) -> list[Shape]:
-    """Shapes of a text file in pixels of an image of `size` (H, W)."""
+def _read_label(file: Path, size: tuple[int, int], names: dict[int, str], data: Annotated) -> tuple[list[Shape], int]:
+    """Shapes of a text file in pixels of an image of `size` (H, W), and how many boxes were left out."""
     try:
         lines = read_text(file).splitlines()
     except DataError as error:
         data.problems.append(str(error))
-        return []
-    shapes = []
+        return [], 0
+    shapes, boxes = [], 0
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -183,10 +186,11 @@ def _read_label(file: Path, size: tuple[int, int], names: dict[int, str], data: 
             category, points = _parse_line(line, names)
             shapes.append(Shape(names[category], place, [check_area(points * size[::-1])]))
         except NoAreaError as error:
+            boxes += str(error) == BOX
             data.leave_out(str(error), place)
         except ValueError as error:
             data.problems.append(f"{place}: {error}")
-    return shapes
+    return shapes, boxes
 
 
 def _parse_line(line: str, names: dict[int, str]) -> tuple[int, np.ndarray]:
@@ -201,7 +205,7 @@ def _parse_line(line: str, names: dict[int, str]) -> tuple[int, np.ndarray]:
     if category not in names:
         raise ValueError(f"class {category:g} is unknown: there are {', '.join(map(str, sorted(names)))[:80]}.")
     if len(points) in (4, 5):  # the last may be a score
-        raise NoAreaError("a box")
+        raise NoAreaError(BOX)
     if len(points) < 6 and len(points) % 2 == 0:
         raise NoAreaError(f"a polygon of {len(points) // 2} points")
     if len(points) % 2:

@@ -251,3 +251,11 @@ def test_real_data_have_no_problems(name):
     assert of(found, PROBLEM) == []
     assert of(found, WARNING) == []
     assert found.records
+
+
+def test_images_that_are_not_there_are_a_kind(data):
+    folder = data.write()
+    for file in sorted(folder.rglob("train*.png"))[:5]:
+        file.unlink()
+    kinds = [each.kind for each in of(diagnose(folder), PROBLEM)]
+    assert any("images that are annotated are not there" in kind for kind in kinds)

@@ -46,7 +46,7 @@ def test_masks_are_those_of_the_file(tmp_path, masks):
     write(tmp_path, masks)
     Image.fromarray(LABELS).save(tmp_path / "one_cp_masks.png")
     record, data = read_one(tmp_path)
-    assert sniff(tmp_path) == "cellpose"
+    assert sniff(tmp_path) == ["cellpose"]
     assert data.problems == []
     assert record["file_name"] == str(tmp_path / "one.tif")
     np.testing.assert_array_equal(masks_of(record), MASKS if masks.dtype != bool else [MASKS[0] | MASKS[1]])

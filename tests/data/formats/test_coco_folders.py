@@ -30,7 +30,7 @@ def test_splits_with_the_file_beside_the_images(tmp_path):
     (tmp_path / "train" / "._annotations.coco.json").write_bytes(b"\0\5\x16\7")
     (tmp_path / "train" / "._a.png").write_bytes(b"\0\5\x16\7")
     data = read(tmp_path)
-    assert sniff(tmp_path) == "coco"
+    assert sniff(tmp_path) == ["coco"]
     assert data.class_names == ["cell", "dust"]
     assert {split: [each["annotations"][0]["category_id"] for each in data.splits[split]] for split in data.splits} == {
         "train": [0],
@@ -49,11 +49,54 @@ def test_files_in_annotations_and_images_elsewhere(tmp_path):
     assert all(Path(each["file_name"]).is_file() for records in data.splits.values() for each in records)
 
 
-def test_an_image_in_two_files_is_refused(tmp_path):
-    for split in ("train", "val"):
+def test_an_image_of_two_splits_is_of_the_first(tmp_path):
+    for split in ("val", "train"):
         write(tmp_path / f"{split}.json", tmp_path / "a.png", [CELL], 1)
-    with pytest.raises(DataError, match="annotated twice"):
+    write(tmp_path / "val2.json", tmp_path / "b.png", [CELL], 1)
+    data = read(tmp_path)
+    assert {split: [Path(each["file_name"]).name for each in data.splits[split]] for split in data.splits} == {
+        "train": ["a.png"],
+        "val": ["b.png"],
+    }
+    assert any("several splits" in note and "a.png" in note for note in data.notes)
+
+
+def test_two_files_of_one_split(tmp_path):
+    write(tmp_path / "one.json", tmp_path / "a.png", [CELL], 1)
+    write(tmp_path / "two.json", tmp_path / "a.png", [CELL], 1)
+    data = read(tmp_path)
+    assert [len(each["annotations"]) for each in data.splits["all"]] == [1]
+    assert any("taken once" in note for note in data.notes)
+    content = json.loads((tmp_path / "two.json").read_text())
+    content["annotations"][0]["segmentation"] = [[6, 4, 30, 4, 30, 20]]
+    (tmp_path / "two.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"annotated twice.*Give one of the files"):
         read(tmp_path)
+
+
+def test_files_beside_the_instances_of_the_coco_download(tmp_path):
+    write(tmp_path / "annotations" / "instances_train2017.json", tmp_path / "train2017" / "a.png", [CELL], 1)
+    for other in ("captions", "person_keypoints", "stuff"):
+        write(tmp_path / "annotations" / f"{other}_train2017.json", tmp_path / "train2017" / "a.png", [DUST], 2)
+    data = read(tmp_path)
+    assert data.class_names == ["cell"]
+    assert [len(each["annotations"]) for each in data.splits["train"]] == [1]
+
+
+def test_an_image_of_boxes_alone_is_not_one_without_objects(tmp_path):
+    mask = {"id": 0, "image_id": 0, "category_id": 1, "bbox": [6, 4, 24, 16], "segmentation": [[6, 4, 30, 4, 30, 20]]}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [6, 4, 24, 16], "segmentation": []}
+    write_entries(tmp_path, [mask, box], images=("a.png", "b.png", "empty.png"))
+    data = read(tmp_path)
+    assert [Path(each["file_name"]).name for each in data.splits["all"]] == ["a.png", "empty.png"]
+    assert any("every object is a box" in note and "b.png" in note for note in data.notes)
+
+
+def test_an_empty_box_of_a_mask_is_taken_from_it(tmp_path):
+    entry = {"id": 0, "image_id": 0, "category_id": 1, "bbox": [6, 4, 0, 16], "segmentation": [[6, 4, 30, 4, 30, 20]]}
+    write_entries(tmp_path, [entry])
+    (record,) = check_dataset(read(tmp_path).splits["all"])
+    assert record["annotations"][0]["bbox"] == [6, 4, 24, 16]
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the folder is not there")

@@ -35,7 +35,7 @@ def write(root, shapes, size='width="60" height="40"'):
 )
 def test_shapes_are_the_pixels_drawn_by_hand(tmp_path, shapes, mask):
     record, data = read_one(write(tmp_path, shapes))
-    assert sniff(tmp_path) == "cvat"
+    assert sniff(tmp_path) == ["cvat"]
     assert not data.problems
     np.testing.assert_array_equal(masks_of(record)[0], mask)
 

@@ -44,6 +44,15 @@ def test_another_extension_is_said(tmp_path):
     assert any("another extension" in note and "a.jpg" in note for note in data.notes)
 
 
+def test_pictures_of_labels_with_the_names_of_images(tmp_path):
+    image = write_image(tmp_path / "train_images" / "a.png", 10)
+    write_image(tmp_path / "train_masks" / "a.png", 20)
+    write_image(tmp_path / "others" / "a.png", 30)
+    found, data = find(tmp_path, "a.png")
+    assert found == image
+    assert not data.problems
+
+
 def test_of_several_files_that_with_the_same_folders(tmp_path):
     write_image(tmp_path / "one" / "images" / "a.png", 10)
     image = write_image(tmp_path / "two" / "images" / "a.png", 20)

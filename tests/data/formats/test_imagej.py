@@ -83,7 +83,7 @@ PART = [[40, 30], [50, 30], [50, 36], [40, 36]]
 )
 def test_shapes_are_the_pixels_drawn_by_hand(tmp_path, roi, mask):
     record, data = read_one(write(tmp_path, roi))
-    assert sniff(tmp_path) == "imagej"
+    assert sniff(tmp_path) == ["imagej"]
     assert data.problems == []
     np.testing.assert_array_equal(masks_of(record)[0], mask)
 

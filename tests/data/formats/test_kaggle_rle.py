@@ -50,7 +50,7 @@ RUNS = [encode(mask) for mask in MASKS]
 )
 def test_columns(tmp_path, header, line, classes):
     record, data = read_one(write(tmp_path, *(line.format(runs) for runs in RUNS), header=header))
-    assert sniff(tmp_path) == "kaggle"
+    assert sniff(tmp_path) == ["kaggle"]
     assert data.problems == []
     assert [data.class_names[entry["category_id"]] for entry in record["annotations"]] == classes
     np.testing.assert_array_equal(masks_of(record), MASKS)

@@ -56,7 +56,7 @@ def write(root, *results, image="/data/upload/1/0a1b2c3d-one.png", **further):
 )
 def test_shapes_are_the_pixels_drawn_by_hand(tmp_path, entry, mask):
     record, data = read_one(write(tmp_path, entry))
-    assert sniff(tmp_path) == "label_studio"
+    assert sniff(tmp_path) == ["label_studio"]
     assert not data.problems
     assert data.class_names == ["cell"]
     np.testing.assert_array_equal(masks_of(record)[0], mask)

@@ -44,7 +44,7 @@ def png(mask):
 )
 def test_shapes_are_the_pixels_drawn_by_hand(tmp_path, shapes):
     record, data = read_one(write(tmp_path, shapes, encoding="utf-8-sig"))
-    assert sniff(tmp_path) == "labelme"
+    assert sniff(tmp_path) == ["labelme"]
     assert not data.problems
     np.testing.assert_array_equal(masks_of(record)[0], rectangle(6, 4, 30, 20))
 
@@ -158,3 +158,10 @@ def test_damaged_json_is_named(tmp_path):
     (tmp_path / "one.json").unlink()
     with pytest.raises(DataError, match=r"two\.json cannot be read"):
         read(tmp_path, "labelme")
+
+
+def test_regions_to_ignore_are_no_class(tmp_path):
+    record, data = read_one(write(tmp_path, [shape(), shape(label="__ignore__")]))
+    assert data.class_names == ["cell"]
+    assert len(record["annotations"]) == 1
+    assert any("a region to ignore" in note for note in data.notes)

@@ -57,7 +57,7 @@ def test_layouts(tmp_path, image, label, split):
     noise = rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)
     save(tmp_path / image, noise)
     record, data = read_one(tmp_path)
-    assert sniff(tmp_path) == data.format == "labels"
+    assert sniff(tmp_path) == [data.format] == ["labels"]
     assert (list(data.splits), data.problems) == ([split], [])
     assert record["file_name"] == str(tmp_path / image)
     assert record["label_file_name"] == str(tmp_path / label)

@@ -25,7 +25,7 @@ def write(root, *masks):
 @pytest.mark.parametrize("value", [1, 255])
 def test_masks_that_overlap_or_have_pieces_stay_objects(tmp_path, value):
     record, data = read_one(write(tmp_path, *(mask.astype(np.uint8) * value for mask in MASKS)))
-    assert sniff(tmp_path) == "masks"
+    assert sniff(tmp_path) == ["masks"]
     assert not data.problems
     np.testing.assert_array_equal(masks_of(record), MASKS)
     assert record["annotations"][0]["bbox"] == [6, 4, 30, 20]

@@ -46,7 +46,7 @@ SHAPES = [
 @pytest.mark.parametrize(("entry", "mask"), SHAPES)
 def test_shapes_are_the_pixels_drawn_by_hand(tmp_path, entry, mask, bare):
     record, data = read_one(write(tmp_path, entry, bare=bare))
-    assert sniff(tmp_path) == "qupath"
+    assert sniff(tmp_path) == ["qupath"]
     assert data.class_names == ["NA"]
     np.testing.assert_array_equal(masks_of(record)[0], mask)
 

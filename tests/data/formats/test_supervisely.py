@@ -42,7 +42,7 @@ def write(root, *objects, size=(40, 60), **further):
 
 def test_a_polygon_with_a_hole_is_what_opencv_draws_but_for_its_border(tmp_path):
     record, data = read_one(write(tmp_path, figure(interior=[HOLE])))
-    assert sniff(tmp_path) == "supervisely"
+    assert sniff(tmp_path) == ["supervisely"]
     assert not data.problems
     assert not data.notes
     expected = np.zeros((40, 60), np.uint8)

@@ -53,7 +53,7 @@ def test_a_polygon_is_the_pixels_drawn_by_hand(tmp_path, form):
     else:
         write(tmp_path, region(kind="NA"), form=form)
     record, data = read_one(tmp_path)
-    assert sniff(tmp_path) == data.format == "via"
+    assert sniff(tmp_path) == [data.format] == ["via"]
     assert data.class_names == ["NA"]
     assert not data.problems
     np.testing.assert_array_equal(masks_of(record)[0], rectangle(6, 4, 30, 20))

@@ -57,7 +57,7 @@ def classes_of(record, data):
 def test_objects_with_gaps_and_a_border(tmp_path, draw):
     root = write(tmp_path / "VOCdevkit" / "VOC2012", draw(paint(2, 5)), draw(paint(4, 1)))
     record, data = read_one(tmp_path)
-    assert sniff(tmp_path) == "voc"
+    assert sniff(tmp_path) == ["voc"]
     assert data.problems == []
     order = [0, 1] if draw is palette else [1, 0]  # colours are numbered by red, green, blue
     found = dict(zip(classes_of(record, data), masks_of(record), strict=True))
@@ -174,3 +174,13 @@ def test_damaged_files_never_crash(tmp_path):
             data = read(tmp_path)
             assert data.problems or len(data.splits["all"]) == 1
         file.write_bytes(whole[seed % 3])
+
+
+def test_boxes_alone_are_named(tmp_path):
+    write_image(tmp_path / "JPEGImages" / "a.jpg")
+    write_image(tmp_path / "AnnotationsVisualization" / "a.jpg")
+    (tmp_path / "Annotations").mkdir()
+    box = "<bndbox><xmin>6</xmin><ymin>4</ymin><xmax>30</xmax><ymax>20</ymax></bndbox>"
+    (tmp_path / "Annotations" / "a.xml").write_text(f"<annotation><object><name>cell</name>{box}</object></annotation>")
+    with pytest.raises(DataError, match=r"boxes of Pascal VOC.*a\.xml.*no masks"):
+        read(tmp_path)

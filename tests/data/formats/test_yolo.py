@@ -1,6 +1,7 @@
 """YOLO's polygons: as drawn by hand, and what is refused by file and line."""
 
 import os
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -26,7 +27,7 @@ def write(root, label=BOX, yaml="names: [a, b]\ntrain: images/train\n"):
 
 def test_a_polygon_is_the_pixels_drawn_by_hand(tmp_path):
     record, data = read_one(write(tmp_path))
-    assert sniff(tmp_path) == "yolo"
+    assert sniff(tmp_path) == ["yolo"]
     assert list(data.splits) == ["train"]
     np.testing.assert_array_equal(masks_of(record)[0], rectangle(6, 4, 30, 20))
     assert record["annotations"][0]["category_id"] == 1
@@ -79,7 +80,7 @@ def test_plain_folders_with_classes(tmp_path):
 
 def test_classes_without_names_are_numbers(tmp_path):
     write(tmp_path, yaml=None)
-    assert sniff(tmp_path) == "yolo"
+    assert sniff(tmp_path) == ["yolo"]
     data = read(tmp_path)
     assert data.class_names == ["0", "1"]
     assert any("called by their numbers" in note for note in data.notes)
@@ -208,3 +209,13 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 def test_places_that_are_no_text_are_refused(tmp_path, line):
     with pytest.raises(DataError, match=r"data\.yaml"):
         read(write(tmp_path, yaml=f"names: [a, b]\n{line}\n"))
+
+
+def test_an_image_of_boxes_alone_is_not_one_without_objects(tmp_path):
+    write(tmp_path)
+    for name, text in (("boxes", "1 0.5 0.5 0.2 0.2"), ("none", "")):
+        write_image(tmp_path / "images" / "train" / f"{name}.png")
+        (tmp_path / "labels" / "train" / f"{name}.txt").write_text(text)
+    data = read(tmp_path)
+    assert [Path(each["file_name"]).stem for each in data.splits["train"]] == ["none", "one"]
+    assert any("every object is a box" in note and "boxes.png" in note for note in data.notes)
