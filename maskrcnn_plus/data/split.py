@@ -46,7 +46,9 @@ def train_and_val(
     if not splits:
         raise DataError("No usable image is left.")
     if WHOLE in splits and "train" in splits:
-        raise DataError("Some images lie in folders of splits, some do not. Put all of them into train, val or test.")
+        others = splits.pop(WHOLE)
+        splits["train"] = splits["train"] + others
+        notes.append(f"{len(others)} images are of no split, unlike others: they were taken for training.")
     if "train" not in splits:
         source = WHOLE if WHOLE in splits else next(iter(splits)) if len(splits) == 1 else None
         if source is None:

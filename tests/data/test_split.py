@@ -73,12 +73,18 @@ def test_the_only_split_is_divided_and_named():
     assert any("only the split test" in note for note in notes)
 
 
+def test_images_of_no_split_are_for_training():
+    given = {WHOLE: records([[0]] * 3), "train": records([[0]] * 4), "val": records([[0]])}
+    splits, notes = train_and_val(given)
+    assert {name: len(entries) for name, entries in splits.items()} == {"train": 7, "val": 1}
+    assert any("3 images are of no split" in note for note in notes)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({}, "No usable image"),
         ({"train": []}, "No usable image"),
-        ({WHOLE: records([[0]]), "train": records([[0]])}, "some do not"),
         ({"val": records([[0]]), "test": records([[0]])}, "no train"),
     ],
 )

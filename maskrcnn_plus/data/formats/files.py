@@ -98,7 +98,7 @@ def list_tree(path: Path, suffixes: Sequence[str]) -> list[Path]:
 
 
 def read_json(path: Path) -> Any:
-    """Content of a JSON file of UTF-8, -16 or -32, with or without a byte order mark.
+    """Content of a JSON file of UTF-8, -16 or -32, with or without a byte order mark; a list of a JSON value a line.
 
     Raises:
         DataError: naming the file that is no JSON.
@@ -108,7 +108,13 @@ def read_json(path: Path) -> Any:
         return known.contents.pop(path)
     try:
         refuse_special_file(path)
-        return json.loads(path.read_bytes())
+        text = path.read_bytes()
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            if error.msg != "Extra data":
+                raise
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON ({error}). Export it again.") from error
 

@@ -19,6 +19,7 @@ _PICTURES_OF_LABELS = re.compile(r"visuali|overlay|preview", re.IGNORECASE)
 _LABEL_END = re.compile(r"[_-](cp_masks|masks?|labels?|segm?|instances?|gt)$", re.IGNORECASE)
 _LABEL_START = re.compile(r"^(masks?|labels?|segm?|instances?|gt)[_-]", re.IGNORECASE)
 _IMAGE_START = re.compile(r"^(images?|img|im)[_-]", re.IGNORECASE)
+_TRACKING = re.compile(r"(.+)_(GT|ST)")  # of the Cell Tracking Challenge: 01/t000.tif, 01_GT/SEG/man_seg000.tif
 _IMAGE_ENDS = ("", "_img", "_image")
 
 
@@ -60,7 +61,8 @@ def pair_files(root: Path) -> Pairing:
     """Find the label images of a folder by the names of files and folders.
 
     Two folders side by side hold images and label images of the same names (also with `_mask` and the like at their
-    end), in sub-folders of the same names, or a sub-folder a class; or NAME.tif has a NAME_masks.tif beside it.
+    end), in sub-folders of the same names, or a sub-folder a class; or NAME.tif has a NAME_masks.tif beside it; or they
+    are a sequence of the Cell Tracking Challenge.
 
     Args:
         root: folder of the data set.
@@ -75,6 +77,12 @@ def pair_files(root: Path) -> Pairing:
                 break
             below[child.parent][child] += files
     pairing, taken = Pairing(), set()
+    for folder in sorted(by_folder):
+        if folder.name == "SEG" and (match := _TRACKING.fullmatch(folder.parent.name)):
+            images = by_folder.get(folder.parent.with_name(match[1]), [])
+            if not taken.intersection(images):  # GT comes before ST
+                _pair_frames(folder.parent.parent, images, by_folder[folder], pairing)
+            taken.update(images, *(files for other, files in by_folder.items() if folder.parent in other.parents))
     for parent in sorted(below, key=lambda folder: len(folder.parts)):
         children = {child: files for child, files in below[parent].items() if not taken.intersection(files)}
         rivals: dict[Path, list[Path]] = defaultdict(list)
@@ -178,6 +186,18 @@ def _pair_folders(
             found[0].labels.append((file, found[1]))
     pairing.images += [each for each in entries if each.labels]
     pairing.unlabelled += [each.image for each in entries if not each.labels]
+
+
+def _pair_frames(root: Path, images: list[Path], labels: list[Path], pairing: Pairing) -> None:
+    """Pair t000.tif with man_seg000.tif."""
+    known = {file.stem.removeprefix("man_seg"): file for file in labels}
+    for file in images:
+        label = known.pop(file.stem.removeprefix("t"), None)
+        if label is None:
+            pairing.unlabelled.append(file)
+        else:
+            pairing.images.append(LabelledImage(file, root, [(label, None)]))
+    pairing.orphans += known.values()
 
 
 def _pair_names(folder: Path, files: list[Path], pairing: Pairing) -> None:

@@ -165,3 +165,11 @@ def test_regions_to_ignore_are_no_class(tmp_path):
     assert data.class_names == ["cell"]
     assert len(record["annotations"]) == 1
     assert any("a region to ignore" in note for note in data.notes)
+
+
+def test_lines_of_json_beside_it_are_other_things(tmp_path):
+    write(tmp_path, [shape()])
+    (tmp_path / "metrics.json").write_text('{"loss": 1.0}\n{"loss": 0.5}\n')
+    data = read(tmp_path)
+    assert not data.problems
+    assert any("metrics.json" in note for note in data.notes)

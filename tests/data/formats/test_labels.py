@@ -247,3 +247,20 @@ def test_a_real_folder():
     assert (data.format, data.problems) == ("labels", [])
     assert {split: len(records) for split, records in data.splits.items()} == {"train": 6, "val": 2}
     assert sum(len(record["annotations"]) for records in data.splits.values() for record in records) == 575
+
+
+def test_sequences_of_the_cell_tracking_challenge(tmp_path):
+    for sequence in ("01", "02"):
+        for frame in ("t000", "t001", "t002"):
+            write_image(tmp_path / sequence / f"{frame}.tif")
+        save(tmp_path / f"{sequence}_GT" / "SEG" / "man_seg001.tif", LABELS)
+        save(tmp_path / f"{sequence}_GT" / "TRA" / "man_track000.tif", LABELS)
+        save(tmp_path / f"{sequence}_ST" / "SEG" / "man_seg002.tif", LABELS)
+    data = read(tmp_path)
+    assert [Path(each["file_name"]).relative_to(tmp_path).as_posix() for each in data.splits["all"]] == [
+        "01/t001.tif",
+        "02/t001.tif",
+    ]
+    np.testing.assert_array_equal(masks_of(data.splits["all"][0]), MASKS)
+    assert not data.problems
+    assert any("4 images have no label image" in note for note in data.notes)
