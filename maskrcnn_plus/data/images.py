@@ -43,6 +43,9 @@ IMAGE_SUFFIXES = (
     *(".dcm", ".dicom"),
 )
 
+_POINTER = b"version https://git-lfs"
+_POINTER_BYTES = 1024
+
 
 def read_image(
     path: str, channels: int | ChannelRule | None = 3, percentiles: tuple[float, float] | None = None
@@ -194,14 +197,21 @@ def check_file(path: str, local_path: str) -> None:
     """Refuse what is no file with something in it; an open of a pipe would wait for ever.
 
     Raises:
-        ImageReadError: an empty file, or a pipe or device.
+        ImageReadError: an empty file, a pointer of Git LFS, or a pipe or device.
         OSError: there is no such file.
     """
     status = os.stat(local_path)
     if stat.S_ISREG(status.st_mode) and status.st_size == 0:
         raise ImageReadError(f"{path}: the file is empty. Copy it again or remove it.")
+    if stat.S_ISREG(status.st_mode) and status.st_size < _POINTER_BYTES and _is_pointer(local_path):
+        raise ImageReadError(f"{path}: the image itself is not here, only its pointer of Git LFS. Run: git lfs pull.")
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise ImageReadError(f"{path}: this is a pipe or a device, an image file is needed.")
+
+
+def _is_pointer(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(_POINTER)) == _POINTER
 
 
 def decode(path: str, local_path: str, rule: ChannelRule | None = None, as_labels: bool = False) -> Decoded:

@@ -185,6 +185,9 @@ def test_files_that_cannot_be_opened(tmp_path, monkeypatch):
     (tmp_path / "text.png").write_text("not an image")
     with pytest.raises(ImageReadError, match=r"text\.png.*not an image"):
         read_image_size(str(tmp_path / "text.png"))
+    (tmp_path / "pointer.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ImageReadError, match=r"pointer\.png: .*git lfs pull"):
+        read_image_size(str(tmp_path / "pointer.png"))
 
     def refuse(*args):
         raise PermissionError("denied")
