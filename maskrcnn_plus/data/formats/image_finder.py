@@ -101,7 +101,7 @@ class ImageFinder:
         """
         files = [file for file in files if not LABEL_FOLDER.search(file.parent.name)] or files
         parts = name.split("/")
-        common = [_common_tail(file.parts, parts) for file in files]
+        common = [(_common_tail(file.parts, parts), len({*file.parts} & {*parts})) for file in files]
         best = [file for file, count in zip(files, common, strict=True) if count == max(common)]
         best = [file for file in best if IMAGE_FOLDER.search(file.parent.name)] or best
         if len(best) > 1:

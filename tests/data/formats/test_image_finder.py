@@ -59,6 +59,12 @@ def test_of_several_files_that_with_the_same_folders(tmp_path):
     assert find(tmp_path, "D:/data/two/images/a.png")[0] == image
 
 
+def test_of_several_files_that_with_more_of_the_folders(tmp_path):
+    write_image(tmp_path / "colour" / "test" / "a.png", 10)
+    image = write_image(tmp_path / "grey" / "test" / "a.png", 20)
+    assert find(tmp_path, "grey/train/a.png")[0] == image
+
+
 def test_equal_files_are_one_and_others_are_named(tmp_path):
     image = write_image(tmp_path / "one" / "a.png")
     write_image(tmp_path / "two" / "a.png")
