@@ -1,8 +1,11 @@
 """What all tests share."""
 
+import logging
+
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.logger import setup_logger
 
 from maskrcnn_plus.ops import extension, nms, paste_masks_rle, roi_align_rules, winograd
 
@@ -22,6 +25,16 @@ def _nothing_is_remembered_of_other_runs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MASKRCNN_PLUS_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_handlers_are_left():
+    """Each run in a test adds handlers to the loggers: for its own folder, and for the console of that test."""
+    yield
+    if hasattr(setup_logger, "cache_clear"):  # in one of the Detectron2s
+        setup_logger.cache_clear()
+    for name in ("detectron2", "fvcore", "maskrcnn_plus"):
+        logging.getLogger(name).handlers.clear()
 
 
 @pytest.fixture

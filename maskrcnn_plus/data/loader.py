@@ -26,6 +26,9 @@ DETECTRON2_DOES = {
     "channels_last": False,
     "ema.enabled": False,
     "best.metric": "",
+    "patience": 0,
+    "validation_loss": 0,
+    "logger": [],
     "eval_proposals": False,
 }
 

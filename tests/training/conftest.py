@@ -1,21 +1,9 @@
 """A finished run of `tiny`, and the same one stopped."""
 
-import logging
 import shutil
 
 import pytest
 import tiny
-from detectron2.utils.logger import setup_logger
-
-
-@pytest.fixture(autouse=True)
-def _new_handlers():
-    """Each run adds handlers to the loggers, for its own folder."""
-    yield
-    if hasattr(setup_logger, "cache_clear"):  # in one of the Detectron2s
-        setup_logger.cache_clear()
-    for name in ("detectron2", "fvcore", "maskrcnn_plus"):
-        logging.getLogger(name).handlers.clear()
 
 
 @pytest.fixture(scope="module", autouse=True)
