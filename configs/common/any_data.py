@@ -30,8 +30,8 @@ _folder = dict(
     on_error="${dataset.on_error}",
     **{key: f"${{dataset.{key}}}" for key in asdict(ReadOptions())},
 )
-dataloader.train.dataset.dataset.names = L(register_folder)(name="my_train", split="train", **_folder)
-dataloader.test.dataset.names = L(register_folder)(name="my_val", split="val", **_folder)
+dataloader.train.dataset.dataset.names = L(register_folder)(name="${dataset.root}:train", split="train", **_folder)
+dataloader.test.dataset.names = L(register_folder)(name="${dataset.root}:val", split="val", **_folder)
 
 for _mapper in (dataloader.train.mapper.mapper, dataloader.test.mapper):
     _mapper.label_maps = True

@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 
 import finetune
 import numpy as np
 import pytest
+from detectron2.config import instantiate
 from PIL import Image
 
 from maskrcnn_plus.apps.finetune import run
@@ -107,6 +109,16 @@ def test_what_cannot_be_is_one_line(folder, tmp_path, capsys, arguments, message
     assert message in error
     assert "Traceback" not in error
     assert not (tmp_path / "out" / "config.py").exists()
+
+
+@pytest.mark.usefixtures("quick")
+def test_folders_are_told_apart_in_one_process(folder, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    for name, data in (("a", folder), ("b", other)):
+        assert finetune.main(["--data", str(data), "--output", str(tmp_path / name), "--dry-run"]) == 0
+        cfg = get_config(str(tmp_path / name / "config.py"))
+        assert all(each["file_name"].startswith(str(data)) for each in instantiate(cfg.dataloader.test.dataset))
 
 
 @pytest.mark.usefixtures("quick")
