@@ -89,6 +89,7 @@ def test_a_dry_run_writes_config_and_page_alone(folder, tmp_path):
     [
         (["--data", "missing"], "missing does not exist"),
         (["--hours", "-1"], "--hours -1"),
+        (["--val", "20"], "--val 20"),
         (["--classes", "squares"], "no object of squares"),
         (["--resume"], "there is no"),
         (["--weights", "nothing.pth"], "nothing.pth"),

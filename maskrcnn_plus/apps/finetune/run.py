@@ -84,6 +84,8 @@ def configure(request: Request, say: Callable[[str], None] = print) -> Path:
         )
     if not request.hours > 0:
         raise UserError(f"--hours {request.hours}: it must be more than 0.")
+    if not 0 < request.val < 1:
+        raise UserError(f"--val {request.val}: it must be between 0 and 1, such as 0.2.")
     data, names, train, num_val = _read(request, say)
     plan = Plan(BASE, request.overrides)
     plan.decide(_location(request, data), f"{request.data}, read as {data.format}.")
@@ -94,6 +96,7 @@ def configure(request: Request, say: Callable[[str], None] = print) -> Path:
         rule = functools.partial(rule, chosen=request.orientation) if rule is rules.orientation else rule
         rule(plan, measured)
     seconds = 3600 * request.hours - (time.monotonic() - start)
+    say("Measuring a training step and an evaluation on this machine ...")
     fit_into(plan, seconds, len(train), num_val, measure_speed)
     plan.decide({"train.output_dir": str(request.output)}, f"Trains in {request.output}.")
     request.output.mkdir(parents=True, exist_ok=True)
