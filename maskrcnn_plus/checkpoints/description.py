@@ -24,6 +24,7 @@ from detectron2.utils.registry import _convert_target_to_string
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from maskrcnn_plus.checkpoints.model_size import check_model_size
 from maskrcnn_plus.checkpoints.parts import FORBIDDEN, find_part
 from maskrcnn_plus.checkpoints.sources import local_path
 from maskrcnn_plus.config import load_config
@@ -138,7 +139,11 @@ def described_config(source: str, overrides: Sequence[str] = (), trusted: Sequen
         refused = _refused(cfg)
         check_config(cfg)
         if not refused:
-            _try_out(copy.deepcopy(cfg))
+            tried = copy.deepcopy(cfg)
+            _try_out(tried)
+            check_model_size(tried, local_path(source))
+    except WeightsError:
+        raise
     except (ValueError, TypeError, AttributeError, OmegaConfBaseException, RecursionError) as error:
         reason = str(error).partition("\n")[0]
         raise WeightsError(f"{source} is refused: its config cannot be taken ({reason}).") from error

@@ -23,6 +23,7 @@ from maskrcnn_plus.checkpoints.description import (
     read_description,
     restore_config,
 )
+from maskrcnn_plus.checkpoints.model_size import check_model_size
 from maskrcnn_plus.checkpoints.parts import find_part
 from maskrcnn_plus.config import get_config, list_configs, skip_pretrained
 from maskrcnn_plus.data.classes import resolve_classes
@@ -365,3 +366,50 @@ def test_no_config_ends_a_training(tmp_path):
     torch.save({"model": {}, DESCRIPTION: description}, tmp_path / "odd.pth")
     with pytest.raises(WeightsError, match=r"odd\.pth is refused"):
         described_config(str(tmp_path / "odd.pth"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.roi_heads.box_head.fc_dims", [100_000, 100_000]),
+        ("model.backbone.out_channels", 60_000),
+        ("dataset.thing_classes", [f"class {k}" for k in range(19_000)]),
+    ],
+)
+def test_a_model_far_larger_than_its_file_is_refused_before_memory_is_taken(trained, tmp_path, key, value):
+    content = torch.load(trained[0], weights_only=True)
+    node = content[DESCRIPTION]["config"]
+    *parents, last = key.split(".")
+    for name in parents:
+        node = node[name]
+    node[last] = value
+    path = tmp_path / "large.pth"
+    torch.save(content, path)
+    with pytest.raises(WeightsError, match=r"large\.pth is refused"):
+        described_config(str(path))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nuclei/mask_rcnn_plus",
+        "coco/mask_rcnn_swin_t_fpn",
+        "coco/mask_rcnn_vitb_simple_pyramid",
+        "zoo/torchvision_mask_rcnn_r50_fpn_v2",
+    ],
+)
+def test_models_of_shipped_configs_have_the_size_of_their_weights(name, tmp_path):
+    cfg = get_config(name)
+    resolve_classes(cfg, splits=())
+    with torch.device("meta"):
+        skip_pretrained(cfg)
+        size = sum(each.numel() for each in build(cfg, "model").parameters())
+    path = tmp_path / "half.pth"
+    with open(path, "wb") as file:
+        file.truncate(2 * size)  # of float16
+    check_model_size(cfg, str(path))
+    with open(path, "wb") as file:
+        file.truncate(10)
+    if 4 * size > 2**26 + 80:
+        with pytest.raises(WeightsError, match="describes a model of"):
+            check_model_size(cfg, str(path))
