@@ -64,7 +64,7 @@ def fit_into(plan: Plan, seconds: float, num_train: int, num_val: int, measure: 
     iterations = int(plan.get("train.max_iter"))
     plan.decide(
         {
-            "train.eval_period": max(iterations // count, 1),
+            "train.eval_period": -(-iterations // count),  # so that the last one is that of the end
             "train.checkpointer.period": max(min(int(60 * _MINUTES_LOST / timing.step), iterations), 1),
             "train.checkpointer.max_to_keep": 1,
         },

@@ -27,7 +27,8 @@ def test_training_and_evaluations_fill_the_time_and_no_more(seconds, step, image
     evaluations = -(-iterations // period)
     spent = iterations * step + evaluations * (num_val * image + plan.get("train.validation_loss") * step / 4)
     assert 0.8 * seconds < spent <= seconds
-    assert 1 <= evaluations <= 11
+    assert 1 <= evaluations <= 10
+    assert (evaluations - 1) * period < iterations - period / 2  # none just before that of the end
 
 
 def test_costly_evaluations_are_few():
