@@ -1,7 +1,8 @@
-"""The check of a constructor's arguments, in one place."""
+"""The checks of a constructor's arguments, in one place."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -17,3 +18,14 @@ def check_arguments(**checks: tuple[Any, bool, str]) -> None:
     for name, (value, accepted, wanted) in checks.items():
         if not accepted:
             raise ValueError(f"{name} must be {wanted}, got {value!r}.")
+
+
+def check_range(name: str, bounds: Sequence[float], minimum: float, inclusive: bool = True) -> tuple[float, float]:
+    """Return (low, high) as floats, or raise a ValueError that names the argument."""
+    wanted = f"{name} must be a pair (low, high), low <= high, of finite numbers {'>=' if inclusive else '>'} {minimum}"
+    if isinstance(bounds, str) or not isinstance(bounds, Sequence) or len(bounds) != 2:
+        raise ValueError(f"{wanted}, got {bounds!r}.")
+    low, high = (float(bound) for bound in bounds)
+    if not (low <= high < float("inf")) or low < minimum or (low == minimum and not inclusive):
+        raise ValueError(f"{wanted}, got {bounds!r}.")
+    return low, high

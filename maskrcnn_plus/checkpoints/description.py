@@ -141,9 +141,6 @@ def described_config(source: str, overrides: Sequence[str] = (), trusted: Sequen
         if not refused:
             tried = copy.deepcopy(cfg)
             _try_out(tried)
-            check_model_size(tried, local_path(source))
-    except WeightsError:
-        raise
     except (ValueError, TypeError, AttributeError, OmegaConfBaseException, RecursionError) as error:
         reason = str(error).partition("\n")[0]
         raise WeightsError(f"{source} is refused: its config cannot be taken ({reason}).") from error
@@ -152,6 +149,7 @@ def described_config(source: str, overrides: Sequence[str] = (), trusted: Sequen
             f"{source} was trained with parts that are not built from a checkpoint: {', '.join(refused[:5])}. If you "
             "trust them, give the config too (--config-file), which imports them."
         )
+    check_model_size(tried, local_path(source))
     if overrides:
         check_config(apply_overrides(cfg, overrides))
     return cfg

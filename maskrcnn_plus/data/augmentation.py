@@ -16,8 +16,7 @@ import numpy as np
 from detectron2.data.transforms import Augmentation
 from fvcore.transforms.transform import Transform
 
-from maskrcnn_plus.arguments import check_arguments
-from maskrcnn_plus.data.intensity import check_range
+from maskrcnn_plus.arguments import check_arguments, check_range
 from maskrcnn_plus.masks.polygons import clip_polygon
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,8 +23,6 @@ from maskrcnn_plus.data.registration import register_source
 from maskrcnn_plus.data.split import train_and_val
 
 __all__ = ["FolderData", "choose_classes", "load_folder", "register_folder"]
-
-logger = logging.getLogger(__name__)
 
 _KEPT = 4  # folders whose content is remembered in a process
 _loaded: dict[tuple, bytes] = {}

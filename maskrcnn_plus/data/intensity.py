@@ -5,13 +5,11 @@ Shape shorthand: [H, W] image, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from detectron2.data.transforms import Augmentation
 from fvcore.transforms.transform import Transform
 
-from maskrcnn_plus.arguments import check_arguments
+from maskrcnn_plus.arguments import check_arguments, check_range
 
 
 class IntensityTransform(Transform):
@@ -138,14 +136,3 @@ class RandomIntensity(Augmentation):
             # The numbers of an image stay what they are without it.
             saturation=1.0 if self.saturation == (1.0, 1.0) else float(self._rand_range(*self.saturation)),
         )
-
-
-def check_range(name: str, bounds: Sequence[float], minimum: float, inclusive: bool = True) -> tuple[float, float]:
-    """Return (low, high) as floats, or raise a ValueError that names the argument."""
-    wanted = f"{name} must be a pair (low, high), low <= high, of finite numbers {'>=' if inclusive else '>'} {minimum}"
-    if isinstance(bounds, str) or not isinstance(bounds, Sequence) or len(bounds) != 2:
-        raise ValueError(f"{wanted}, got {bounds!r}.")
-    low, high = (float(bound) for bound in bounds)
-    if not (low <= high < float("inf")) or low < minimum or (low == minimum and not inclusive):
-        raise ValueError(f"{wanted}, got {bounds!r}.")
-    return low, high

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import functools
-import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,6 @@ from maskrcnn_plus.data.formats import ReadOptions
 from maskrcnn_plus.data.statistics import Statistics, measure, sample_pixels
 from maskrcnn_plus.errors import UserError
 from maskrcnn_plus.training import launch, run
-
-logger = logging.getLogger(__name__)
 
 BASE = "common/any_data"
 CONFIG, DATA_PAGE = "config.py", "data_report.html"
@@ -135,8 +132,7 @@ def train(config: Path, resume: bool = False) -> None:
 
 def _read(request: Request, say: Callable[[str], None]) -> tuple[FolderData, list[str], list[dict[str, Any]], int]:
     """The folder, the classes to learn, the training images that can be used, and the number of those of validation."""
-    options = {each.name: getattr(request.options, each.name) for each in fields(request.options)}
-    data = load_folder(request.data, request.format, val=request.val, **options)
+    data = load_folder(request.data, request.format, val=request.val, **asdict(request.options))
     say(f"{request.data}: {data.format}")
     for note in data.notes:
         say(f"  {note}")
@@ -161,10 +157,8 @@ def _read(request: Request, say: Callable[[str], None]) -> tuple[FolderData, lis
 def _location(request: Request, data: FolderData) -> dict[str, Any]:
     """Keys of the config that say where the data are and how they are read."""
     values = {"root": str(request.data.resolve()), "format": data.format, "val": request.val}
-    defaults = ReadOptions()
-    for each in fields(defaults):
-        if getattr(request.options, each.name) != getattr(defaults, each.name):
-            values[each.name] = getattr(request.options, each.name)
+    defaults = asdict(ReadOptions())
+    values |= {key: value for key, value in asdict(request.options).items() if value != defaults[key]}
     if request.on_error != "skip":
         values["on_error"] = request.on_error
     return {f"dataset.{key}": value for key, value in values.items()}

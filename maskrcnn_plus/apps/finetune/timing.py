@@ -16,6 +16,7 @@ from maskrcnn_plus.device import emulates_bfloat16
 from maskrcnn_plus.input_channels import follow_dataset_channels
 from maskrcnn_plus.training.data import RunData
 from maskrcnn_plus.training.loop import Trainer
+from maskrcnn_plus.training.run import build_model
 
 _WARM_UP, _STEPS, _IMAGES = 2, 5, 3
 
@@ -53,9 +54,7 @@ def measure_speed(cfg: DictConfig) -> Timing:
     for dtype in (None, "bfloat16"):
         if dtype and emulates_bfloat16(device.type):
             continue
-        model = build(cfg, "model").to(device)
-        if cfg.train.channels_last:
-            model = model.to(memory_format=torch.channels_last)
+        model = build_model(cfg)
         cfg.optimizer.params.model = model
         optimizer = build(cfg, "optimizer")
         cfg.optimizer.params.model = None

@@ -64,9 +64,9 @@ def read(path: Path, options: ReadOptions) -> Annotated:
             continue
         data.add_image(split_of(file, root), image, size, rle_annotations(label_map))
     data.notes.append(f"Cellpose names no class: all objects are of the class {_CLASS!r}.")
-    others = [each for each in finder.files if not data.has_image(each) and not each.stem.endswith(_PICTURE)]
-    if path.is_dir() and others:
-        data.notes.append(f"{len(others)} images have no {_END} and were left out, {others[0]} among them.")
+    if path.is_dir():
+        others = [each for each in finder.files if not data.has_image(each) and not each.stem.endswith(_PICTURE)]
+        finder.note_left_out(f"have no {_END}", others)
     return data
 
 

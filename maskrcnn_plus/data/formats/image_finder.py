@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -43,6 +44,17 @@ class ImageFinder:
         for file in self.files:
             self._by_name[file.name].append(file)
             self._by_stem[file.stem].append(file)
+
+    def note_left_out(self, why: str, images: Sequence[Path] | None = None) -> None:
+        """Note the images that no annotation file is of.
+
+        Args:
+            why: what they lack, as in "images WHY and were left out".
+            images: those; None for all of the folder that were not given to `Annotated.is_new`.
+        """
+        others = [file for file in self.files if not self.data.has_image(file)] if images is None else images
+        if others:
+            self.data.notes.append(f"{len(others)} images {why} and were left out, {others[0]} among them.")
 
     def find(self, name: str, beside: Path, say: bool = True) -> Path | None:
         """The image that an annotation file names.

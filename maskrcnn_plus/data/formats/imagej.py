@@ -101,9 +101,8 @@ def read(path: Path, options: ReadOptions) -> Annotated:
         data.add_image(split_of(image, root), image, size, annotations)
     if data.class_names == [_CLASS]:
         data.notes.append(f"the ROIs have no property `class`: all objects are of the class {_CLASS!r}.")
-    others = [image for image in finder.files if image not in files]
-    if path.is_dir() and others:
-        data.notes.append(f"{len(others)} images have no ROIs and were left out, {others[0]} among them.")
+    if path.is_dir():
+        finder.note_left_out("have no ROIs", [image for image in finder.files if image not in files])
     return data
 
 

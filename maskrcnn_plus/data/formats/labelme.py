@@ -59,9 +59,8 @@ def read(path: Path, options: ReadOptions) -> Annotated:
         if size is not None:
             shapes = data.read_shapes(content["shapes"], str(file), partial(_read_shape, size=size))
             data.add_shapes(split_of(file, root), image, join_groups(shapes), str(file), stated)
-    others = [image for image in finder.files if not data.has_image(image)]
-    if path.is_dir() and others:
-        data.notes.append(f"{len(others)} images have no JSON file and were left out, {others[0]} among them.")
+    if path.is_dir():
+        finder.note_left_out("have no JSON file")
     return data
 
 

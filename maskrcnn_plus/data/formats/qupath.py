@@ -44,9 +44,8 @@ def read(path: Path, options: ReadOptions) -> Annotated:
         if image is not None and data.is_new(image, str(file)):
             shapes = data.read_shapes(_features(content) or [], str(file), read_feature)
             data.add_shapes(split_of(file, root), image, shapes, str(file))
-    others = [image for image in finder.files if not data.has_image(image)]
-    if path.is_dir() and others:
-        data.notes.append(f"{len(others)} images have no GeoJSON and were left out, {others[0]} among them.")
+    if path.is_dir():
+        finder.note_left_out("have no GeoJSON")
     return data
 
 

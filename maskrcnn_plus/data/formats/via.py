@@ -80,9 +80,7 @@ def read(path: Path, options: ReadOptions) -> Annotated:
             data.assume("images that two files annotate alike", str(file))
         elif data.is_new(file, where):
             data.add_shapes(split_of(file, root), file, data.read_shapes(image.regions, where, read_shape), where)
-    others = [file for file in finder.files if not data.has_image(file)]
-    if others:
-        data.notes.append(f"{len(others)} images are in no file of VIA and were left out, {others[0]} among them.")
+    finder.note_left_out("are in no file of VIA")
     return data
 
 
