@@ -14,9 +14,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-from torch.multiprocessing import ProcessExitedException
-
 from maskrcnn_plus.logs import log_to_file
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -63,9 +60,9 @@ def run_tool(name: str, main: Callable[[], int | None], *, overrides: Sequence[s
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
-    except ProcessExitedException as error:  # one of `--num-gpus`, which has told why
-        return error.exit_code if error.exit_code > 0 else failure
     except Exception as error:
+        if _is_named(error, "ProcessExitedException"):  # one of `--num-gpus`, which has told why
+            return error.exit_code if error.exit_code > 0 else failure
         text = "".join(traceback.format_exception(error))
         log = log_to_file(text, logging.ERROR)
         line = describe(error, overrides)
@@ -114,9 +111,15 @@ def _explained(error: Exception) -> bool:
 
 def _no_memory(error: Exception) -> bool:
     # On a CPU PyTorch has no class of its own for it.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (_is_named(error, "OutOfMemoryError") or "can't allocate memory" in str(error))
     )
+
+
+def _is_named(error: Exception, name: str) -> bool:
+    """Whether it is of a class of PyTorch, which may not be installed."""
+    return any(each.__name__ == name and each.__module__.startswith("torch") for each in type(error).__mro__)
 
 
 def _message(error: Exception) -> str:

@@ -81,7 +81,7 @@ def describe(
         "category_ids": None if category_ids is None else list(category_ids),
         "pixels": _pixels(cfg),
         "data": dict(data or {}),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "packages": {name: version for name in _PACKAGES if (version := package_version(name))},
     }
 
 
@@ -311,7 +311,8 @@ def _name(part: Any) -> str:
     return _convert_target_to_string(part)
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """Version of an installed package; "" where it has none."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

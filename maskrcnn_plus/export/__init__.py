@@ -1,0 +1,1 @@
+"""A trained model outside PyTorch: its graphs and their description."""
