@@ -1,5 +1,6 @@
 # make setup   install everything into .venv (pinned versions, Detectron2, the C++ operators, this package)
-# make demo    train on synthetic cells, predict, write output/demo/report.html (QUICK=1: a shortened run)
+# make demo    predict with the shipped model, train on synthetic cells, predict, write output/demo/report.html
+#              (QUICK=1: a shortened run)
 # make test    ruff and pytest
 # make test-gpu   what needs a CUDA device
 # make clean   remove what was made
@@ -47,12 +48,7 @@ $(VENV)/extension: $(VENV)/ready $(SOURCES)
 	@touch $@
 
 demo: setup
-	$(RUN) tools/train_net.py --config-file configs/demo/mask_rcnn_lite0_fpn.py --resume \
-		train.output_dir=$(DEMO) $(DEMO_OPTIONS)
-	$(RUN) tools/synthetic_cells.py --output $(DEMO)/input --images 8 --seed 2
-	$(RUN) tools/predict.py --config-file configs/demo/mask_rcnn_lite0_fpn.py --weights $(DEMO)/model_final.pth \
-		--input $(DEMO)/input/images --output $(DEMO) --report --overwrite
-	@echo "Open $(DEMO)/report.html"
+	$(RUN) tools/demo.py --output $(DEMO) $(DEMO_OPTIONS)
 
 test: setup
 	$(VENV)/bin/ruff check .

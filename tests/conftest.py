@@ -3,10 +3,12 @@
 import logging
 
 import pytest
+import shipped_nuclei
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
+from maskrcnn_plus import zoo
 from maskrcnn_plus.ops import extension, nms, paste_masks_rle, roi_align_rules, winograd
 
 FALLBACKS = {
@@ -67,3 +69,25 @@ def _data_sets_are_forgotten():
         DatasetCatalog.remove(name)
         if name in MetadataCatalog.list():
             MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def empty_zoo(tmp_path, monkeypatch):
+    """No model is shipped; the folder where one would be."""
+    folder = tmp_path / "zoo"
+    folder.mkdir()
+    (folder / "zoo.json").write_text("{}")
+    monkeypatch.setattr(zoo, "FOLDER", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def _nuclei_folder(tmp_path_factory):
+    return shipped_nuclei.make_zoo(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture
+def nuclei_zoo(_nuclei_folder, monkeypatch):
+    """A small untrained model of nuclei is shipped; the folder that it is in, not to be changed."""
+    monkeypatch.setattr(zoo, "FOLDER", _nuclei_folder)
+    return _nuclei_folder

@@ -25,6 +25,7 @@ shorten_thread_waits()  # before PyTorch is loaded
 
 from maskrcnn_plus.apps.evaluate import evaluate_records, figures_table, read_evaluation_data, write_report
 from maskrcnn_plus.checkpoints.description import choose_config
+from maskrcnn_plus.checkpoints.sources import folder_of
 from maskrcnn_plus.data.formats.options import add_arguments, from_arguments
 from maskrcnn_plus.errors import run_tool
 from maskrcnn_plus.inference.predictor import Predictor
@@ -36,7 +37,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, type=Path, help="folder of images and annotations, or a file of them")
     parser.add_argument("--split", help="train, val, test or all (default: val, else test, else all)")
     parser.add_argument(
-        "--report", nargs="?", type=Path, const="", help="write a page (default: report.html beside the weights)"
+        "--report",
+        nargs="?",
+        type=Path,
+        const="",
+        help="write a page (default: report.html beside the weights, here for weights that are no file)",
     )
     parser.add_argument("--config-file", help="a LazyConfig file or name (default: what the weights say)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the config's train.device)")
@@ -65,7 +70,7 @@ def evaluate(args: argparse.Namespace) -> None:
     for note in data.notes:
         print(f"  assumed: {note}")
     if args.report is not None:
-        path = args.report if str(args.report) not in ("", ".") else Path(args.weights).with_name("report.html")
+        path = args.report if str(args.report) not in ("", ".") else folder_of(args.weights) / "report.html"
         where = f"{args.data} ({data.split})"
         write_report(path, diagnosis, predictor, weights=args.weights, data=where, notes=data.notes)
         print(f"written to {path}")

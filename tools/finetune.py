@@ -41,7 +41,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, type=Path, help="folder or annotation file")
     parser.add_argument("--output", required=True, type=Path, help="folder for the training")
     parser.add_argument("--hours", type=float, default=1.0, help="for training and evaluation (default: 1)")
-    parser.add_argument("--weights", help="to start from: a file or source of weights (default: the backbone's own)")
+    parser.add_argument(
+        "--weights",
+        help="to start from: a file or source of weights (default: the shipped model where it suits, else the "
+        "backbone's own)",
+    )
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="classes to learn (default: all with objects)")
     parser.add_argument(
         "--val", type=float, default=0.2, help="part of the images for validation, without such a split (default: 0.2)"

@@ -2,6 +2,8 @@
 """Write synthetic cells as a label-map data set: images/, labels/ and splits.json, an example of your own data.
 
 Usage: python tools/synthetic_cells.py --output datasets/cells --images 40 --val 8
+
+With --style fluorescence or tissue they are nuclei, grey on black, or stained as in histology.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from maskrcnn_plus.data.synthetic import render_cells
+from maskrcnn_plus.data.synthetic_nuclei import STAINS, render_nuclei
 from maskrcnn_plus.errors import run_tool
 
 
@@ -25,6 +28,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--val", type=int, default=8, help="how many of them are for validation (default 8)")
     parser.add_argument("--size", type=int, default=256, help="side of an image in pixels (default 256)")
     parser.add_argument("--seed", type=int, default=2, help="start of the random numbers (default 2)")
+    parser.add_argument("--style", choices=("cells", *STAINS), default="cells", help="of the images (default cells)")
     args = parser.parse_args(argv)
     if not 0 <= args.val <= args.images:
         parser.error(f"--val {args.val} of --images {args.images}: at most all of them can be for validation")
@@ -40,9 +44,10 @@ def write_cells(args: argparse.Namespace) -> None:
     """Write the data set that the arguments describe."""
     for folder in ("images", "labels"):
         (args.output / folder).mkdir(parents=True, exist_ok=True)
-    names = [f"cells_{index:04d}" for index in range(args.images)]
+    names = [f"{args.style}_{index:04d}" for index in range(args.images)]
     for index, name in enumerate(names):
-        image, label_map, _ = render_cells(args.seed, index, args.size, args.size)
+        place = (args.seed, index, args.size, args.size)
+        image, label_map = render_cells(*place)[:2] if args.style == "cells" else render_nuclei(args.style, *place)
         Image.fromarray(image).save(args.output / "images" / f"{name}.png")
         Image.fromarray(label_map).save(args.output / "labels" / f"{name}.png")
     first_val = args.images - args.val

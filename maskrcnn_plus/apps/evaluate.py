@@ -13,6 +13,7 @@ import torch
 from detectron2.structures import Instances
 from tqdm import tqdm
 
+from maskrcnn_plus.checkpoints.sources import folder_of, is_elsewhere
 from maskrcnn_plus.data.channels import get_rule
 from maskrcnn_plus.data.check import DataError, check_dataset, report_problems
 from maskrcnn_plus.data.coco import class_key
@@ -135,11 +136,11 @@ def write_report(
         path: the HTML file to write.
         diagnosis: of `evaluate_records`.
         predictor: that was evaluated; its mapper says how images are read.
-        weights: their file.
+        weights: their file, or another source of weights.
         data: what the images are, in words or as a path.
         title: heading of the page.
         notes: what was assumed, a sentence each.
-        metrics_file: `metrics.json` of the training; None for that beside the weights.
+        metrics_file: `metrics.json` of the training; None for that beside the weights, if they are a file.
         command: what goes on from here; None for predicting with the weights at the recommended threshold.
 
     Raises:
@@ -157,7 +158,7 @@ def write_report(
         details={"Weights": weights, "Data": data},
         notes=notes,
         shown=[_draw(image, heading, diagnosis, predictor) for heading, image in _examples(diagnosis.images)],
-        metrics_file=metrics_file or Path(weights).parent / "metrics.json",
+        metrics_file=metrics_file or (None if is_elsewhere(weights) else folder_of(weights) / "metrics.json"),
         command=command,
     )
 

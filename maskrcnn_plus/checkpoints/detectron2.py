@@ -50,7 +50,8 @@ def convert(file: WeightsFile, model: nn.Module) -> dict[str, Converted]:
 
 def class_names(file: WeightsFile) -> list[str] | None:
     """The names that the checkpoint has written down, COCO's for a model of the zoos with 80 classes, else None."""
-    if names := file.metadata.get("class_names"):
+    names = file.metadata.get("class_names")
+    if names and isinstance(names, list | tuple):
         return [str(name) for name in names]
     from_zoo = _is_caffe2(file) or file.metadata.get("__author__") == "Detectron2 Model Zoo"
     if from_zoo and _num_classes(file) == len(_COCO):

@@ -1,4 +1,4 @@
-"""Where weights come from: a local file, a URL, Detectron2's model zoo, or torchvision's."""
+"""Where weights come from: a local file, the package itself, a URL, Detectron2's model zoo, or torchvision's."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import difflib
 import errno
 import http.client
 import os
+from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
 import torchvision
 from detectron2.utils.file_io import Detectron2Handler, PathManager
 
+from maskrcnn_plus import zoo
 from maskrcnn_plus.weights.conversion import WeightsError
 
 _TORCHVISION = "torchvision://"
@@ -22,17 +24,21 @@ def local_path(source: str) -> str:
     """The local file of a source of weights, downloaded into a cache where it is not on this machine.
 
     Args:
-        source: a file; anything that Detectron2's path manager knows (`https://...`, `detectron2://...`); or a model of
-            torchvision, for detection or classification: `torchvision://NAME`, with its best weights, or
-            `torchvision://NAME@WEIGHTS` (`torchvision://resnet50@IMAGENET1K_V1`). Those go to torch.hub's cache
-            under their official names, and their hash is checked.
+        source: a file; `maskrcnn_plus://NAME`, a model that comes with the package; anything that Detectron2's path
+            manager knows (`https://...`, `detectron2://...`); or a model of torchvision, for detection or
+            classification: `torchvision://NAME`, with its best weights, or `torchvision://NAME@WEIGHTS`
+            (`torchvision://resnet50@IMAGENET1K_V1`). Those go to torch.hub's cache under their official names, and
+            their hash is checked.
 
     Raises:
-        WeightsError: torchvision has no such model or weights, or the download failed; it says what to do instead.
+        WeightsError: the package or torchvision has no such model or weights, or the download failed; it says what
+            to do instead.
     """
+    if source.startswith(zoo.SCHEME):
+        return str(zoo.find_model_file(source.removeprefix(zoo.SCHEME)))
     if source.startswith(_TORCHVISION):
         return _torchvision_file(source)
-    if "://" not in source:
+    if not is_elsewhere(source):
         return os.path.expanduser(source)
     try:
         return PathManager.get_local_path(source)
@@ -41,6 +47,16 @@ def local_path(source: str) -> str:
         if source.startswith(Detectron2Handler.PREFIX):
             url = Detectron2Handler.S3_DETECTRON2_PREFIX + source.removeprefix(Detectron2Handler.PREFIX)
         raise WeightsError(_failed(source, url, error, _iopath_cache(), "FVCORE_CACHE")) from error
+
+
+def is_elsewhere(source: str) -> bool:
+    """Whether a source of weights is an address and no file of the user's."""
+    return "://" in source
+
+
+def folder_of(source: str) -> Path:
+    """The folder of a file of weights; the current one for other sources, beside which nothing can be put."""
+    return Path() if is_elsewhere(source) else Path(os.path.expanduser(source)).parent
 
 
 def _torchvision_file(source: str) -> str:

@@ -51,7 +51,7 @@ def check_request(seed: int, index: int, height: int, width: int) -> None:
 
 
 @dataclass
-class _Cell:
+class Cell:
     """One cell in its window of the image; arrays are [h, w]."""
 
     category: int
@@ -62,10 +62,10 @@ class _Cell:
     rho: np.ndarray  # 0 at the centre, 1 on the outline
 
 
-def lay_out_cells(seed: int, index: int, height: int, width: int) -> tuple[list[_Cell], np.ndarray, dict[int, int]]:
+def lay_out_cells(seed: int, index: int, height: int, width: int) -> tuple[list[Cell], np.ndarray, dict[int, int]]:
     """Place the cells from bottom to top; return them with the label map [H, W] and the category of each label."""
     rng = np.random.default_rng((seed, index))
-    cells: list[_Cell] = []
+    cells: list[Cell] = []
     placed = np.zeros((0, 3))  # y, x, radius
     order_map = np.zeros((height, width), dtype=np.int64)
     for _ in range(rng.integers(8, 41)):
@@ -81,7 +81,7 @@ def lay_out_cells(seed: int, index: int, height: int, width: int) -> tuple[list[
             distances = np.hypot(placed[:, 0] - centre[0], placed[:, 1] - centre[1])
             if (distances > 0.68 * (placed[:, 2] + radius)).all():
                 placed = np.vstack([placed, [*centre, radius]])
-                cells.append(_shape_cell(rng, category, radius, centre, height, width))
+                cells.append(shape_cell(rng, category, radius, centre, height, width))
                 order_map[cells[-1].window][cells[-1].rho < 1] = len(cells)
                 break
     visible = np.bincount(order_map.ravel(), minlength=len(cells) + 1)
@@ -91,9 +91,9 @@ def lay_out_cells(seed: int, index: int, height: int, width: int) -> tuple[list[
     return cells, new_label[order_map], {label: cells[order - 1].category for label, order in enumerate(kept, start=1)}
 
 
-def _shape_cell(
+def shape_cell(
     rng: np.random.Generator, category: int, radius: float, centre: np.ndarray, height: int, width: int
-) -> _Cell:
+) -> Cell:
     """Compute the outline of a cell around centre (y, x) as a field rho on a window of the image."""
     stretch = rng.uniform(1.5, 1.95) if category == 1 else rng.uniform(1.0, 1.12)
     major, minor = min(radius * stretch, 28.0), radius / stretch
@@ -113,10 +113,10 @@ def _shape_cell(
         outline = 1 + depth * np.cos(lobes * theta + phases[0])
         outline += 0.45 * depth * np.cos((lobes + 1) * theta + phases[1]) + 0.012 * np.cos(7 * theta + phases[2])
         rho = np.hypot(along / major, across / minor) / outline
-    return _Cell(category, (major, minor), window, along, across, rho.astype(np.float32))
+    return Cell(category, (major, minor), window, along, across, rho.astype(np.float32))
 
 
-def _smooth_noise(rng: np.random.Generator, height: int, width: int, sigma: float) -> np.ndarray:
+def smooth_noise(rng: np.random.Generator, height: int, width: int, sigma: float) -> np.ndarray:
     """Return [H, W] Gaussian noise of the given correlation length in pixels, with mean 0 and deviation 1."""
     shrink = max(1, int(sigma / 3))  # slow variations do not need every pixel
     small = rng.standard_normal((height // shrink + 2, width // shrink + 2), dtype=np.float32)
@@ -125,9 +125,9 @@ def _smooth_noise(rng: np.random.Generator, height: int, width: int, sigma: floa
     return (noise - noise.mean()) / (noise.std() + 1e-6)
 
 
-def _paint(cells: list[_Cell], rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+def _paint(cells: list[Cell], rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Paint cells from bottom to top on a hazy background, as a camera would see them: [H, W, 3] uint8."""
-    haze = np.exp(0.45 * _smooth_noise(rng, height, width, 28.0))[:, :, None]  # [H, W, 1]
+    haze = np.exp(0.45 * smooth_noise(rng, height, width, 28.0))[:, :, None]  # [H, W, 1]
     tint = np.array([0.030, 0.045, 0.075], dtype=np.float32) * rng.uniform(0.7, 1.3, size=3).astype(np.float32)
     canvas = haze * tint
     specks = np.zeros((height, width, 3), dtype=np.float32)
@@ -136,7 +136,7 @@ def _paint(cells: list[_Cell], rng: np.random.Generator, height: int, width: int
     specks[rows, columns] = rng.gamma(1.5, 0.6, size=(count, 1)) * _CELL_COLOURS[rng.integers(3, size=count)]
     canvas += cv2.GaussianBlur(specks, (0, 0), rng.uniform(0.9, 1.3)) + 4 * cv2.GaussianBlur(specks, (0, 0), 3.5)
 
-    fine, medium = _smooth_noise(rng, height, width, 1.1), _smooth_noise(rng, height, width, 3.0)
+    fine, medium = smooth_noise(rng, height, width, 1.1), smooth_noise(rng, height, width, 3.0)
     staining, exposure = rng.uniform(0.35, 1.0), rng.uniform(0.95, 1.35)
     for cell in cells:
         _paint_cell(canvas, cell, rng, fine[cell.window], medium[cell.window], staining)
@@ -152,7 +152,7 @@ def _paint(cells: list[_Cell], rng: np.random.Generator, height: int, width: int
 
 def _paint_cell(
     canvas: np.ndarray,
-    cell: _Cell,
+    cell: Cell,
     rng: np.random.Generator,
     fine: np.ndarray,
     medium: np.ndarray,

@@ -60,7 +60,8 @@ class Predictor:
         """Build the model and load its weights.
 
         Args:
-            config: the weights file of a training of this package, which knows its config; or a LazyConfig, or the
+            config: the weights file of a training of this package, which knows its config, or another source of one, as
+                of `local_path` ("maskrcnn_plus://nuclei" comes with the package); or a LazyConfig, or the
                 path or name of one (`maskrcnn_plus.config.get_config`), together with `weights`. It has `model`,
                 `dataloader.test.mapper` (a callable on `{"file_name": path}`) and, optionally, `train.device`,
                 `train.channels_last` (CPU only, default true) and `dataset.thing_classes` (list of class names).
@@ -277,9 +278,11 @@ class Predictor:
 
 
 def _is_weights(path: str) -> bool:
-    """Whether it is a file of weights, there or not, and no config."""
-    return path.endswith((".pth", ".pt", ".pkl", ".safetensors")) or (
-        os.path.isfile(path) and not path.endswith((".py", ".yaml", ".yml"))
+    """Whether it is a file or another source of weights, there or not, and no config."""
+    return (
+        "://" in path
+        or path.endswith((".pth", ".pt", ".pkl", ".safetensors"))
+        or (os.path.isfile(path) and not path.endswith((".py", ".yaml", ".yml")))
     )
 
 

@@ -2,8 +2,8 @@
 
 import html
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,16 @@ from maskrcnn_plus.inference.predictions import known_pixel_size
 from maskrcnn_plus.masks.measure import rle_areas
 from maskrcnn_plus.masks.rle_masks import instance_masks
 from maskrcnn_plus.results.overlay import class_label, class_shades
-from maskrcnn_plus.results.page import figure_cards, histogram, log_bins, number, picture, thumbnail, write_page
+from maskrcnn_plus.results.page import (
+    definitions,
+    figure_cards,
+    histogram,
+    log_bins,
+    number,
+    picture,
+    thumbnail,
+    write_page,
+)
 
 MAX_PICTURES = 200
 """Images shown in a report; the figures cover all."""
@@ -81,6 +90,48 @@ def write_report(
     Raises:
         OSError: the file cannot be written.
     """
+    section = ReportSection("", entries, failures=failures, class_names=class_names)
+    write_page(path, title, _parts(section), details=details, style=_style(entries))
+
+
+@dataclass
+class ReportSection:
+    """A part of a page with a heading of its own, arguments as of `write_report`."""
+
+    heading: str
+    entries: Sequence[ReportEntry]
+    details: Mapping[str, str] = field(default_factory=dict)
+    failures: Sequence[tuple[str, str]] = ()
+    class_names: Sequence[str] | None = None
+
+
+def write_sections(path: str | Path, title: str, sections: Sequence[ReportSection], note: str = "") -> None:
+    """Write the predictions of several models into one page.
+
+    Args:
+        path: the HTML file to write.
+        title: heading of the page.
+        sections: the models' parts in their order.
+        note: a sentence at the top; "" for none.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    parts = [f'<p class="note">{html.escape(note)}</p>' if note else ""]
+    for section in sections:
+        parts += [f"<h2>{html.escape(section.heading)}</h2>", definitions(section.details), *_parts(section)]
+    write_page(path, title, parts, style=_style([entry for section in sections for entry in section.entries]))
+
+
+def _style(entries: Sequence[ReportEntry]) -> str:
+    """CSS of the colours of the classes."""
+    classes = sorted({k for entry in entries for k in entry.classes})
+    return "".join(f".c{k}{{--dot:{class_shades(k)[0]}}}" for k in classes)
+
+
+def _parts(section: ReportSection) -> list[str]:
+    """HTML of figures, failed files and images."""
+    entries, failures, class_names = section.entries, section.failures, section.class_names
     scores = np.array([score for entry in entries for score in entry.scores])
     unit, areas = _areas(entries)
     totals = Counter(k for entry in entries for k in entry.classes)
@@ -107,8 +158,7 @@ def write_report(
     if len(entries) > MAX_PICTURES:
         hidden = len(entries) - MAX_PICTURES
         parts.append(f'<p class="note">The {hidden} images after the first {MAX_PICTURES} are without pictures.</p>')
-    style = "".join(f".c{k}{{--dot:{class_shades(k)[0]}}}" for k in sorted(totals))
-    write_page(path, title, parts, details=details, style=style)
+    return parts
 
 
 def _failure_list(failures: Sequence[tuple[str, str]]) -> str:

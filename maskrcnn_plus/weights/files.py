@@ -6,6 +6,7 @@ Detectron and Detectron2), and safetensors.
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import zipfile
@@ -28,6 +29,11 @@ from maskrcnn_plus.weights.torch_file import LEGACY_MAGIC, read_legacy, read_zip
 # Entries under which training programs keep the weights; the averaged ones (EMA) first.
 _AVERAGED = ("ema", "model_ema", "state_dict_ema", "ema_state", "ema_model")
 _WRAPPERS = (*_AVERAGED, "model", "state_dict", "model_state_dict", "model_state", "blobs", "module")
+_LONGEST_HEADER = 2**22  # bytes of a safetensors file, for the names of ten thousands of tensors
+
+ABOUT = "maskrcnn_plus"
+"""Key of a safetensors file's metadata: what a checkpoint has beside its tensors, as JSON."""
+
 _COUNTERS = {"n_averaged", "num_updates"}  # beside averaged weights
 _DEPTH = 4  # of entries within entries
 
@@ -50,7 +56,7 @@ def read_file(path: str) -> dict[str, Any]:
 
     Returns:
         The dict in the file: of tensors or arrays, or with a training's other states beside them. Of a safetensors
-        file {"model": tensors, **metadata}.
+        file {"model": tensors, **metadata}, in which `ABOUT` is unfolded.
 
     Raises:
         WeightsError: naming the file and the reason: missing, empty, truncated, of no known format, claiming more than
@@ -184,9 +190,24 @@ def _read_safetensors(path: str) -> dict[str, Any]:
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > os.path.getsize(path) - 8:
         raise WeightsError(f"{path} is truncated or no safetensors file: its header would have {length} bytes.")
+    if length > _LONGEST_HEADER:
+        raise WeightsError(f"{path} is refused: a header of {length} bytes is longer than names of tensors take.")
     with safetensors.safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-    return {**metadata, "model": safetensors.torch.load_file(path)}
+        metadata = dict(file.metadata() or {})
+    about = _unfold(metadata.pop(ABOUT, "{}"), path)
+    return {**metadata, **about, "model": safetensors.torch.load_file(path)}
+
+
+def _unfold(text: str, path: str) -> dict[str, Any]:
+    """What a checkpoint says of itself, from JSON."""
+    try:
+        about = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise WeightsError(f"{path} is damaged: what it says of itself is no JSON ({reason}).") from error
+    if not isinstance(about, dict):
+        raise WeightsError(f"{path} is damaged: what it says of itself is a {type(about).__name__}, no mapping.")
+    return about
 
 
 def _remedy(path: str, kind: str, reason: str) -> str:

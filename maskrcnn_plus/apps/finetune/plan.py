@@ -75,7 +75,7 @@ class Plan:
         """Take another model than that of the base.
 
         Args:
-            source: name of a shipped config, or path of a checkpoint that describes itself.
+            source: name of a shipped config, or a checkpoint that describes itself, as a file or source of weights.
         """
         self.model_of = source
         if source in list_configs():

@@ -15,6 +15,7 @@ from maskrcnn_plus.apps.check_data.report import write_data_report
 from maskrcnn_plus.apps.finetune import rules
 from maskrcnn_plus.apps.finetune.budget import fit_into
 from maskrcnn_plus.apps.finetune.plan import Plan
+from maskrcnn_plus.apps.finetune.shipped import find_shipped
 from maskrcnn_plus.apps.finetune.timing import measure_speed
 from maskrcnn_plus.apps.finetune.weights import choose_start
 from maskrcnn_plus.config import load_config
@@ -37,7 +38,8 @@ class Request:
         data: folder or annotation file.
         output: folder of the training.
         hours: for training and evaluation.
-        weights: to start from: a file, a source of weights, or None for those of the backbone.
+        weights: to start from: a file or a source of weights; None for the shipped model of this domain, or those of
+            the backbone where there is none.
         classes: names of the classes to learn; None for all with objects.
         format, options: how the annotations are read; see `load_folder`.
         val: part of the images for validation, where there is no such split.
@@ -86,9 +88,10 @@ def configure(request: Request, say: Callable[[str], None] = print) -> Path:
     data, names, train, num_val = _read(request, say)
     plan = Plan(BASE, request.overrides)
     plan.decide(_location(request, data), f"{request.data}, read as {data.format}.")
-    choose_start(plan, request.weights)
     measured = measure(train, names, sample_pixels(train))
     _check_pixels(measured, request)
+    shipped = None if request.weights else find_shipped(plan, measured)
+    choose_start(plan, *(shipped or (request.weights,)))
     for rule in rules.RULES:
         rule = functools.partial(rule, chosen=request.orientation) if rule is rules.orientation else rule
         rule(plan, measured)
@@ -116,17 +119,18 @@ def configure(request: Request, say: Callable[[str], None] = print) -> Path:
     return path
 
 
-def train(config: Path, resume: bool = False) -> None:
+def train(config: Path | str, resume: bool = False, overrides: Sequence[str] = ()) -> None:
     """Train what a config says, in this process.
 
     Args:
-        config: of `configure`.
+        config: of `configure`, or another file or name of a config.
         resume: go on from the last checkpoint.
+        overrides: `key=value` for it.
     """
     args = argparse.Namespace(
         config_file=str(config), resume=resume, eval_only=False, num_gpus=1, num_machines=1, machine_rank=0, dist_url=""
     )
-    cfg = load_config(str(config))
+    cfg = load_config(str(config), overrides)
     launch(lambda each: run(each, cfg), args, cfg.train.device)
 
 

@@ -12,7 +12,7 @@ from maskrcnn_plus.weights.conversion import WeightsError
 from maskrcnn_plus.weights.files import read_weights
 
 
-def choose_start(plan: Plan, weights: str | None) -> None:
+def choose_start(plan: Plan, weights: str | None, why: str = "") -> None:
     """Decide on the model and its first weights.
 
     Args:
@@ -20,6 +20,7 @@ def choose_start(plan: Plan, weights: str | None) -> None:
         weights: a file or another source of weights, see `local_path`: of this package, whose description names the
             model, of a detector of torchvision, MMDetection or Detectron2, which is taken for its Mask R-CNN with
             ResNet-50 or -101 and FPN, or of a classification network. None for those of the backbone alone.
+        why: they were chosen, for the reason, where the user did not.
 
     Raises:
         WeightsError: they cannot be read.
@@ -33,6 +34,7 @@ def choose_start(plan: Plan, weights: str | None) -> None:
         plan.decide({"train.init_checkpoint": weights}, f"Starts from {weights}: {what}.")
         return
     plan.take_model(model)
+    what = ", ".join(filter(None, (what, why)))
     plan.decide(
         {"train.init_checkpoint": weights, "optimizer.lr": linear_lr(1e-4, images=4)},
         f"Starts from {weights}: {what}. The model is that of these weights, with their anchors and levels, and learns "
@@ -42,14 +44,13 @@ def choose_start(plan: Plan, weights: str | None) -> None:
 
 def _find_model(weights: str) -> tuple[str | None, str]:
     """Where the model of weights is from, as of `Plan.take_model`, None for the base's; and what the weights are."""
-    path = local_path(weights)
     try:
-        described_config(path)
+        described_config(weights)
     except WeightsError:
         pass
     else:
-        return path, "a checkpoint of this package"
-    names = read_weights(path).tensors.keys()
+        return weights, "a checkpoint of this package"
+    names = read_weights(local_path(weights)).tensors.keys()
     if torchvision.matches(names):
         version = "_v2" if any(name.startswith("roi_heads.box_head.3") for name in names) else ""
         return f"zoo/torchvision_mask_rcnn_r50_fpn{version}", "a detector of torchvision"

@@ -51,6 +51,7 @@ class RunSummary:
         failures: (file, reason) of files that could not be predicted, or not in all their images.
         num_left: files not looked at, since the run was interrupted.
         interrupted: whether it was.
+        entries: of the report, where one was asked for.
     """
 
     num_images: int = 0
@@ -59,6 +60,7 @@ class RunSummary:
     failures: list[tuple[str, str]] = field(default_factory=list)
     num_left: int = 0
     interrupted: bool = False
+    entries: list[ReportEntry] = field(default_factory=list)
 
 
 def predict_files(
@@ -129,6 +131,7 @@ def predict_files(
                 merge(folder / name, [records.file(image, kind) for image in done], predictor.class_names)
         if report is not None:
             entries = [_report_entry(records.value(name, "report"), k < MAX_PICTURES) for k, name in enumerate(done)]
+            run.summary.entries = entries
             title = "Predictions" + (f" (interrupted after {len(done)} images)" if run.summary.interrupted else "")
             failures, names = run.summary.failures, predictor.class_names
             path = folder / "report.html"
