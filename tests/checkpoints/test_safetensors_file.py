@@ -66,7 +66,7 @@ def test_detections_of_both_are_the_same(files):
     full, half = (Predictor(path, device="cpu") for path in files)
     matched = total = 0
     for stain in ("fluorescence", "tissue"):
-        image = render_nuclei(stain, 0, 0, 128, 128)[0]
+        image = render_nuclei(stain, 0, 0, 96, 96)[0]
         one, two = full.predict(image), half.predict(image)
         best = box_iou(one.pred_boxes.tensor, two.pred_boxes.tensor).argmax(dim=1)
         near = (one.pred_boxes.tensor - two.pred_boxes.tensor[best]).abs().amax(dim=1) < 1
