@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import torch
 from detectron2.data import DatasetFromList
+from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Instances, PolygonMasks
 from torch import Tensor
 from torch.nn.functional import pad
@@ -47,6 +48,8 @@ class CopyPasteMapper:
         min_visible: float = 0.0,
         min_area: float = 4,
         blend_sigma: float = 0.0,
+        within: str | None = None,
+        augmentations: Sequence[T.Augmentation] = (),
     ) -> None:
         """Keep a packed copy of the data set, which data loading workers share.
 
@@ -62,8 +65,11 @@ class CopyPasteMapper:
             min_area: covered objects with fewer pixels left are dropped in the same way, and smaller ones not pasted.
             blend_sigma: standard deviation in pixels of the Gaussian that smooths the pasted edges, 0 for hard edges.
                 Masks stay as they are.
+            within: key of the entries, such as "kind"; objects come from entries with the same value alone.
+            augmentations: of the pixels alone, after the pasting, so that what is pasted looks like the rest.
 
         Raises:
+            KeyError: an entry without `within`.
             ValueError: an empty data set or a name of one, or a number out of range.
         """
         if isinstance(dataset, str) or len(dataset) == 0:
@@ -84,6 +90,12 @@ class CopyPasteMapper:
         self.min_visible = min_visible
         self.min_area = min_area
         self.blend_sigma = blend_sigma
+        self.within = within
+        self.augmentations = T.AugmentationList(augmentations)
+        self._alike: dict[Any, np.ndarray] = {}
+        if within is not None:
+            values = [entry[within] for entry in dataset]
+            self._alike = {value: np.flatnonzero([each == value for each in values]) for value in set(values)}
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
         """Map a dataset dict, which stays as it is, to an example.
@@ -98,13 +110,22 @@ class CopyPasteMapper:
         Raises:
             ValueError: the inner mapper's example has no masks, or more than boxes, classes and masks.
         """
+        example = self._paste(dataset_dict)
+        if example is not None and self.augmentations.augs:
+            aug_input = T.AugInput(np.ascontiguousarray(example["image"].numpy().transpose(1, 2, 0)))  # [h, w, C]
+            self.augmentations(aug_input)
+            example["image"] = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
+        return example
+
+    def _paste(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the example before `augmentations`; None of an image that is skipped."""
         example = self.mapper(dataset_dict)
-        if example is None:  # an image that is skipped
+        if example is None:
             return None
         _check_example(example)
         if np.random.uniform() >= self.probability:  # noqa: NPY002 - the generator that the stream seeds
             return example
-        entry = dict(self.dataset[np.random.randint(len(self.dataset))])  # noqa: NPY002
+        entry = dict(self.dataset[self._draw(dataset_dict)])
         source = self.mapper(entry)
         if source is None:
             example[SKIPPED] = (*example.get(SKIPPED, ()), (str(entry.get("file_name")), entry[SKIPPED]))
@@ -132,6 +153,13 @@ class CopyPasteMapper:
         above = pad(source["image"], _padding(source["image"], size))
         example["image"] = composite(example["image"], above, covering, self.blend_sigma)
         return example
+
+    def _draw(self, dataset_dict: dict[str, Any]) -> int:
+        """Return the index of the entry whose objects are pasted."""
+        if self.within is None:
+            return np.random.randint(len(self.dataset))  # noqa: NPY002
+        alike = self._alike[dataset_dict[self.within]]
+        return int(alike[np.random.randint(len(alike))])  # noqa: NPY002
 
     def _choose(self, masks: LabelMapMasks | BitMasks, pasted: LabelMapMasks | BitMasks) -> Tensor:
         """Return which of the K masks to paste, int64, in random order."""
