@@ -34,7 +34,12 @@ MASK_ROWS = {  # layers with a row a class, where it is not the predictor alone
     "nuclei/variants/mask_scoring": ["mask_head.mask_head.predictor", "mask_head.mask_iou_head.fc_mask_iou"],
 }
 # Tested in test_variants_heads.py and mask_heads/test_point_rend.py.
-OTHER_LAYERS = ("nuclei/variants/cascade_box_head", "nuclei/variants/point_rend", "nuclei/mask_rcnn_plus")
+OTHER_LAYERS = (
+    "nuclei/variants/cascade_box_head",
+    "nuclei/variants/point_rend",
+    "nuclei/mask_rcnn_plus",
+    "nuclei/generalist",
+)
 ZOO_LSJ = "new_baselines/mask_rcnn_R_50_FPN_100ep_LSJ.py"
 
 

@@ -1,6 +1,6 @@
-# Nuclei of any kind in one model: fluorescence and stains, cultures and tissue, 8 and 16 bits, from 6 to 220 pixels. Each
-# image is brought to one diameter of its nuclei, known from the annotations in training and estimated in prediction.
-# `dataset.root` holds a folder of label images for each of the names below.
+# Nuclei of any kind in one model: fluorescence and stains, cultures and tissue, 8 and 16 bits, from 6 to 220 pixels.
+# Each image is brought to one diameter of its nuclei, known from the annotations in training and estimated in
+# prediction. `dataset.root` holds a folder of label images for each of the names below.
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 

@@ -1,7 +1,7 @@
 """Augmentation of how micrographs look: stains, colours, focus and illumination.
 
-Images are [H, W, C] of uint8 or float32 in 0..255 and keep their type; stains and colours change those of three channels
-in RGB or BGR order alike. Random numbers come from numpy's global generator.
+Images are [H, W, C] of uint8 or float32 in 0..255 and keep their type; stains and colours change those of three
+channels alone. Random numbers come from numpy's global generator.
 """
 
 from __future__ import annotations

@@ -208,6 +208,39 @@ def test_a_missing_second_image_is_named(tmp_path):
         mapper(entries[0])
 
 
+def test_objects_come_from_entries_of_the_same_kind_alone(tmp_path):
+    entries = write_folder(tmp_path)
+    for entry, kind in zip(entries, "aba", strict=True):
+        entry["kind"] = kind
+    seen = []
+
+    def inner(entry):
+        seen.append(entry["image_id"])
+        return InstanceMapper(True, [])(entry)
+
+    mapper = CopyPasteMapper(inner, entries, probability=1, within="kind")
+    for seed in range(20):
+        seed_generator(seed)
+        mapper(entries[0])
+    assert set(seen[::2]) == {0}
+    assert set(seen[1::2]) == {0, 2}
+    with pytest.raises(KeyError, match="scanner"):
+        CopyPasteMapper(inner, entries, within="scanner")
+
+
+def test_augmentations_of_pixels_come_after_the_pasting(tmp_path):
+    entries = write_folder(tmp_path, sizes=((64, 64), (64, 64)))
+    inner = InstanceMapper(True, [])
+    invert = CopyPasteMapper(inner, entries, probability=1, augmentations=[RandomIntensity(invert=1.0)])
+    for seed in range(4):
+        seed_generator(seed)
+        plain = CopyPasteMapper(inner, entries, probability=1)(entries[0])
+        seed_generator(seed)
+        changed = invert(entries[0])
+        assert torch.equal(changed["image"], 255 - plain["image"])
+        assert len(changed["instances"]) == len(plain["instances"])
+
+
 @pytest.mark.skipif(not NUCLEI.is_dir(), reason=f"the micrographs are not at {NUCLEI}")
 def test_real_nuclei():
     names = json.loads((NUCLEI / "splits.json").read_text())["train"][::60]
