@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from detectron2.data.transforms import Augmentation
+from detectron2.data.transforms import AugInput, Augmentation
 from detectron2.structures import BoxMode
 
 from maskrcnn_plus.arguments import check_arguments, check_range
@@ -26,10 +26,26 @@ def median_diameter(annotations: Sequence[dict[str, Any]]) -> float | None:
         annotations: of a Detectron2 dataset dict; where they have no `area` in pixels, a disc fills the box.
 
     Returns:
-        Pixels; None where there is no object but crowds.
+        Pixels; None where there is no object with an area or a box, but for crowds.
     """
-    areas = [_area(each) for each in annotations if not each.get("iscrowd", 0)]
+    areas = [_area(each) for each in annotations if not each.get("iscrowd", 0) and ("area" in each or "bbox" in each)]
     return 2 * math.sqrt(float(np.median(areas)) / math.pi) if areas else None
+
+
+class MeasuredInput(AugInput):
+    """An image that tells augmentations the median diameter of its objects, where they ask."""
+
+    def __init__(
+        self, image: np.ndarray, annotations: Sequence[dict[str, Any]] = (), object_diameter: float | None = None
+    ) -> None:
+        """Keep an image [H, W] or [H, W, C] with its annotations, or with a diameter in pixels instead of them."""
+        super().__init__(image)
+        self._annotations, self._diameter = annotations, object_diameter
+
+    @property
+    def object_diameter(self) -> float | None:
+        """Pixels of the image as it was read; None where it is unknown."""
+        return median_diameter(self._annotations) if self._diameter is None else self._diameter
 
 
 class ScaleToDiameter(Augmentation):
@@ -111,9 +127,8 @@ def _magnification(wanted: float, measured: float, limits: tuple[float, float]) 
 
 
 def _area(annotation: dict[str, Any]) -> float:
-    area = annotation.get("area")
-    if area:
-        return float(area)
+    if annotation.get("area"):
+        return float(annotation["area"])
     mode = BoxMode(annotation.get("bbox_mode", BoxMode.XYXY_ABS))
     x0, y0, x1, y1 = BoxMode.convert(list(annotation["bbox"]), mode, BoxMode.XYXY_ABS)
     return math.pi / 4 * (x1 - x0) * (y1 - y0)

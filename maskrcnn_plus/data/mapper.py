@@ -20,7 +20,7 @@ from fvcore.transforms.transform import Transform, TransformList
 from maskrcnn_plus.arguments import check_arguments
 from maskrcnn_plus.data.annotations import has_mask
 from maskrcnn_plus.data.channels import ChannelRule
-from maskrcnn_plus.data.diameter import median_diameter
+from maskrcnn_plus.data.diameter import MeasuredInput
 from maskrcnn_plus.data.images import read_image
 from maskrcnn_plus.data.pixels import prepare_image
 from maskrcnn_plus.data.stream import SKIPPED
@@ -118,7 +118,7 @@ class InstanceMapper:
                 dataset_dict[SKIPPED] = str(error)
                 return None
             size = (dataset_dict.get("height", 64), dataset_dict.get("width", 64))
-            aug_input = _aug_input(np.zeros((*size, self.channels), dtype=np.uint8), None)
+            aug_input = MeasuredInput(np.zeros((*size, self.channels), dtype=np.uint8))
             self.augmentations(aug_input)
             example = {key: value for key, value in dataset_dict.items() if key != "annotations"}
             image = _to_tensor(aug_input.image)
@@ -134,7 +134,7 @@ class InstanceMapper:
                 f"{name} is {size[1]}x{size[0]} pixels but its entry {dataset_dict.get('image_id', '')!r} says "
                 f"{recorded[1]}x{recorded[0]}: correct the annotation file."
             )
-        aug_input = _aug_input(image, median_diameter(dataset_dict.get("annotations", [])))
+        aug_input = MeasuredInput(image, dataset_dict.get("annotations", []))
         transforms = self.augmentations(aug_input)
         example = {key: value for key, value in dataset_dict.items() if key != "annotations"}
         example.update(image=_to_tensor(aug_input.image), height=size[0], width=size[1])
@@ -167,7 +167,7 @@ class InstanceMapper:
         """
         image = prepare_image(pixels, self.rule, self.percentiles, name=name, limits=limits, picked=picked)
         image = self._ordered(image)
-        aug_input = _aug_input(image, object_diameter)
+        aug_input = MeasuredInput(image, object_diameter=object_diameter)
         self.augmentations(aug_input)
         return {"image": _to_tensor(aug_input.image), "height": image.shape[0], "width": image.shape[1]}
 
@@ -222,13 +222,6 @@ class InstanceMapper:
         if self.use_masks:
             instances.gt_masks = masks[visible]
         return instances
-
-
-def _aug_input(image: np.ndarray, object_diameter: float | None) -> T.AugInput:
-    """Return an image with what augmentations may ask for beside its pixels."""
-    aug_input = T.AugInput(image)
-    aug_input.object_diameter = object_diameter
-    return aug_input
 
 
 def _to_tensor(image: np.ndarray) -> torch.Tensor:

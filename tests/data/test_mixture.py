@@ -50,7 +50,10 @@ def test_images_that_cannot_be_read_are_left_to_the_data_check(sets, tmp_path):
     DatasetCatalog.get(sets[0])  # the sizes of images are known from here on
     (tmp_path / "grey" / "images" / "grey0.png").write_bytes(b"no image")
     records = DatasetCatalog.get(register_mixture("mixture_broken", sets, kinds=True))
-    assert [record[KIND] for record in records[:2]] == ["unreadable", "mixture_grey, grey, dark background"]
+    assert [record[KIND] for record in records[:2]] == [
+        "mixture_grey, unreadable",
+        "mixture_grey, grey, dark background",
+    ]
 
 
 @pytest.mark.parametrize("repeats", [[1], [1, 0], [1, 1.5], [1, 2, 3]], ids=str)
