@@ -34,11 +34,11 @@ from maskrcnn_plus.data.windows import ImageWindows, open_windows
 from maskrcnn_plus.device import usable_device
 from maskrcnn_plus.inference.examples import AnyImage, make_example
 from maskrcnn_plus.inference.optimize import optimize_for_inference
-from maskrcnn_plus.inference.predictions import Predictions
 from maskrcnn_plus.input_channels import follow_dataset_channels
 from maskrcnn_plus.mask_rcnn import without_dense_masks
 from maskrcnn_plus.masks.label_map import masks_to_rles
 from maskrcnn_plus.masks.rle_masks import RLEMasks
+from maskrcnn_plus.results.predictions import Predictions
 
 RANDOM = "random"
 """In place of a file of weights."""

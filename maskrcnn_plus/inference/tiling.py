@@ -43,10 +43,10 @@ from maskrcnn_plus.data.augmentation import ScaleImage
 from maskrcnn_plus.data.channels import get_rule
 from maskrcnn_plus.data.pixel_size import tiff_pixel_size
 from maskrcnn_plus.data.windows import ImageWindows, open_windows
-from maskrcnn_plus.inference.predictions import Predictions
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.masks.merge import TileObjects, merge_tiles
 from maskrcnn_plus.masks.rle_masks import RLEMasks
+from maskrcnn_plus.results.predictions import Predictions
 
 INPUT_SIDE = 1024
 """Side of a tile in pixels of the network's input, where the config's mapper does not set it."""

@@ -19,7 +19,6 @@ from detectron2.structures import Instances
 
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.data.windows import ImageWindows, open_windows
-from maskrcnn_plus.inference.predictions import known_class_names, known_pixel_size
 from maskrcnn_plus.masks.rle_masks import encode_masks
 from maskrcnn_plus.results.annotation_sets import ANNOTATION_SETS, write_annotated
 from maskrcnn_plus.results.coco import coco_results, merge_coco
@@ -27,6 +26,7 @@ from maskrcnn_plus.results.geojson import write_geojson
 from maskrcnn_plus.results.image_files import can_link
 from maskrcnn_plus.results.labels import encode_labels, encode_png
 from maskrcnn_plus.results.overlay import draw_overlay, make_picture
+from maskrcnn_plus.results.predictions import known_class_names, known_pixel_size
 from maskrcnn_plus.results.table import merge_tables, object_table
 
 FORMATS = {

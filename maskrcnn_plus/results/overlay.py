@@ -15,9 +15,9 @@ from detectron2.structures import Instances
 from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.pixels import prepare_image
 from maskrcnn_plus.data.windows import ImageWindows
-from maskrcnn_plus.inference.predictions import Predictions, known_class_names
 from maskrcnn_plus.masks.measure import reduce_rles, rle_areas, rle_boxes
 from maskrcnn_plus.masks.rle_masks import RLEMasks, instance_masks
+from maskrcnn_plus.results.predictions import Predictions, known_class_names
 
 MAX_PIXELS = 2**26
 """Larger images are drawn on reduced ones: few viewers open larger pictures, and few machines have the memory."""

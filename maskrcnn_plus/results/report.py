@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from detectron2.structures import Instances
 
-from maskrcnn_plus.inference.predictions import known_pixel_size
 from maskrcnn_plus.masks.measure import rle_areas
 from maskrcnn_plus.masks.rle_masks import instance_masks
 from maskrcnn_plus.results.overlay import class_label, class_shades
@@ -23,6 +22,7 @@ from maskrcnn_plus.results.page import (
     thumbnail,
     write_page,
 )
+from maskrcnn_plus.results.predictions import known_pixel_size
 
 MAX_PICTURES = 200
 """Images shown in a report; the figures cover all."""

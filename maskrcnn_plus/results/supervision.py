@@ -12,10 +12,10 @@ import supervision as sv
 from detectron2.structures import Instances
 from supervision.config import CLASS_NAME_DATA_FIELD
 
-from maskrcnn_plus.inference.predictions import known_class_names, known_pixel_size
 from maskrcnn_plus.masks.measure import rle_boxes
 from maskrcnn_plus.masks.rle_masks import RLEMasks, instance_masks
 from maskrcnn_plus.results.overlay import class_label
+from maskrcnn_plus.results.predictions import known_class_names, known_pixel_size
 
 
 def to_supervision(

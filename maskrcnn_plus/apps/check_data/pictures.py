@@ -20,11 +20,11 @@ from maskrcnn_plus.apps.check_data.suspicious import Suspicion
 from maskrcnn_plus.data.check_cache import fingerprint, get_cached
 from maskrcnn_plus.data.image_facts import read_pixels
 from maskrcnn_plus.evaluation.ground_truth import ground_truth_rles
-from maskrcnn_plus.inference.predictions import Predictions
 from maskrcnn_plus.masks.measure import reduce_rles, rle_boxes, rle_union
 from maskrcnn_plus.masks.rle_masks import RLEMasks
 from maskrcnn_plus.results.overlay import display_image, draw_overlay
 from maskrcnn_plus.results.page import THUMBNAIL_SIDE, thumbnail
+from maskrcnn_plus.results.predictions import Predictions
 
 _CROP_SIDE = 360  # pixels of a picture of one annotation
 _LEAST_WINDOW = 48  # pixels of the image around it

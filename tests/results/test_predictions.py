@@ -13,11 +13,11 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from maskrcnn_plus.data.mapper import InstanceMapper
-from maskrcnn_plus.inference.predictions import Predictions
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.masks.rle_masks import RLEMasks, add_dense_masks, encode_masks
 from maskrcnn_plus.results import write_results
 from maskrcnn_plus.results.overlay import draw_overlay
+from maskrcnn_plus.results.predictions import Predictions
 from maskrcnn_plus.results.supervision import to_supervision
 
 NAMES = ["cell", "debris"]
