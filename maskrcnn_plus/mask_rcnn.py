@@ -66,6 +66,7 @@ class MaskRCNNPlus(NotScriptable, GeneralizedRCNN):
         self.dense_masks = dense_masks
         self.max_covered = max_covered
         self.min_mask_area = min_mask_area
+        self.mask_probabilities = False  # of results, see `without_dense_masks`
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -112,7 +113,8 @@ class MaskRCNNPlus(NotScriptable, GeneralizedRCNN):
         outputs = []
         for result, each in zip(results, batched_inputs, strict=True):
             height, width = each["image"].shape[-2:]
-            result = postprocess(result, each.get("height", height), each.get("width", width), self.mask_pasting)
+            size = each.get("height", height), each.get("width", width)
+            result = postprocess(result, *size, self.mask_pasting, self.mask_probabilities)
             if detected_instances is None and result.has("pred_masks_rle"):
                 result = self._drop_small_and_covered(result)
             if self.dense_masks and result.has("pred_masks_rle"):
@@ -132,26 +134,34 @@ class MaskRCNNPlus(NotScriptable, GeneralizedRCNN):
 
 
 @contextlib.contextmanager
-def without_dense_masks(model: nn.Module) -> Iterator[None]:
-    """Within it a `MaskRCNNPlus` makes no `pred_masks`, for code that reads `pred_masks_rle`; others are left alone."""
+def without_dense_masks(model: nn.Module, mask_probabilities: bool = False) -> Iterator[None]:
+    """Within it a `MaskRCNNPlus` makes no `pred_masks`, for code that reads `pred_masks_rle`; others are left alone.
+
+    Args:
+        model: any.
+        mask_probabilities: results of a `MaskRCNNPlus` also have `pred_mask_probs`, see `postprocess`.
+    """
     wanted = getattr(model, "dense_masks", None)
     if wanted is None:
         yield
         return
-    model.dense_masks = False
+    model.dense_masks, model.mask_probabilities = False, mask_probabilities
     try:
         yield
     finally:
-        model.dense_masks = wanted
+        model.dense_masks, model.mask_probabilities = wanted, False
 
 
-def postprocess(results: Instances, height: int, width: int, mask_pasting: str = "detectron2") -> Instances:
+def postprocess(
+    results: Instances, height: int, width: int, mask_pasting: str = "detectron2", keep_probabilities: bool = False
+) -> Instances:
     """Detectron2's `detector_postprocess`, with masks as RLEs.
 
     Args:
         results: raw results of RoI heads; its boxes are changed in place, as Detectron2 does.
         height, width: of the image that the results are wanted for, pixels.
         mask_pasting: the rule of `paste_masks_rle`.
+        keep_probabilities: add `pred_mask_probs` [N, m, m], of each mask in its box.
 
     Returns:
         Instances of height x width with boxes scaled and clipped, those without area dropped, and `pred_masks_rle` in
@@ -170,4 +180,6 @@ def postprocess(results: Instances, height: int, width: int, mask_pasting: str =
         return results
     rles = paste_masks_rle(probs, boxes, height, width, rule=mask_pasting)
     results.pred_masks_rle = RLEMasks(rles, (height, width), check=False)
+    if keep_probabilities:
+        results.pred_mask_probs = probs
     return results

@@ -18,6 +18,9 @@ folder, file by file:
     csv       csv/NAME.csv         a row an object, lengths and areas in pixels, or in micrometres with --pixel-size or
                                    where a TIFF says its resolution; of all images: predictions.csv
     geojson   geojson/NAME.geojson polygons, which QuPath opens
+    counts    counts/NAME.csv      objects of each class, share of the image that they cover; of all images: counts.csv
+    cutouts   cutouts/NAME/        each object alone with alpha, K_CLASS.png; where they were: cutouts/NAME.csv
+    background  background/NAME.png  what belongs to no object removed, blurred or a colour (--background)
 Annotations that people correct and train on again, each in a folder with its images (linked, or copied):
     coco-dataset  images/ and annotations/instances_default.json, masks as RLE
     yolo      images/, labels/ and data.yaml: the outline of the largest part of an object, without holes
@@ -93,6 +96,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help=f"images of more pixels fail, unless a TIFF that is read by parts (default: {MAX_PIXELS})",
     )
+    parser.add_argument(
+        "--background",
+        default="transparent",
+        metavar="transparent|blur|#RRGGBB",
+        help="what the format background puts behind the objects (default: transparent)",
+    )
+    parser.add_argument("--soft", action="store_true", help="soft edges of cut-outs, from the masks' probabilities")
     parser.add_argument("--recursive", action="store_true", help="take images in sub-folders of input folders too")
     parser.add_argument("--report", action="store_true", help="write report.html, images beside their predictions")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the config's train.device)")
@@ -136,6 +146,8 @@ def predict(args: argparse.Namespace) -> int:
         report=details if args.report else None,
         overwrite=args.overwrite,
         max_pixels=args.max_pixels,
+        background=args.background,
+        soft=args.soft,
     )
     before = f" ({summary.num_before} of them by an earlier run)" if summary.num_before else ""
     num_images = summary.num_images + summary.num_before

@@ -26,6 +26,18 @@ AnyImage = str | os.PathLike | np.ndarray | ImageWindows
 """A path, an array [H, W] or [H, W, C] in RGB order, or an image of `open_windows`, which is read as a whole."""
 
 
+def in_rgb_order(image: AnyImage, input_format: str) -> AnyImage:
+    """An image whose channels are in RGB order, where it is an array of three or, with alpha, four.
+
+    Raises:
+        ValueError: `input_format` is neither "RGB" nor "BGR".
+    """
+    if input_format not in ("RGB", "BGR"):
+        raise ValueError(f"input_format is {input_format!r}, it must be 'RGB' or 'BGR'")
+    is_colour = isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] in (3, 4)
+    return image[:, :, [2, 1, 0, 3][: image.shape[2]]] if input_format == "BGR" and is_colour else image
+
+
 def make_example(
     mapper: Callable[[dict[str, Any]], dict[str, Any]],
     image: AnyImage,

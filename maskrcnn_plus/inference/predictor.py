@@ -32,7 +32,7 @@ from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.data.pixel_size import tiff_pixel_size
 from maskrcnn_plus.data.windows import ImageWindows, open_windows
 from maskrcnn_plus.device import usable_device
-from maskrcnn_plus.inference.examples import AnyImage, make_example
+from maskrcnn_plus.inference.examples import AnyImage, in_rgb_order, make_example
 from maskrcnn_plus.inference.optimize import optimize_for_inference
 from maskrcnn_plus.input_channels import follow_dataset_channels
 from maskrcnn_plus.mask_rcnn import without_dense_masks
@@ -135,6 +135,8 @@ class Predictor:
         *,
         batch_size: int = 1,
         intensity_range: tuple[float, float] | None = None,
+        input_format: str = "RGB",
+        soft_masks: bool = False,
     ) -> Predictions | list[Predictions]:
         """Predict the objects of one image, or of each image of a list.
 
@@ -146,6 +148,9 @@ class Predictor:
                 so that the results are those of single images (but for rounding).
             intensity_range: (low, high) grey values that are mapped to black and white, in place of the percentiles of
                 each array; see the method `intensity_range`. Only for arrays.
+            input_format: order of the channels of arrays: "RGB", or "BGR" as OpenCV reads files.
+            soft_masks: results also have `pred_mask_probs` [N, m, m], the probabilities of each mask in its box, from
+                which cut-outs get soft edges.
 
         Returns:
             `Predictions` (`Instances` that know the names of their classes and, of a TIFF that says it, the size of a
@@ -154,13 +159,16 @@ class Predictor:
             `pred_masks_rle` (`RLEMasks`).
 
         Raises:
-            ValueError, OSError: an image cannot be used; the message names its file or its index in the list.
+            ValueError, OSError: an image cannot be used; the message names its file or its index in the list. Another
+                `input_format`.
             TypeError: something else than paths and arrays.
         """
         if isinstance(images, (list, tuple)):
             names = [f"image {index} of the list (from 0)" for index in range(len(images))]
-            return self._predict(list(zip(images, names, strict=True)), batch_size, intensity_range)
-        return self._predict([(images, "the image")], 1, intensity_range)[0]
+            images = [in_rgb_order(image, input_format) for image in images]
+            return self._predict(list(zip(images, names, strict=True)), batch_size, intensity_range, soft_masks)
+        image = in_rgb_order(images, input_format)
+        return self._predict([(image, "the image")], 1, intensity_range, soft_masks)[0]
 
     __call__ = predict
 
@@ -217,7 +225,11 @@ class Predictor:
         self.model([{"image": torch.zeros(channels, height, width), "height": height, "width": width}])
 
     def _predict(
-        self, images: list[tuple[AnyImage, str]], batch_size: int, intensity_range: tuple[float, float] | None
+        self,
+        images: list[tuple[AnyImage, str]],
+        batch_size: int,
+        intensity_range: tuple[float, float] | None,
+        soft_masks: bool,
     ) -> list[Predictions]:
         """Results of images with names. An image waits until there are enough for its batch."""
         if batch_size < 1:
@@ -230,20 +242,22 @@ class Predictor:
             group = waiting[self._padded_shape(example["image"])]
             group[index] = example
             if len(group) == batch_size:
-                results.update(zip(group, self._run(list(group.values())), strict=True))
+                results.update(zip(group, self._run(list(group.values()), soft_masks), strict=True))
                 group.clear()
         for group in waiting.values():
             if group:
-                results.update(zip(group, self._run(list(group.values())), strict=True))
+                results.update(zip(group, self._run(list(group.values()), soft_masks), strict=True))
         for index, (image, _) in enumerate(images):
             path = image.name if isinstance(image, ImageWindows) else image
+            results[index].image = image if isinstance(image, np.ndarray) else None
             if isinstance(path, (str, os.PathLike)):
                 results[index].pixel_size = tiff_pixel_size(os.fspath(path))
+                results[index].image = None if isinstance(image, ImageWindows) else os.fspath(path)
         return [results[index] for index in range(len(images))]
 
     @torch.inference_mode()
-    def _run(self, examples: list[dict[str, Any]]) -> list[Predictions]:
-        with without_dense_masks(self.model):
+    def _run(self, examples: list[dict[str, Any]], soft_masks: bool) -> list[Predictions]:
+        with without_dense_masks(self.model, soft_masks):
             return [self._finish(output["instances"].to("cpu")) for output in self.model(examples)]
 
     def _finish(self, instances: Instances) -> Predictions:

@@ -99,7 +99,9 @@ def predict_tiled(
     if isinstance(source, ImageWindows):
         return _predict_windows(predictor, source, tile_size, overlap, scale, progress)
     with open_windows(source, rule=get_rule(predictor.mapper)) as windows:
-        return _predict_windows(predictor, windows, tile_size, overlap, scale, progress)
+        found = _predict_windows(predictor, windows, tile_size, overlap, scale, progress)
+    found.image = source if isinstance(source, np.ndarray) else os.fspath(source)
+    return found
 
 
 def plan_tiling(

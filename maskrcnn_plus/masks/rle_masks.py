@@ -181,7 +181,7 @@ def encode_masks(instances: Instances) -> Instances:
     """
     masks = instance_masks(instances)
     encoded = instances[:]  # of the same class, with what that knows besides the fields
-    if encoded.has("pred_masks"):
+    if "pred_masks" in encoded.get_fields():
         encoded.remove("pred_masks")
     encoded.pred_masks_rle = masks
     return encoded

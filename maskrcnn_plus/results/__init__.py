@@ -22,6 +22,8 @@ from maskrcnn_plus.data.windows import ImageWindows, open_windows
 from maskrcnn_plus.masks.rle_masks import encode_masks
 from maskrcnn_plus.results.annotation_sets import ANNOTATION_SETS, write_annotated
 from maskrcnn_plus.results.coco import coco_results, merge_coco
+from maskrcnn_plus.results.counts import count_table, merge_counts
+from maskrcnn_plus.results.cutouts import check_background, write_cut
 from maskrcnn_plus.results.geojson import write_geojson
 from maskrcnn_plus.results.image_files import can_link
 from maskrcnn_plus.results.labels import encode_labels, encode_png
@@ -35,6 +37,9 @@ FORMATS = {
     "coco": "coco",
     "csv": "csv",
     "geojson": "geojson",
+    "counts": "counts",
+    "cutouts": "cutouts",
+    "background": "background",
     **{kind: kind for kind in ANNOTATION_SETS},
 }
 """The sub-folder of each format."""
@@ -42,12 +47,13 @@ FORMATS = {
 MERGED: dict[str, tuple[str, Callable]] = {
     "coco": ("predictions.json", lambda path, parts, _: merge_coco(path, parts)),
     "csv": ("predictions.csv", lambda path, parts, _: merge_tables(path, parts)),
+    "counts": ("counts.csv", lambda path, parts, _: merge_counts(path, parts)),
     **{kind: (f"{kind}/{each.merged}", each.merge) for kind, each in ANNOTATION_SETS.items() if each.merge},
 }
 """File below the output folder that brings all images of a format together, and what writes it: a function of the file,
 the files of the images and the names of the classes."""
 
-NEED_IMAGE = {"overlay", "csv"}
+NEED_IMAGE = {"overlay", "csv", "cutouts", "background"}
 """Formats that are made of the pixels too."""
 
 DEFAULT_FORMATS = ("overlay", "labels", "coco")
@@ -65,6 +71,8 @@ def write_results(
     channels: int = 3,
     file_name: str | None = None,
     source: str | os.PathLike | None = None,
+    background: str = "transparent",
+    soft: bool = False,
 ) -> dict[str, Path]:
     """Write the predictions of one image below a folder.
 
@@ -75,6 +83,9 @@ def write_results(
     - coco: `coco/NAME.json`, a COCO results list, see `coco_results`.
     - csv: `csv/NAME.csv`, a row an object, see `object_table`.
     - geojson: `geojson/NAME.geojson`, polygons for QuPath and others, see `write_geojson`.
+    - counts: `counts/NAME.csv`, the number of objects a class, see `count_table`.
+    - cutouts: `cutouts/NAME/K_CLASS.png`, the k-th object with alpha, and `cutouts/NAME.csv`, where each was.
+    - background: `background/NAME.png`, the image without what belongs to no object.
     - coco-dataset, yolo, labelme, cvat, imagej: the image and its annotations, which tools open and readers read, see
       `results/annotation_sets.py`.
 
@@ -90,6 +101,8 @@ def write_results(
         channels: C that the model takes, for images that are neither grey nor colour.
         file_name: `file_name` of the COCO results, NAME by default.
         source: file that is the whole image, which annotations are put beside; by default `image`, where it is a file.
+        background: what is put in its place: "transparent", "blur" or a colour as "#rrggbb".
+        soft: cut-outs and backgrounds have soft edges, see `results/cutouts.py`.
 
     Returns:
         The file of each format; of the image beside annotations under "FORMAT image".
@@ -99,6 +112,7 @@ def write_results(
         OSError: a file cannot be written.
     """
     check_formats(formats)
+    check_background(background)
     instances = encode_masks(instances)
     class_names, pixel_size = known_class_names(instances, class_names), known_pixel_size(instances, pixel_size)
     with ExitStack() as stack:
@@ -112,7 +126,8 @@ def write_results(
                 f"{name}: the image has size {image.shape[:2]} (H, W) but its predictions {instances.image_size}"
             )
         return _write(
-            Path(output), name, instances, image, formats, class_names, pixel_size, channels, file_name, source
+            *(Path(output), name, instances, image, formats, class_names, pixel_size, channels, file_name, source),
+            cut_options=(background, soft),
         )
 
 
@@ -127,6 +142,7 @@ def _write(
     channels: int,
     file_name: str | None,
     source: str | os.PathLike | None,
+    cut_options: tuple[str, bool],
 ) -> dict[str, Path]:
     """`write_results` with the image opened and the masks encoded."""
     written = {}
@@ -136,10 +152,13 @@ def _write(
         if kind in ANNOTATION_SETS:
             written |= write_annotated(kind, output, name, instances, image, source, class_names)
             continue
-        suffix = {"overlay": ".png", "coco": ".json", "csv": ".csv", "geojson": ".geojson"}.get(kind)
+        suffix = {"coco": ".json", "csv": ".csv", "geojson": ".geojson", "counts": ".csv"}.get(kind, ".png")
+        if kind in NEED_IMAGE - {"csv"} and image is None:
+            raise ValueError(f"{name}: the format {kind} needs the image")
+        if kind in ("cutouts", "background"):
+            written[kind] = write_cut(kind, output, name, instances, image, channels, class_names, *cut_options)
+            continue
         if kind == "overlay":
-            if image is None:
-                raise ValueError(f"{name}: an overlay needs the image")
             content = encode_png(draw_overlay(*make_picture(image, instances, channels), class_names))
         elif kind == "labels":
             suffix, content = encode_labels(instances)
@@ -147,6 +166,8 @@ def _write(
             content = coco_results(instances, file_name or name, name)
         elif kind == "csv":
             content = object_table(instances, name, image, class_names, pixel_size, channels)
+        elif kind == "counts":
+            content = count_table(instances, name, class_names, pixel_size)
         else:
             content = partial(write_geojson, instances=instances, class_names=class_names)
         written[kind] = output / FORMATS[kind] / f"{name}{suffix}"

@@ -36,7 +36,12 @@ SHADES = (0.0, 0.35, -0.25)
 """Of each class colour with several classes: as it is, mixed with white, mixed with black."""
 
 
-def draw_overlay(image: np.ndarray, instances: Instances, class_names: Sequence[str] | None = None) -> np.ndarray:
+def draw_overlay(
+    image: np.ndarray,
+    instances: Instances,
+    class_names: Sequence[str] | None = None,
+    colour_by: str | None = None,
+) -> np.ndarray:
     """Draw the masks of an image's instances over it.
 
     With one class, neighbouring objects differ in colour; with several, the colour is the class's and neighbours of
@@ -49,16 +54,21 @@ def draw_overlay(image: np.ndarray, instances: Instances, class_names: Sequence[
             labels have none, as of annotations.
         class_names: name of each class; by default those that the instances know (`Predictions`).
 
+        colour_by: "class" or "instance"; None decides by the number of classes.
+
     Returns:
         [H, W, 3] uint8 RGB, a new array.
 
     Raises:
-        ValueError: image and instances differ in size, there are no masks, or the image is not [H, W, 3] uint8.
+        ValueError: image and instances differ in size, there are no masks, the image is not [H, W, 3] uint8, or
+            another `colour_by`.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"an overlay needs an RGB image [H, W, 3] of uint8, not {image.shape} of {image.dtype}")
     if image.shape[:2] != tuple(instances.image_size):
         raise ValueError(f"the image has size {image.shape[:2]} (H, W) but its instances {instances.image_size}")
+    if colour_by not in (None, "class", "instance"):
+        raise ValueError(f"colour_by is {colour_by!r}: use 'class' or 'instance'")
     class_names = known_class_names(instances, class_names)
     canvas = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     rles = instance_masks(instances)
@@ -78,7 +88,7 @@ def draw_overlay(image: np.ndarray, instances: Instances, class_names: Sequence[
         class_id=classes,
     )
     palette = sv.ColorPalette.from_hex([colour for k in range(len(BASE_COLOURS)) for colour in class_shades(k)])
-    if several:
+    if several if colour_by is None else colour_by == "class":
         first = classes % len(BASE_COLOURS) * len(SHADES)
         colours = first + _spread_colours(boxes, classes, len(SHADES))
     else:

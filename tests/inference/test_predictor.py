@@ -150,7 +150,7 @@ def test_masks_are_selected_with_their_objects(image_file, masks):
     cfg = planted_config([0.5, 0.8, 0.1])
     cfg.model.masks = masks
     found = Predictor(cfg, "random", score_threshold=0.3)(image_file)
-    assert not found.has("pred_masks")
+    assert "pred_masks" not in found.get_fields()
     assert [mask.any(1).nonzero().item() for mask in found.pred_masks_rle.to_dense()] == [1, 0]
 
 

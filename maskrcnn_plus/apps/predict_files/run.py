@@ -36,6 +36,7 @@ from maskrcnn_plus.inference.tiling import predict_tiled
 from maskrcnn_plus.masks.rle_masks import encode_masks
 from maskrcnn_plus.results import DEFAULT_FORMATS, FORMATS, MERGED, check_formats, needs_pixels, write_results
 from maskrcnn_plus.results.annotation_sets import ANNOTATION_SETS
+from maskrcnn_plus.results.cutouts import check_background
 from maskrcnn_plus.results.overlay import draw_overlay, make_picture
 from maskrcnn_plus.results.report import MAX_PICTURES, ReportEntry, report_entry, write_report
 
@@ -76,6 +77,8 @@ def predict_files(
     overwrite: bool = False,
     progress: bool = True,
     max_pixels: int | None = None,
+    background: str = "transparent",
+    soft: bool = False,
 ) -> RunSummary:
     """Predict image files, folders, glob patterns, TIFF stacks and videos, and write the results image by image.
 
@@ -99,6 +102,7 @@ def predict_files(
         overwrite: replace what is in the output folder and predict all images again.
         progress: show a progress bar with the time left, where standard error is a terminal.
         max_pixels: of an image that is decoded at once, see `maskrcnn_plus.data.limits`; a larger one fails.
+        background, soft: of cut-outs and images without background, see `write_results`.
 
     Raises:
         ValueError: nothing to predict, an unknown format, a `tile` or `pixel_size` out of range, or an output folder
@@ -106,6 +110,7 @@ def predict_files(
         OSError: a result cannot be written.
     """
     check_formats(formats)
+    check_background(background)
     if pixel_size is not None and not 0 < pixel_size < math.inf:
         raise ValueError(f"pixel_size is {pixel_size}, it must be a number of micrometres above 0")
     folder = Path(output)
@@ -114,12 +119,13 @@ def predict_files(
     for file in files:
         if any(Path(os.path.realpath(file.path)).is_relative_to((folder / name).resolve()) for name in sub_folders):
             raise ValueError(f"input {file.path} is among the results of {folder}: choose another output folder")
-    run = _Run(predictor, formats, pixel_size, tile, report is not None)
+    run = _Run(predictor, formats, pixel_size, tile, report is not None, background, soft)
     depends = {
         "model and weights": predictor_fingerprint(predictor),
         "score_threshold": f"{predictor.score_threshold or 0:g}",
         "tile": str(tile),
         "pixel_size": "of the file" if pixel_size is None else f"{pixel_size:g}",
+        **({"background": background, "soft": str(soft)} if {"cutouts", "background"} & set(formats) else {}),
     }
     at_the_end = [name for kind, (name, _) in MERGED.items() if kind in formats] + ["report.html"] * run.with_report
     with Records(folder, depends, sub_folders, at_the_end, overwrite) as records:
@@ -158,9 +164,17 @@ class _Run:
     """The state of one call of `predict_files`; arguments as there."""
 
     def __init__(
-        self, predictor: Predictor, formats: Sequence[str], pixel_size: float | None, tile: int | str, with_report: bool
+        self,
+        predictor: Predictor,
+        formats: Sequence[str],
+        pixel_size: float | None,
+        tile: int | str,
+        with_report: bool,
+        background: str,
+        soft: bool,
     ) -> None:
         self.predictor, self.formats, self.pixel_size = predictor, tuple(formats), pixel_size
+        self.background, self.soft = background, soft
         self.with_report = with_report
         copies = [f"{kind} image" for kind in formats if kind in ANNOTATION_SETS]
         self.kinds = (*self.formats, *copies, *["report"] * with_report)  # that a record must have
@@ -218,7 +232,7 @@ class _Run:
                 self._fail(name, error, image.path)
                 return False
             pixel_size = self.pixel_size
-            if pixel_size is None and (self.with_report or "csv" in self.formats):
+            if pixel_size is None and (self.with_report or {"csv", "counts"} & set(self.formats)):
                 pixel_size = tiff_pixel_size(image.path)
             # An OSError, such as of a full disk, ends the run: it is not the fault of the image.
             try:
@@ -233,6 +247,8 @@ class _Run:
                     channels=self.channels,
                     file_name=image.path,
                     source=None if image.number else image.path,
+                    background=self.background,
+                    soft=self.soft,
                 )
                 facts = {"objects": len(instances)}
                 if self.with_report:
@@ -256,7 +272,7 @@ class _Run:
         options = None if windows is None else self.tiles.options(*windows.shape[:2])
         if options is not None:
             return encode_masks(predict_tiled(self.predictor, windows, **options))
-        instances = self.predictor.predict(windows if image.number else image.path)
+        instances = self.predictor.predict(windows if image.number else image.path, soft_masks=self.soft)
         limit = self.predictor.max_objects
         if limit is not None and len(instances) >= limit:
             _print_line(
