@@ -18,7 +18,7 @@ from maskrcnn_plus.apps.finetune.plan import Plan
 from maskrcnn_plus.apps.finetune.shipped import find_shipped
 from maskrcnn_plus.apps.finetune.timing import measure_speed
 from maskrcnn_plus.apps.finetune.weights import choose_start
-from maskrcnn_plus.config import load_config
+from maskrcnn_plus.config import find_config, load_config
 from maskrcnn_plus.data.check import DataError, check_dataset, report_problems
 from maskrcnn_plus.data.folder import FolderData, choose_classes, load_folder
 from maskrcnn_plus.data.formats import ReadOptions
@@ -127,10 +127,11 @@ def train(config: Path | str, resume: bool = False, overrides: Sequence[str] = (
         resume: go on from the last checkpoint.
         overrides: `key=value` for it.
     """
+    path = find_config(str(config))
     args = argparse.Namespace(
-        config_file=str(config), resume=resume, eval_only=False, num_gpus=1, num_machines=1, machine_rank=0, dist_url=""
+        config_file=path, resume=resume, eval_only=False, num_gpus=1, num_machines=1, machine_rank=0, dist_url=""
     )
-    cfg = load_config(str(config), overrides)
+    cfg = load_config(path, overrides)
     launch(lambda each: run(each, cfg), args, cfg.train.device)
 
 
