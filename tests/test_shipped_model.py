@@ -24,7 +24,7 @@ from maskrcnn_plus.masks.label_map import label_map_to_rles
 from maskrcnn_plus.weights.files import read_weights
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-SETS = ("nuclei_fluo", "nuclei_rgb", "nuclei_mixed", "nuclei_he", "nuclei_16bit")
+SETS = ("nuclei_fluo", "nuclei_rgb", "nuclei_he")
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +64,14 @@ def test_rounding_to_float16_costs_less_than_a_thousandth(images):
     stored = read_weights(str(zoo.find_model_file("nuclei"))).tensors
     rounded = Predictor(source, device="cpu", optimize=False)
     before = average_precision(rounded, images)
-    generator = torch.Generator().manual_seed(0)
+    generator, total, moved = torch.Generator().manual_seed(0), 0, 0
     state = rounded.model.state_dict()
     for name, tensor in stored.items():
         if tensor.dtype == torch.float16:
             step = torch.finfo(torch.float16).eps * 2.0 ** tensor.float().abs().clamp(min=2**-14).log2().floor()
             state[name] += step * (torch.rand(tensor.shape, generator=generator) - 0.5)
-            assert torch.equal(state[name].half(), tensor) or (state[name].half() != tensor).float().mean() < 1e-3
+            total, moved = total + tensor.numel(), moved + int((state[name].half() != tensor).sum())
+    assert total > 0
+    assert moved < 1e-3 * total  # at powers of two the steps below are shorter
     assert before > 0.4
     assert average_precision(rounded, images) == pytest.approx(before, abs=1e-3)

@@ -33,7 +33,7 @@ from maskrcnn_plus.inference.predictor import Predictor
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, help="checkpoint of a trained model")
+    parser.add_argument("--weights", required=True, help="checkpoint of a trained model, or maskrcnn_plus://nuclei")
     parser.add_argument("--data", required=True, type=Path, help="folder of images and annotations, or a file of them")
     parser.add_argument("--split", help="train, val, test or all (default: val, else test, else all)")
     parser.add_argument(

@@ -64,7 +64,7 @@ from maskrcnn_plus.results import DEFAULT_FORMATS, FORMATS
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, help="checkpoint of a trained model")
+    parser.add_argument("--weights", required=True, help="checkpoint of a trained model, or maskrcnn_plus://nuclei")
     parser.add_argument(
         "--config-file", help="a LazyConfig file, or the name of a shipped config (default: what the weights say)"
     )

@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from maskrcnn_plus.results import report
-from maskrcnn_plus.results.report import ReportEntry, report_entry, write_report
+from maskrcnn_plus.results.report import ReportEntry, ReportSection, report_entry, write_report, write_sections
 
 
 class Page(HTMLParser):
@@ -89,6 +89,19 @@ def test_page_shows_names_figures_and_failures(tmp_path):
     assert "round 3" in words  # over all images
     assert "round 2" in words  # in the first
     assert "scores 0.60 to 0.90" in words
+
+
+def test_sections_keep_their_own_figures_and_classes(tmp_path):
+    first = ReportSection("First <model>", [make_entry("a.png", count=3)], {"Weights": "a.pth"}, class_names=["cell"])
+    second = ReportSection("Second", [make_entry("b.png", count=1)], class_names=["round", "lobed"])
+    write_sections(tmp_path / "report.html", "Both", [first, second, ReportSection("None", [])], note="1 < 2")
+    words = Page((tmp_path / "report.html").read_text("utf-8")).words
+    places = [words.index(word) for word in ("1 < 2", "First <model>", "a.pth", "a.png", "Second", "b.png", "None")]
+    assert places == sorted(places)
+    objects = [words[index - 1] for index, word in enumerate(words) if word == "objects"]
+    assert objects == ["3", "1", "0"]
+    assert "round 1" in words
+    assert "round 3" not in words
 
 
 def test_histogram_bars_count_every_object(tmp_path):

@@ -1,12 +1,14 @@
 """tools/synthetic_cells.py writes a data set that can be registered as it is."""
 
 import numpy as np
+import synthetic_cells
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from fork_server import ROOT, Script
 
 from maskrcnn_plus.data.images import read_image, read_label_map
 from maskrcnn_plus.data.registration import register_label_maps
 from maskrcnn_plus.data.synthetic import render_cells
+from maskrcnn_plus.data.synthetic_nuclei import render_nuclei
 
 TOOL = ROOT / "tools" / "synthetic_cells.py"
 
@@ -34,3 +36,11 @@ def test_more_validation_images_than_images_are_refused(tmp_path):
     assert tool.returncode == 2
     assert "--val 4" in text
     assert not (tmp_path / "new").exists()
+
+
+def test_nuclei_in_the_style_of_a_stain(tmp_path):
+    arguments = ["--output", str(tmp_path), "--images", "1", "--val", "1", "--size", "64", "--style", "tissue"]
+    assert synthetic_cells.main(arguments) == 0
+    image, label_map = render_nuclei("tissue", 2, 0, 64, 64)
+    assert np.array_equal(read_image(str(tmp_path / "images" / "tissue_0000.png")), image)
+    assert np.array_equal(read_label_map(str(tmp_path / "labels" / "tissue_0000.png")), label_map)
