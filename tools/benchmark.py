@@ -10,6 +10,7 @@ Examples:
     python tools/benchmark.py backbones --names resnet50,convnext_tiny --size 800 1216
     python tools/benchmark.py tiling --config-file nuclei/mask_rcnn_lite0_fpn --weights model_best.pth \\
         dataset.root=datasets/nuclei
+    python tools/benchmark.py auto_scale --weights model_best.pth --images datasets/nuclei,datasets/other
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ shorten_thread_waits()  # before PyTorch is loaded
 # isort: split
 
 import torch
+from benchmarks.auto_scale import benchmark_auto_scale
 from benchmarks.backbones import NAMES, benchmark_backbones
 from benchmarks.inference import benchmark_inference
 from benchmarks.masks import benchmark_masks
@@ -36,12 +38,14 @@ from maskrcnn_plus.allocator import keep_freed_memory
 from maskrcnn_plus.config import load_config
 from maskrcnn_plus.device import usable_device
 from maskrcnn_plus.errors import run_tool
+from maskrcnn_plus.inference.predictor import Predictor
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "what", choices=("roi_align", "cost", "masks", "training_step", "inference", "backbones", "tiling")
+        "what",
+        choices=("roi_align", "cost", "masks", "training_step", "inference", "backbones", "tiling", "auto_scale"),
     )
     parser.add_argument("--output", default="roi_align_cost.png", help="picture that cost draws")
     parser.add_argument(
@@ -59,9 +63,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of the image for inference and backbones (default: 800 1216)",
     )
     parser.add_argument(
-        "--images", default="datasets/coco/val2017", help="photographs for inference (default: %(default)s)"
+        "--images",
+        default="datasets/coco/val2017",
+        help="photographs for inference (default: %(default)s); folders of annotated images for auto_scale",
     )
-    parser.add_argument("--weights", help="checkpoint for tiling (default: random, as the config builds the model)")
+    parser.add_argument(
+        "--weights", help="checkpoint for auto_scale, and for tiling (default: random, as the config builds the model)"
+    )
+    parser.add_argument(
+        "--factors", default="0.3,0.5,1,2,3,4", help="of the size of images for auto_scale (default: %(default)s)"
+    )
+    parser.add_argument("--count", type=int, help="of the images of a folder for auto_scale (default: all)")
     parser.add_argument(
         "--sides", default="1500,3000,6000", help="of the mosaics for tiling, pixels (default: %(default)s)"
     )
@@ -98,6 +110,11 @@ def benchmark(args: argparse.Namespace) -> None:
         return
     if args.what == "inference":
         benchmark_inference(args.images, tuple(args.size), args.rounds, device)
+        return
+    if args.what == "auto_scale":
+        predictor = Predictor(args.weights or "", device=args.device)
+        factors = [float(factor) for factor in args.factors.split(",")]
+        benchmark_auto_scale(predictor, args.images.split(","), factors, args.count)
         return
     cfg = load_config(args.config_file, args.opts)
     if args.what == "training_step":

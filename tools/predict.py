@@ -80,6 +80,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--score-threshold", type=float, help="least score of an object (default: the config's, or 0.5)"
     )
+    parser.add_argument(
+        "--diameter",
+        type=float,
+        metavar="PX",
+        help="median diameter of the objects in pixels, for a model that brings them to one size (default: estimated "
+        "for each image)",
+    )
     parser.add_argument("--pixel-size", type=float, metavar="UM", help="micrometres a pixel, for csv")
     parser.add_argument(
         "--tile",
@@ -126,12 +133,13 @@ def predict(args: argparse.Namespace) -> int:
     """Predict what the arguments name; gives the exit code."""
     cfg = choose_config(args.config_file, args.weights, args.opts)
     threshold = get_score_threshold(cfg, args.score_threshold)
-    predictor = Predictor(cfg, args.weights, device=args.device, score_threshold=threshold)
+    predictor = Predictor(cfg, args.weights, device=args.device, score_threshold=threshold, diameter=args.diameter)
     keep_memory_on_cpu(predictor.device)
     details = {
         **({"Config": args.config_file} if args.config_file else {}),
         "Weights": args.weights,
         "Score threshold": f"{threshold:g}",
+        **({"Diameter": predictor.auto_scale.describe()} if predictor.auto_scale else {}),
         "Date": datetime.now().strftime("%Y-%m-%d %H:%M"),
         **({"Changes": " ".join(args.opts)} if args.opts else {}),
     }

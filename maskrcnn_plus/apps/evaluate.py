@@ -104,6 +104,7 @@ def evaluate_records(predictor: Predictor, data: EvaluationData, *, progress: bo
     """
     names, of_data, of_model = _match_classes(data, predictor.class_names)
     images: list[JudgedImage] = []
+    diameters: list[float | None] = []
     for record in tqdm(data.records, unit="image", disable=not progress):
         annotations = [
             {**annotation, "category_id": of_data[annotation["category_id"]]}
@@ -111,10 +112,17 @@ def evaluate_records(predictor: Predictor, data: EvaluationData, *, progress: bo
             if annotation["category_id"] in of_data
         ]
         found = predictor.predict(record["file_name"])
+        diameters.append(getattr(found, "object_diameter", None))
         known = [index for index, category in enumerate(found.pred_classes.tolist()) if category in of_model]
         found = found[torch.tensor(known, dtype=torch.long)]
         found.pred_classes = torch.tensor([of_model[c] for c in found.pred_classes.tolist()], dtype=torch.long)
         images.append(judge_image({**record, "annotations": annotations}, found))
+    known = [diameter for diameter in diameters if diameter]
+    if known:
+        data.notes.append(
+            f"Images were scaled by the diameter of their objects, not by the annotations' ({min(known):.0f} to "
+            f"{max(known):.0f} px, {predictor.auto_scale.describe()})."
+        )
     return diagnose(images, names)
 
 

@@ -52,7 +52,7 @@ class ScaleToDiameter(Augmentation):
     """Magnify an image so that its objects have a given diameter. For inference."""
 
     def __init__(
-        self, diameter: float, limits: tuple[float, float] = (0.1, 4.0), max_size: int = 4096, factor: float = 1.0
+        self, diameter: float, limits: tuple[float, float] = (0.02, 4.0), max_size: int = 4096, factor: float = 1.0
     ) -> None:
         """Check the arguments.
 
@@ -73,8 +73,11 @@ class ScaleToDiameter(Augmentation):
 
     def get_transform(self, image: np.ndarray, object_diameter: float | None) -> CropResizeTransform:
         """Compute the output size from the image's and the median diameter of its objects, pixels."""
-        scale = _magnification(self.diameter, object_diameter, self.limits) if object_diameter else self.factor
-        return ScaleImage(scale, self.max_size).get_transform(image)
+        return ScaleImage(self.scale(object_diameter), self.max_size).get_transform(image)
+
+    def scale(self, object_diameter: float | None) -> float:
+        """Pixels of the result for one of an image whose objects have this median diameter; None is not known."""
+        return _magnification(self.diameter, object_diameter, self.limits) if object_diameter else self.factor
 
 
 class RandomDiameterCrop(Augmentation):

@@ -121,12 +121,12 @@ class InstanceMapper:
             aug_input = MeasuredInput(np.zeros((*size, self.channels), dtype=np.uint8))
             self.augmentations(aug_input)
             example = {key: value for key, value in dataset_dict.items() if key != "annotations"}
-            image = _to_tensor(aug_input.image)
+            image = to_tensor(aug_input.image)
             return {**example, "image": image, "height": size[0], "width": size[1], SKIPPED: str(error)}
 
     def _map(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         name = dataset_dict["file_name"]
-        image = self._ordered(read_image(name, self.rule, self.percentiles))
+        image = self.read(name)
         size = image.shape[:2]
         recorded = (dataset_dict.get("height", size[0]), dataset_dict.get("width", size[1]))
         if recorded != size:
@@ -137,7 +137,7 @@ class InstanceMapper:
         aug_input = MeasuredInput(image, dataset_dict.get("annotations", []))
         transforms = self.augmentations(aug_input)
         example = {key: value for key, value in dataset_dict.items() if key != "annotations"}
-        example.update(image=_to_tensor(aug_input.image), height=size[0], width=size[1])
+        example.update(image=to_tensor(aug_input.image), height=size[0], width=size[1])
         if self.is_train:
             example["instances"] = self._instances(dataset_dict, size, transforms, aug_input.image.shape[:2])
         return example
@@ -165,11 +165,29 @@ class InstanceMapper:
         Raises:
             ImageReadError: the image cannot be used.
         """
-        image = prepare_image(pixels, self.rule, self.percentiles, name=name, limits=limits, picked=picked)
-        image = self._ordered(image)
+        return self.make_example(self.prepare(pixels, name, limits, picked), object_diameter)
+
+    def read(self, path: str) -> np.ndarray:
+        """Read a file as the augmentations take it: [H, W, C] in 0..255, see `read_image`."""
+        return self._ordered(read_image(path, self.rule, self.percentiles))
+
+    def prepare(
+        self,
+        pixels: np.ndarray,
+        name: str = "the image",
+        limits: tuple[float, float] | None = None,
+        picked: bool = False,
+    ) -> np.ndarray:
+        """Make of an image in memory what `read` makes of its file; arguments as of `map_image`."""
+        return self._ordered(
+            prepare_image(pixels, self.rule, self.percentiles, name=name, limits=limits, picked=picked)
+        )
+
+    def make_example(self, image: np.ndarray, object_diameter: float | None = None) -> dict[str, Any]:
+        """Make an example for inference of what `read` or `prepare` gave; see `map_image`."""
         aug_input = MeasuredInput(image, object_diameter=object_diameter)
         self.augmentations(aug_input)
-        return {"image": _to_tensor(aug_input.image), "height": image.shape[0], "width": image.shape[1]}
+        return {"image": to_tensor(aug_input.image), "height": image.shape[0], "width": image.shape[1]}
 
     def _ordered(self, image: np.ndarray) -> np.ndarray:
         """Return an image [H, W, C], of three channels in the order that the network takes."""
@@ -224,7 +242,7 @@ class InstanceMapper:
         return instances
 
 
-def _to_tensor(image: np.ndarray) -> torch.Tensor:
+def to_tensor(image: np.ndarray) -> torch.Tensor:
     """Return an image [h, w] or [h, w, C] as a contiguous uint8 or float32 tensor [C, h, w]."""
     if image.ndim == 2:
         image = image[:, :, None]

@@ -43,6 +43,7 @@ def make_example(
     image: AnyImage,
     name: str,
     limits: tuple[float, float] | None = None,
+    find_diameter: Callable[[np.ndarray], float] | None = None,
 ) -> dict[str, Any]:
     """Make the model's input for an image.
 
@@ -51,9 +52,11 @@ def make_example(
         image: a path, an array or windows.
         name: of an array in errors; others have one.
         limits: grey values that become black and white, of an array or windows; None takes the image's own.
+        find_diameter: gives the median diameter of the objects of an image [H, W, C] in 0..255, for an
+            `InstanceMapper` with a `ScaleToDiameter`.
 
     Returns:
-        `image` [C, h, w], `height` and `width` of the image as given.
+        `image` [C, h, w], `height` and `width` of the image as given; with `find_diameter` also `object_diameter`.
 
     Raises:
         ValueError, OSError: the image cannot be used; the message names it.
@@ -62,14 +65,20 @@ def make_example(
     if isinstance(image, (str, os.PathLike, ImageWindows)):
         name = image.name if isinstance(image, ImageWindows) else os.fspath(image)
     try:
-        return _map(mapper, image, name, limits)
+        return _map(mapper, image, name, limits, find_diameter)
     except (ValueError, RuntimeError) as error:  # such as augmentations that shrink a narrow image to nothing
         if name in str(error):
             raise
         raise ValueError(f"{name} cannot be made an input of the network: {error}") from error
 
 
-def _map(mapper: Callable, image: AnyImage, name: str, limits: tuple[float, float] | None) -> dict[str, Any]:
+def _map(
+    mapper: Callable,
+    image: AnyImage,
+    name: str,
+    limits: tuple[float, float] | None,
+    find_diameter: Callable[[np.ndarray], float] | None,
+) -> dict[str, Any]:
     if isinstance(image, np.ndarray | ImageWindows):
         if isinstance(image, ImageWindows):
             image = image.pick(get_rule(mapper))
@@ -77,7 +86,7 @@ def _map(mapper: Callable, image: AnyImage, name: str, limits: tuple[float, floa
         else:
             array, picked = image, False
         if isinstance(mapper, InstanceMapper):
-            return mapper.map_image(array, name, limits, picked)
+            return _scaled(mapper, mapper.prepare(array, name, limits, picked), find_diameter)
         if isinstance(mapper, DatasetMapper):
             return _map_8_bit(mapper, prepare_image(array, name=name, picked=picked))
         raise TypeError(
@@ -90,7 +99,19 @@ def _map(mapper: Callable, image: AnyImage, name: str, limits: tuple[float, floa
         raise ValueError(f"{name}: intensity_range is for arrays, a file is normalised as a whole")
     if isinstance(mapper, DatasetMapper):
         return _map_8_bit(mapper, read_image(name))
+    if find_diameter is not None:
+        return _scaled(mapper, mapper.read(name), find_diameter)
     return mapper({"file_name": name})
+
+
+def _scaled(
+    mapper: InstanceMapper, image: np.ndarray, find_diameter: Callable[[np.ndarray], float] | None
+) -> dict[str, Any]:
+    """The example of a prepared image, at the scale that follows from its objects."""
+    if find_diameter is None:
+        return mapper.make_example(image)
+    diameter = find_diameter(image)
+    return {**mapper.make_example(image, diameter), "object_diameter": diameter}
 
 
 def _map_8_bit(mapper: DatasetMapper, image: np.ndarray) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.data.pixel_size import tiff_pixel_size
 from maskrcnn_plus.data.windows import ImageWindows, open_windows
 from maskrcnn_plus.device import usable_device
+from maskrcnn_plus.inference.auto_scale import AutoScale, choose_diameter
 from maskrcnn_plus.inference.examples import AnyImage, in_rgb_order, make_example
 from maskrcnn_plus.inference.optimize import optimize_for_inference
 from maskrcnn_plus.input_channels import follow_dataset_channels
@@ -56,6 +57,7 @@ class Predictor:
         score_threshold: float | None = None,
         optimize: bool = True,
         compile: bool = False,
+        diameter: float | None = None,
     ):
         """Build the model and load its weights.
 
@@ -73,6 +75,8 @@ class Predictor:
             optimize: fold batch norms and the like, see `optimize_for_inference`; the results stay the same to 1e-4.
             compile: also compile the backbone with `torch.compile`, which takes a minute once a process. On a CPU it
                 gained nothing for a ResNet-50 that is optimised.
+            diameter: median diameter of the objects of all images, pixels, for a config that brings objects to one
+                diameter (`ScaleToDiameter`); None estimates it for each image (`maskrcnn_plus.inference.auto_scale`).
 
         Raises:
             ValueError: there is no such config, a config key is missing or cannot be built, the device is not there,
@@ -106,6 +110,7 @@ class Predictor:
         if self.device.type == "cpu" and OmegaConf.select(config, "train.channels_last", default=True):
             model = model.to(memory_format=torch.channels_last)
         self.model = model.to(self.device).eval()
+        self.auto_scale = AutoScale.for_mapper(self.mapper, self.model, diameter)
         if optimize:
             optimize_for_inference(self.model)
         if compile:
@@ -137,6 +142,7 @@ class Predictor:
         intensity_range: tuple[float, float] | None = None,
         input_format: str = "RGB",
         soft_masks: bool = False,
+        diameter: float | None = None,
     ) -> Predictions | list[Predictions]:
         """Predict the objects of one image, or of each image of a list.
 
@@ -151,12 +157,13 @@ class Predictor:
             input_format: order of the channels of arrays: "RGB", or "BGR" as OpenCV reads files.
             soft_masks: results also have `pred_mask_probs` [N, m, m], the probabilities of each mask in its box, from
                 which cut-outs get soft edges.
+            diameter: median diameter of the objects of all images, pixels; see `__init__`.
 
         Returns:
-            `Predictions` (`Instances` that know the names of their classes and, of a TIFF that says it, the size of a
-            pixel) on the CPU in the coordinates of the image as given, one an image in the order of the list:
-            `pred_boxes` (xyxy, pixels), `scores` [N] in falling order, `pred_classes` [N] and, of a model with masks,
-            `pred_masks_rle` (`RLEMasks`).
+            `Predictions` (`Instances` that know the names of their classes, the diameter that the scale follows from
+            and, of a TIFF that says it, the size of a pixel) on the CPU in the coordinates of the image as given, one
+            an image in the order of the list: `pred_boxes` (xyxy, pixels), `scores` [N] in falling order,
+            `pred_classes` [N] and, of a model with masks, `pred_masks_rle` (`RLEMasks`).
 
         Raises:
             ValueError, OSError: an image cannot be used; the message names its file or its index in the list. Another
@@ -166,9 +173,10 @@ class Predictor:
         if isinstance(images, (list, tuple)):
             names = [f"image {index} of the list (from 0)" for index in range(len(images))]
             images = [in_rgb_order(image, input_format) for image in images]
-            return self._predict(list(zip(images, names, strict=True)), batch_size, intensity_range, soft_masks)
+            named = list(zip(images, names, strict=True))
+            return self._predict(named, batch_size, intensity_range, soft_masks, diameter)
         image = in_rgb_order(images, input_format)
-        return self._predict([(image, "the image")], 1, intensity_range, soft_masks)[0]
+        return self._predict([(image, "the image")], 1, intensity_range, soft_masks, diameter)[0]
 
     __call__ = predict
 
@@ -224,20 +232,34 @@ class Predictor:
         channels = len(self.model.pixel_mean)
         self.model([{"image": torch.zeros(channels, height, width), "height": height, "width": width}])
 
+    def find_diameter(self, windows: ImageWindows) -> float | None:
+        """The diameter that the scale of an image follows from, pixels; None where the scale does not depend on it.
+
+        Raises:
+            ImageReadError: the image cannot be used.
+        """
+        if self.auto_scale is None:
+            return None
+        windows = windows.pick(get_rule(self.mapper))
+        return self.auto_scale.find_in_windows(windows, lambda: self.intensity_range(windows))
+
     def _predict(
         self,
         images: list[tuple[AnyImage, str]],
         batch_size: int,
         intensity_range: tuple[float, float] | None,
         soft_masks: bool,
+        diameter: float | None,
     ) -> list[Predictions]:
         """Results of images with names. An image waits until there are enough for its batch."""
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, it must be at least 1")
+        auto_scale = choose_diameter(self.auto_scale, diameter)
+        find = auto_scale and auto_scale.find
         results: dict[int, Predictions] = {}
         waiting: dict[tuple[int, ...], dict[int, dict[str, Any]]] = defaultdict(dict)
         for index, (image, name) in enumerate(images):
-            example = make_example(self.mapper, image, name, intensity_range)
+            example = make_example(self.mapper, image, name, intensity_range, find)
             self._warn_if_shrunk(example, os.fspath(image) if isinstance(image, (str, os.PathLike)) else name)
             group = waiting[self._padded_shape(example["image"])]
             group[index] = example
@@ -258,9 +280,13 @@ class Predictor:
     @torch.inference_mode()
     def _run(self, examples: list[dict[str, Any]], soft_masks: bool) -> list[Predictions]:
         with without_dense_masks(self.model, soft_masks):
-            return [self._finish(output["instances"].to("cpu")) for output in self.model(examples)]
+            outputs = self.model(examples)
+        return [
+            self._finish(output["instances"].to("cpu"), example.get("object_diameter"))
+            for output, example in zip(outputs, examples, strict=True)
+        ]
 
-    def _finish(self, instances: Instances) -> Predictions:
+    def _finish(self, instances: Instances, object_diameter: float | None) -> Predictions:
         """The instances that are wanted, the best first, with their masks as RLE."""
         order = instances.scores.argsort(descending=True, stable=True)
         if self.score_threshold is not None:
@@ -270,7 +296,7 @@ class Predictor:
             instances.pred_masks_rle = RLEMasks(masks_to_rles(instances.pred_masks), instances.image_size)
             instances.remove("pred_masks")
         facts = {"class_names": self.class_names, "category_ids": self.category_ids}
-        return Predictions(instances.image_size, **facts, **instances.get_fields())
+        return Predictions(instances.image_size, object_diameter=object_diameter, **facts, **instances.get_fields())
 
     def _padded_shape(self, image: torch.Tensor) -> tuple[int, ...]:
         """[C, h, w] of an image as Detectron2 pads it for the backbone."""
@@ -282,7 +308,11 @@ class Predictor:
         size = example.get("height", 0), example.get("width", 0)
         if max(size) <= 1024:
             return
-        scale, usual = max(example["image"].shape[1:]) / max(size), self.usual_scale(*size)
+        scale = max(example["image"].shape[1:]) / max(size)
+        if self.auto_scale is None:
+            usual = self.usual_scale(*size)
+        else:
+            usual = self.auto_scale.scale(example["object_diameter"])
         if scale < usual / 2:
             logging.getLogger(__name__).warning(
                 f"{name}: the limit of the longer side shrinks this image of {size[0]} x {size[1]} pixels (height x "

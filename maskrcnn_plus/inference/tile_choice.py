@@ -1,7 +1,7 @@
 """Which images are predicted by tiles: those that the network would otherwise see smaller than others, or all at once.
 
-- Of a config that magnifies every image by one factor, images above the area of four tiles, and those that the limit of
-  its longer side would shrink.
+- Of a config that magnifies every image by one factor, or by one that follows from its objects, images above the area
+  of four tiles, and those that the limit of its longer side would shrink.
 - Of a config that brings every image to one size (`ResizeShortestEdge`), long images whose longer side's limit would
   shrink them to less than half of the scale of a square image with the same shorter side. Their tiles are such squares.
 """
@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from maskrcnn_plus.inference.predictor import Predictor
-from maskrcnn_plus.inference.tiling import plan_tiling
+from maskrcnn_plus.inference.tiling import INPUT_SIDE, plan_tiling
 
 TILED_FROM = 4
 """With tile="auto", images of more than so many tiles' pixels are tiled."""
@@ -41,12 +41,22 @@ class TileChoice:
         self.area = TILED_FROM * plan_tiling(predictor).tile_size ** 2 if self.fixed else math.inf
         self.options = lru_cache(maxsize=256)(self.options)  # most images of a run have one size
 
-    def options(self, height: int, width: int) -> dict[str, Any] | None:
-        """Arguments of `predict_tiled` for an image of height x width pixels; None where it is predicted whole."""
+    def options(self, height: int, width: int, diameter: float | None = None) -> dict[str, Any] | None:
+        """Arguments of `predict_tiled` for an image; None where it is predicted whole.
+
+        Args:
+            height, width: of the image, pixels.
+            diameter: `Predictor.find_diameter` of it.
+        """
         if self.tile == "off":
             return None
         if self.tile != "auto":
             return {"tile_size": self.tile}
+        if self.predictor.auto_scale is not None:
+            scale, longest = self.predictor.auto_scale.scale(diameter), self.predictor.auto_scale.max_size
+            is_large = height * width * scale**2 > TILED_FROM * INPUT_SIDE**2
+            is_large |= _LEAST_FIXED * scale * max(height, width) > longest
+            return {"tile_size": None} if is_large else None
         if height * width > self.area:
             return {"tile_size": None}
         short, long = sorted((height, width))

@@ -9,7 +9,8 @@ are told to be complete, doubled or cut is drawn and explained there.
 What is chosen where it is not given:
 - scale (pixels of the network's input for one of the image): that of the config's test mapper where it does not depend
   on the size of the image (`ScaleImage`), else 1. A mapper that shrinks every image to one size (`ResizeShortestEdge`)
-  knows no scale, so look at the size that objects had in training.
+  knows no scale, so look at the size that objects had in training. One that brings objects to one diameter
+  (`ScaleToDiameter`) has one scale for all tiles, from the diameter that is given or estimated once.
 - tile_size: so many pixels that the network's input has about 1024, or those that a mapper shrinks every image to.
 - overlap: so large that an object of the size of the largest anchor is complete in some tile, but at most a fifth of a
   tile, since all tiles together cover (tile_size / (tile_size - overlap))^2 times the image. Larger objects are put
@@ -43,6 +44,7 @@ from maskrcnn_plus.data.augmentation import ScaleImage
 from maskrcnn_plus.data.channels import get_rule
 from maskrcnn_plus.data.pixel_size import tiff_pixel_size
 from maskrcnn_plus.data.windows import ImageWindows, open_windows
+from maskrcnn_plus.inference.auto_scale import choose_diameter
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.masks.merge import TileObjects, merge_tiles
 from maskrcnn_plus.masks.rle_masks import RLEMasks
@@ -76,6 +78,7 @@ def predict_tiled(
     tile_size: int | None = None,
     overlap: int | None = None,
     scale: float | None = None,
+    diameter: float | None = None,
     progress: bool = True,
 ) -> Instances:
     """Predict the objects of an image by overlapping tiles.
@@ -86,6 +89,7 @@ def predict_tiled(
         predictor: a predictor of masks.
         source: path, array [H, W] or [H, W, C] in RGB order, or windows from `open_windows` (of a page of a stack).
         tile_size, overlap, scale: see `Tiling` and, for the default, the top of this file.
+        diameter: in place of `scale`, of the objects in pixels; see `Predictor.predict`.
         progress: show a progress bar with the time left, where standard error is a terminal.
 
     Returns:
@@ -97,9 +101,9 @@ def predict_tiled(
         ValueError: sizes or scale out of range, a model without masks, or an image of 2**32 pixels or more.
     """
     if isinstance(source, ImageWindows):
-        return _predict_windows(predictor, source, tile_size, overlap, scale, progress)
+        return _predict_windows(predictor, source, tile_size, overlap, scale, diameter, progress)
     with open_windows(source, rule=get_rule(predictor.mapper)) as windows:
-        found = _predict_windows(predictor, windows, tile_size, overlap, scale, progress)
+        found = _predict_windows(predictor, windows, tile_size, overlap, scale, diameter, progress)
     found.image = source if isinstance(source, np.ndarray) else os.fspath(source)
     return found
 
@@ -156,12 +160,17 @@ def _predict_windows(
     tile_size: int | None,
     overlap: int | None,
     scale: float | None,
+    diameter: float | None,
     progress: bool,
 ) -> Instances:
     height, width, _ = windows.shape
     if height * width >= 2**32:
         raise ValueError(f"{windows.name}: {height} x {width} pixels are more than the 2**32 - 1 that an RLE can count")
     windows = windows.pick(get_rule(predictor.mapper))
+    auto_scale = choose_diameter(getattr(predictor, "auto_scale", None), diameter)
+    if auto_scale is not None and scale is None:
+        diameter = auto_scale.find_in_windows(windows, lambda: predictor.intensity_range(windows))
+        scale = auto_scale.scale(diameter)
     tiling = plan_tiling(predictor, tile_size, overlap, scale)
     predictor = _at_scale(predictor, tiling.scale, *(min(side, tiling.tile_size) for side in (height, width)))
     limits = predictor.intensity_range(windows)
@@ -193,6 +202,7 @@ def _predict_windows(
         class_names=getattr(predictor, "class_names", None),
         category_ids=getattr(predictor, "category_ids", None),
         pixel_size=tiff_pixel_size(windows.name),
+        object_diameter=diameter,
         pred_boxes=Boxes(torch.from_numpy(merged.boxes).float()),
         scores=torch.from_numpy(merged.scores).float(),
         pred_classes=torch.from_numpy(merged.classes),
@@ -208,9 +218,11 @@ def _tile_objects(found: Instances, x: int, y: int) -> TileObjects:
 
 def _at_scale(predictor: Predictor, scale: float, height: int, width: int) -> Predictor:
     """The predictor, or a copy (of the same model) that magnifies images of [height, width] by `scale`."""
-    if math.isclose(predictor.get_scale(height, width), scale, rel_tol=0.01):
+    auto_scale = getattr(predictor, "auto_scale", None)
+    if auto_scale is None and math.isclose(predictor.get_scale(height, width), scale, rel_tol=0.01):
         return predictor
     scaled = copy.copy(predictor)
+    scaled.auto_scale = None
     scaled.mapper = copy.copy(predictor.mapper)
     scaled.mapper.augmentations = T.AugmentationList([ScaleImage(scale, max_size=2**30)])
     return scaled

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
 
-_OF_THE_IMAGE = ("class_names", "category_ids", "pixel_size", "image")
+_OF_THE_IMAGE = ("class_names", "category_ids", "pixel_size", "image", "object_diameter")
 
 
 class Predictions(Instances):
@@ -36,12 +36,15 @@ class Predictions(Instances):
         pixel_size: micrometres a pixel; None where it is not known.
         image: what was predicted: an array [H, W] or [H, W, C] in RGB order, or the path of a file; None where it is
             not known.
+        object_diameter: median diameter of the objects, pixels of the image, that the scale follows from, estimated or
+            given; None of a model whose scale does not depend on it.
     """
 
     class_names: Sequence[str] | None
     category_ids: Sequence[int | float | str] | None
     pixel_size: float | None
     image: np.ndarray | str | None
+    object_diameter: float | None
 
     def __init__(
         self,
@@ -51,11 +54,12 @@ class Predictions(Instances):
         category_ids: Sequence[int | float | str] | None = None,
         pixel_size: float | None = None,
         image: np.ndarray | str | None = None,
+        object_diameter: float | None = None,
         **fields: Any,
     ) -> None:
         super().__init__(image_size, **fields)
         self.class_names, self.category_ids, self.pixel_size = class_names, category_ids, pixel_size
-        self.image = image
+        self.image, self.object_diameter = image, object_diameter
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _OF_THE_IMAGE:

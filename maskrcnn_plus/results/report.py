@@ -40,6 +40,7 @@ class ReportEntry:
         classes: class index of each object.
         pixel_size: micrometres a pixel, where it is known.
         pictures: JPEG files of the image and of its overlay, or None for an image without pictures.
+        object_diameter: see `Predictions`.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ReportEntry:
     classes: list[int]
     pixel_size: float | None = None
     pictures: tuple[bytes, bytes] | None = None
+    object_diameter: float | None = None
 
 
 def report_entry(
@@ -65,7 +67,8 @@ def report_entry(
     pictures = None if image is None or overlay is None else (thumbnail(image), thumbnail(overlay))
     scores, classes = instances.scores.tolist(), instances.pred_classes.tolist()
     pixel_size = known_pixel_size(instances, pixel_size)
-    return ReportEntry(name, height, width, scores, areas, classes, pixel_size, pictures)
+    diameter = getattr(instances, "object_diameter", None)
+    return ReportEntry(name, height, width, scores, areas, classes, pixel_size, pictures, diameter)
 
 
 def write_report(
@@ -173,6 +176,8 @@ def _image_card(entry: ReportEntry, with_pictures: bool, several: bool, class_na
     facts = [f"{entry.width} &times; {entry.height} px", f"{count} object{'' if count == 1 else 's'}"]
     if count:
         facts.append(f"scores {min(entry.scores):.2f} to {max(entry.scores):.2f}")
+    if count and entry.object_diameter:
+        facts.append(f"scaled for a diameter of {entry.object_diameter:.0f} px")
     chips = _class_counts(Counter(entry.classes), class_names) if several else ""
     figures = ""
     if with_pictures and entry.pictures:

@@ -14,6 +14,7 @@ from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.checkpoints.description import described_config
 from maskrcnn_plus.config import config_folder, get_config, list_configs
 from maskrcnn_plus.config_rules import check_config
+from maskrcnn_plus.data.diameter import ScaleToDiameter
 from maskrcnn_plus.overrides import apply_overrides
 
 
@@ -37,6 +38,7 @@ class Plan:
     Attributes:
         base: name of the shipped config whose parts are changed.
         model_of: where the model is from, if not from the base; see `take_model`.
+        diameter: of the objects that this model has learned, pixels of its input; None of one for any diameter.
         cfg: the config as it is now.
         decisions: in their order.
     """
@@ -53,6 +55,7 @@ class Plan:
         """
         self.base = base
         self.model_of: str | None = None
+        self.diameter: float | None = None
         self.cfg: DictConfig = apply_overrides(LazyConfig.load(str(config_folder() / f"{base}.py")), overrides)
         self._overrides = list(overrides)
         self.decisions: list[Decision] = []
@@ -78,10 +81,8 @@ class Plan:
             source: name of a shipped config, or a checkpoint that describes itself, as a file or source of weights.
         """
         self.model_of = source
-        if source in list_configs():
-            self.cfg.model = get_config(source).model
-        else:
-            self.cfg.model = described_config(source).model
+        described = get_config(source) if source in list_configs() else described_config(source)
+        self.cfg.model, self.diameter = described.model, _learned_diameter(described)
         apply_overrides(self.cfg, [entry for entry in self._overrides if entry.startswith("model.")])
 
     def is_given(self, key: str) -> bool:
@@ -142,6 +143,15 @@ def _imports(module: str, parts: Sequence[str], model_of: str | None) -> list[st
         f"model = described_config({model_of!r}).model",
         "",
     ]
+
+
+def _learned_diameter(cfg: DictConfig) -> float | None:
+    """The diameter that a config's evaluation brings objects to; None where it does not."""
+    name = ScaleToDiameter.__qualname__
+    for each in OmegaConf.select(cfg, "dataloader.test.mapper.augmentations") or []:
+        if OmegaConf.is_dict(each) and str(getattr(each["_target_"], "__qualname__", each["_target_"])).endswith(name):
+            return float(each.diameter)
+    return None
 
 
 def _python(key: str) -> str:

@@ -48,7 +48,10 @@ def scale(plan: Plan, data: Statistics) -> None:
             "median.",
         )
     median, small = (float(np.percentile(diameters, share)) for share in (50, 5))
-    if median < SMALLEST:
+    if plan.diameter is not None:
+        factor = min(plan.diameter / median, _LARGEST_SCALE)
+        why = f"scaled towards a median of {plan.diameter:g}, which the weights have learned"
+    elif median < SMALLEST:
         factor, why = min(SMALLEST / median, _LARGEST_SCALE), f"enlarged, so that their median is {SMALLEST}"
     elif median > LARGEST:
         factor = min(1.0, max(LARGEST / median, _FEWEST_PIXELS / small))

@@ -127,6 +127,8 @@ def predict_files(
         "pixel_size": "of the file" if pixel_size is None else f"{pixel_size:g}",
         **({"background": background, "soft": str(soft)} if {"cutouts", "background"} & set(formats) else {}),
     }
+    if predictor.auto_scale is not None:
+        depends["diameter"] = predictor.auto_scale.describe()
     at_the_end = [name for kind, (name, _) in MERGED.items() if kind in formats] + ["report.html"] * run.with_report
     with Records(folder, depends, sub_folders, at_the_end, overwrite) as records:
         with pixel_limit(max_pixels):
@@ -152,11 +154,15 @@ def explain_no_objects(predictor: Predictor, num_images: int) -> str:
     threshold = predictor.score_threshold or 0
     channels = getattr(predictor.mapper, "channels", 3)
     images = "the image" if num_images == 1 else f"all {num_images} images"
+    if predictor.auto_scale is None:
+        size = f"an image of 512 x 512 px is scaled by {predictor.get_scale(512, 512):.2g}; set dataset.scale"
+    else:
+        size = f"their diameter: {predictor.auto_scale.describe()}; give another --diameter"
     return (
         f"0 objects in {images}. Likely causes: a score threshold that is too high ({threshold:g}; try a lower "
-        "--score-threshold); objects of another size than in the training (an image of 512 x 512 px is scaled by "
-        f"{predictor.get_scale(512, 512):.2g}; set dataset.scale); other channels, contrast or staining than in the "
-        f"training (the model sees {channels} channel{'s' * (channels > 1)}); or weights of another data set."
+        f"--score-threshold); objects of another size than in the training ({size}); other channels, contrast or "
+        f"staining than in the training (the model sees {channels} channel{'s' * (channels > 1)}); or weights of "
+        "another data set."
     )
 
 
@@ -265,14 +271,18 @@ class _Run:
         """Whether the file's name does not do, for the prediction and the results."""
         if self.with_report or image.number or needs_pixels(self.formats, image.path):
             return True
+        if self.predictor.auto_scale is not None:
+            return True
         return self.tiles.options(*read_image_size(image.path, self.rule, decodes=False)) is not None
 
     def _predict(self, image: SourceImage, windows: ImageWindows | None) -> Instances:
         """Predictions of an image; `windows` of it are there where `_needs_pixels`."""
-        options = None if windows is None else self.tiles.options(*windows.shape[:2])
+        diameter = None if windows is None else self.predictor.find_diameter(windows)
+        options = None if windows is None else self.tiles.options(*windows.shape[:2], diameter)
         if options is not None:
-            return encode_masks(predict_tiled(self.predictor, windows, **options))
-        instances = self.predictor.predict(windows if image.number else image.path, soft_masks=self.soft)
+            return encode_masks(predict_tiled(self.predictor, windows, diameter=diameter, **options))
+        source = windows if image.number or diameter else image.path
+        instances = self.predictor.predict(source, soft_masks=self.soft, diameter=diameter)
         limit = self.predictor.max_objects
         if limit is not None and len(instances) >= limit:
             _print_line(

@@ -86,3 +86,13 @@ def test_files_that_are_no_weights_are_named(tmp_path):
     (tmp_path / "notes.pth").write_text("no weights")
     with pytest.raises(WeightsError, match=r"notes\.pth"):
         plan_for(tmp_path / "notes.pth")
+
+
+def test_a_checkpoint_that_brings_objects_to_one_diameter_says_which(tmp_path):
+    path = tmp_path / "model_best.pth"
+    described = describe(get_config("nuclei/generalist"), ["nucleus"])
+    torch.save({"model": {"a": torch.zeros(1)}, DESCRIPTION: described}, path)
+    plan = plan_for(path)
+    assert plan.diameter == 22
+    assert plan.get("dataloader.test.mapper.augmentations.0.scale") == plan.get("dataset.scale")  # its own is fixed
+    assert plan_for(None).diameter is None
