@@ -223,9 +223,9 @@ def test_two_runs_do_not_share_a_folder(folder):
 def test_large_images_are_tiled(folder, monkeypatch, tile, tiled):
     seen = []
 
-    def predict_tiled(predictor, source, tile_size):
+    def predict_tiled(predictor, source, tile_size, diameter):
         seen.append(source.name)
-        assert tile_size == (None if tile == "auto" else 64)
+        assert (tile_size, diameter) == (None if tile == "auto" else 64, None)
         return predictor.predict(source.name)
 
     monkeypatch.setattr("maskrcnn_plus.apps.predict_files.run.predict_tiled", predict_tiled)
