@@ -1,6 +1,12 @@
-"""Mask R-CNN components for Detectron2; importing the package registers them, and changes nothing of the process."""
+"""Mask R-CNN components for Detectron2; importing the package registers them, and changes nothing of the process.
 
-from maskrcnn_plus import backbones, data, mask_heads, mask_rcnn, necks, roi, rpn
+Where PyTorch or Detectron2 is not installed, what runs exported models is there alone (`maskrcnn_plus.runtime`).
+"""
+
+from maskrcnn_plus.installed import HAS_DETECTRON2
+
+if HAS_DETECTRON2:
+    from maskrcnn_plus import backbones, data, mask_heads, mask_rcnn, necks, roi, rpn
 
 __version__ = "0.1.0"
 

@@ -10,7 +10,7 @@ Shape shorthand: N objects, R runs or foreground runs of all objects together, H
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -265,3 +265,32 @@ def _sums_within(values: np.ndarray, first: np.ndarray, owners: np.ndarray) -> n
 def _name(index: int, of: Sequence[Any]) -> str:
     """How an error names an RLE."""
     return f"RLE {index}" if len(of) > 1 else "the RLE"
+
+
+def encode_windows(
+    windows: Iterable[tuple[np.ndarray, int, int] | None], height: int, width: int
+) -> list[dict[str, Any]]:
+    """Encode masks that are given in windows of their image.
+
+    Args:
+        windows: N of bool [h, w] with x and y of its first pixel; None for an empty mask.
+        height, width: of the image in pixels, in which the windows lie.
+
+    Returns:
+        N RLEs of size [height, width].
+    """
+    owners, starts, ends, count = [], [], [], 0
+    for index, window in enumerate(windows):
+        count += 1
+        if window is None:
+            continue
+        mask, x, y = window
+        column = np.pad(mask.T.astype(np.int8), ((0, 0), (1, 1)))  # [h, w] -> [w, h + 2]
+        change = np.diff(column, axis=1)
+        for bounds, sign in ((starts, 1), (ends, -1)):
+            columns, rows = np.nonzero(change == sign)
+            bounds.append((x + columns) * height + y + rows)
+        owners.append(np.full(len(starts[-1]), index))
+    none = [np.zeros(0, dtype=np.int64)]
+    sizes = np.broadcast_to(np.array([height, width], dtype=np.int64), (count, 2))
+    return encode_runs(join_runs(*(np.concatenate(none + part) for part in (owners, starts, ends)), sizes))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "maskrcnn_plus"
 MODEL = ["backbones", "necks", "rpn", "roi", "mask_heads", "mask_rcnn"]
-WORK = ["data", "evaluation", "checkpoints", "training", "results", "inference", "export", "apps"]
+WORK = ["data", "runtime", "evaluation", "checkpoints", "training", "results", "inference", "export", "apps"]
 LAYERS = ["weights", "zoo", "ops", "masks", *MODEL, *WORK, "__init__", "components"]
 
 

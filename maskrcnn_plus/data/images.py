@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from detectron2.utils.file_io import PathManager
 
 from maskrcnn_plus.data.channels import ChannelRule, as_rule
 from maskrcnn_plus.data.dicom_files import decode_dicom, dicom_size, is_dicom, open_dicom
@@ -158,11 +157,20 @@ def read_stored_size(path: str, rule: ChannelRule | None = None, decodes: bool =
     return height, width, orientation
 
 
+def _local_path(path: str) -> str:
+    """Where a file lies, or a copy of what an address means to Detectron2."""
+    if "://" not in path:
+        return path
+    from detectron2.utils.file_io import PathManager
+
+    return PathManager.get_local_path(path)
+
+
 @contextmanager
 def reading(path: str) -> Iterator[str]:
     """Yield the local file of `path`; whatever goes wrong inside becomes an ImageReadError that names `path`."""
     try:
-        local_path = PathManager.get_local_path(os.fspath(path))
+        local_path = _local_path(os.fspath(path))
         check_file(path, local_path)
         yield local_path
     except ImageReadError:

@@ -123,7 +123,7 @@ class MaskIoUHead(nn.Module):
                 f"MaskIoUHead was built for features of [R, {', '.join(map(str, self.input_size))}], got "
                 f"{list(x.shape)}: set its input_shape to the mask pooler's channels and output_size."
             )
-        pooled = F.adaptive_max_pool2d(mask_probs, x.shape[2:])  # [R, 1, h, w]
+        pooled = F.adaptive_max_pool2d(mask_probs, self.input_size[1:])  # [R, 1, h, w]
         x = torch.cat([x, pooled.to(x.dtype)], dim=1)  # [R, C + 1, h, w]
         for conv in self.convs:
             x = conv(x)

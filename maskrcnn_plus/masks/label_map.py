@@ -7,14 +7,19 @@ API (`maskApi.c`, `rleToString`), as `str` so that it goes into JSON as it is. p
 Shape shorthand: N objects, H x W pixels, R runs.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pycocotools.mask as coco_mask
-import torch
 
+from maskrcnn_plus.arrays import as_array
 from maskrcnn_plus.rle import Runs, decode_runs, encode_runs, pixels_in_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def label_map_to_rles(label_map: np.ndarray, label_ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -120,7 +125,7 @@ def _checked(
     return runs, np.argsort(-scores, kind="stable")[::-1]
 
 
-def masks_to_rles(masks: torch.Tensor | np.ndarray) -> list[dict[str, Any]]:
+def masks_to_rles(masks: Tensor | np.ndarray) -> list[dict[str, Any]]:
     """Encode dense masks, one at a time.
 
     Args:
@@ -137,7 +142,7 @@ def masks_to_rles(masks: torch.Tensor | np.ndarray) -> list[dict[str, Any]]:
         raise ValueError(f"Masks must be [N, H, W], got shape {tuple(masks.shape)}.")
     rles = []
     for mask in masks:
-        array = mask.detach().cpu().numpy() if isinstance(mask, torch.Tensor) else mask  # [H, W]
+        array = as_array(mask)  # [H, W]
         if array.dtype.kind not in "bui":
             raise TypeError(f"Masks must be bool or integers, got {array.dtype}: threshold probabilities first.")
         rles.append(_as_str(coco_mask.encode(np.asfortranarray(array != 0, dtype=np.uint8))))

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from detectron2.structures import Instances
-from torch import Tensor
 
+from maskrcnn_plus.arrays import as_array
 from maskrcnn_plus.masks.label_map import masks_to_rles, normalize_rle
 from maskrcnn_plus.masks.measure import rle_areas, rle_boxes
 from maskrcnn_plus.rle import decode_runs, encode_runs
+
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
+    from torch import Tensor
 
 
 class RLEMasks(Sequence[dict[str, Any]]):
@@ -85,16 +87,16 @@ class RLEMasks(Sequence[dict[str, Any]]):
         """The RLE at an int, or the RLEMasks at a slice, a bool tensor [N] or integers [M]."""
         if isinstance(item, slice):
             return self._with_counts(self._counts[item])
-        if not isinstance(item, Tensor | np.ndarray | Sequence):
+        if not hasattr(item, "__array__") and not isinstance(item, Sequence):
             return self._rle(self._counts[operator.index(item)])
-        index = torch.as_tensor(item).cpu()
-        if index.dim() == 0 and index.dtype != torch.bool:
-            return self._rle(self._counts[operator.index(index)])
-        if index.dtype == torch.bool:
+        index = as_array(item)
+        if index.ndim == 0 and index.dtype != bool:
+            return self._rle(self._counts[operator.index(index.item())])
+        if index.dtype == bool:
             if index.shape != (len(self),):
                 raise IndexError(f"A bool index of {len(self)} masks must be [{len(self)}], got {list(index.shape)}.")
-            index = index.nonzero()[:, 0]  # [N] -> [M]
-        if index.dim() != 1 or (index.numel() and index.is_floating_point()):
+            index = np.flatnonzero(index)  # [N] -> [M]
+        if index.ndim != 1 or (index.size and index.dtype.kind == "f"):
             raise IndexError(f"Masks are indexed by integers [M], got {list(index.shape)} of {index.dtype}.")
         return self._with_counts(self._counts[int(k)] for k in index.tolist())
 
@@ -111,10 +113,18 @@ class RLEMasks(Sequence[dict[str, Any]]):
 
     def areas(self) -> Tensor:
         """Pixels of each mask, int64 [N]."""
+        import torch
+
         return torch.from_numpy(rle_areas(self))
 
     def to_dense(self) -> Tensor:
         """The masks as bool [N, H, W], which takes N * H * W bytes."""
+        import torch
+
+        return torch.from_numpy(self.to_array())
+
+    def to_array(self) -> np.ndarray:
+        """`to_dense` as an array."""
         height, width = self.image_size
         masks = np.zeros((len(self), height, width), dtype=bool)
         runs = decode_runs(self)
@@ -128,7 +138,7 @@ class RLEMasks(Sequence[dict[str, Any]]):
             for start, stop in zip(starts.tolist(), ends.tolist(), strict=True):
                 columns[start:stop] = True
             mask[y0:y1, x0:x1] = columns.reshape(x1 - x0, height)[:, y0:y1].T  # [w * H] -> [h, w]
-        return torch.from_numpy(masks)
+        return masks
 
     def _rle(self, counts: str) -> dict[str, Any]:
         return {"size": list(self.image_size), "counts": counts}

@@ -12,13 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
 
-from maskrcnn_plus.rle import encode_runs, join_runs
+from maskrcnn_plus.rle import encode_windows
 
 Window = tuple[Tensor, int, int]  # bool [h, w], x and y of the first
 
@@ -45,21 +44,9 @@ def paste_masks_rle_reference(
         mask_probs = mask_probs[:, 0]
         boxes = expand_boxes(boxes, scale).to(torch.int64)
     window: Callable[..., Window | None] = _sampled_window if rule == "detectron2" else _resized_window
-    owners, starts, ends = [], [], []
-    for index, (probs, box) in enumerate(zip(mask_probs, boxes, strict=True)):
-        pasted = window(probs, box, height, width, threshold)
-        if pasted is None:
-            continue
-        mask, x, y = pasted
-        column = F.pad(mask.T.to(torch.int8), (1, 1)).numpy()  # [h, w] -> [w, h + 2]
-        change = np.diff(column, axis=1)
-        for bounds, sign in ((starts, 1), (ends, -1)):
-            columns, rows = np.nonzero(change == sign)
-            bounds.append((x + columns) * height + y + rows)
-        owners.append(np.full(len(starts[-1]), index))
-    none = [np.zeros(0, dtype=np.int64)]
-    sizes = np.broadcast_to(np.array([height, width], dtype=np.int64), (len(boxes), 2))
-    return encode_runs(join_runs(*(np.concatenate(none + part) for part in (owners, starts, ends)), sizes))
+    pasted = (window(*each, height, width, threshold) for each in zip(mask_probs, boxes, strict=True))
+    windows = [None if each is None else (each[0].numpy(), *each[1:]) for each in pasted]
+    return encode_windows(windows, height, width)
 
 
 def paste_masks_dense(

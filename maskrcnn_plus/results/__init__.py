@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from detectron2.structures import Instances
 
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.data.windows import ImageWindows, open_windows
@@ -24,12 +24,15 @@ from maskrcnn_plus.results.annotation_sets import ANNOTATION_SETS, write_annotat
 from maskrcnn_plus.results.coco import coco_results, merge_coco
 from maskrcnn_plus.results.counts import count_table, merge_counts
 from maskrcnn_plus.results.cutouts import check_background, write_cut
+from maskrcnn_plus.results.facts import known_class_names, known_pixel_size
 from maskrcnn_plus.results.geojson import write_geojson
 from maskrcnn_plus.results.image_files import can_link
 from maskrcnn_plus.results.labels import encode_labels, encode_png
 from maskrcnn_plus.results.overlay import draw_overlay, make_picture
-from maskrcnn_plus.results.predictions import known_class_names, known_pixel_size
 from maskrcnn_plus.results.table import merge_tables, object_table
+
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
 
 FORMATS = {
     "overlay": "overlays",

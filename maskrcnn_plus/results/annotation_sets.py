@@ -10,8 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-
-from detectron2.structures import Instances
+from typing import TYPE_CHECKING
 
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.data.image_windows import ImageWindows
@@ -21,6 +20,9 @@ from maskrcnn_plus.results.image_files import place_image
 from maskrcnn_plus.results.imagej import roi_set
 from maskrcnn_plus.results.labelme import labelme_json
 from maskrcnn_plus.results.yolo import merge_yolo, yolo_label
+
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
 
 ClassNames = Sequence[str] | None
 

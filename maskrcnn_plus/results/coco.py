@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from detectron2.structures import Instances
-
+from maskrcnn_plus.arrays import as_array
 from maskrcnn_plus.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
 
 
 def coco_results(instances: Instances, file_name: str, name: str) -> bytes:
@@ -18,7 +21,7 @@ def coco_results(instances: Instances, file_name: str, name: str) -> bytes:
     in the label image. `category_id` is that of the data set where the instances know it (`Predictions`), else the
     index of the class from 0; `image_id` is 1.
     """
-    boxes = instances.pred_boxes.tensor.clone()  # [N, 4]
+    boxes = as_array(instances.pred_boxes.tensor).copy()  # [N, 4]
     boxes[:, 2:] -= boxes[:, :2]  # xyxy -> XYWH
     columns = boxes, instances.scores, instances.pred_classes
     fields = zip(*(column.tolist() for column in columns), instances.pred_masks_rle, strict=True)

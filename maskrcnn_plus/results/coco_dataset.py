@@ -6,12 +6,14 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-from detectron2.structures import Instances
+from typing import TYPE_CHECKING
 
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.masks.measure import rle_areas, rle_boxes
 from maskrcnn_plus.results.overlay import class_label
+
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
 
 
 def coco_part(instances: Instances, image_name: str, class_names: Sequence[str] | None = None) -> bytes:

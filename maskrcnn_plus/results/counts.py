@@ -9,14 +9,18 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from detectron2.structures import Instances
 
+from maskrcnn_plus.arrays import as_array
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.masks.measure import rle_areas, rle_union
 from maskrcnn_plus.results.overlay import class_label
 from maskrcnn_plus.results.table import as_text
+
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
 
 _FIRST, _LAST = ["image"], ["total", "covered", "per_mm2"]
 
@@ -36,7 +40,7 @@ def count_table(
         pixel_size: micrometres a pixel.
     """
     height, width = instances.image_size
-    classes = instances.pred_classes.numpy()
+    classes = as_array(instances.pred_classes)
     number = max(len(class_names or ()), int(classes.max(initial=-1)) + 1)
     counts = np.bincount(classes, minlength=number)
     covered = float(rle_areas([rle_union(list(instances.pred_masks_rle))])[0]) if len(classes) else 0.0

@@ -12,10 +12,10 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from detectron2.structures import Instances
 from PIL import Image
 from supervision import Color
 
@@ -26,6 +26,9 @@ from maskrcnn_plus.masks.measure import rle_boxes
 from maskrcnn_plus.masks.rle_masks import instance_masks
 from maskrcnn_plus.results.overlay import class_label, display_image
 from maskrcnn_plus.results.table import as_text
+
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
 
 _BLUR = 1.0  # standard deviation in pixels of outlines whose probabilities are not known
 _BACKGROUND_BLUR = 0.02  # of the longer side of an image
@@ -174,7 +177,7 @@ def opacities(instances: Instances, soft: bool) -> list[tuple[tuple[int, int], n
         margin = math.ceil(3 * _BLUR) if soft else 0
         left, top = max(x0 - margin, 0), max(y0 - margin, 0)
         right, bottom = min(x1 + margin, width), min(y1 + margin, height)
-        inside = masks[[k]].to_dense()[0, top:bottom, left:right].numpy()
+        inside = masks[[k]].to_array()[0, top:bottom, left:right]
         alpha = inside.astype(np.uint8) * 255
         found.append(((left, top), cv2.GaussianBlur(alpha, (0, 0), _BLUR) if soft else alpha))
     return found

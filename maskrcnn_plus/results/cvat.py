@@ -8,14 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
-from detectron2.structures import Instances
 
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.results.outlines import rle_crops
 from maskrcnn_plus.results.overlay import class_label
+
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
 
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # in XML 1.0
 

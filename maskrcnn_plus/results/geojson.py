@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import supervision as sv
-from detectron2.structures import Instances
 
 from maskrcnn_plus.results.outlines import rle_polygons
 from maskrcnn_plus.results.overlay import class_label, class_shades
+
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
 
 
 def write_geojson(file: IO[bytes], instances: Instances, class_names: Sequence[str] | None = None) -> None:

@@ -9,13 +9,16 @@ import io
 import re
 import zipfile
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from detectron2.structures import Instances
 from roifile import ROI_TYPE, ImagejRoi
 
 from maskrcnn_plus.results.outlines import rle_polygons
 from maskrcnn_plus.results.overlay import class_label
+
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
 
 _LARGEST = 60_535  # coordinate of a ROI of integers
 _NOT_IN_NAMES = re.compile(r"[^\w .-]")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from detectron2.structures import Instances
 
 from maskrcnn_plus.results.labels import encode_png
 from maskrcnn_plus.results.outlines import rle_crops
 from maskrcnn_plus.results.overlay import class_label
+
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
 
 _VERSION = "5.4.1"  # of LabelMe; older than 5.3 it has no masks
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import cv2
 import numpy as np
 import tifffile
-from detectron2.structures import Instances
 
+from maskrcnn_plus.arrays import as_array
 from maskrcnn_plus.masks.label_map import label_bands, label_type, rles_to_label_map
 from maskrcnn_plus.results.overlay import MAX_PIXELS
+
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
 
 TILE = 512
 """Side of the tiles of a TIFF, pixels."""
@@ -32,7 +35,7 @@ def encode_labels(instances: Instances) -> tuple[str, bytes | Callable[[IO[bytes
     height, width = instances.image_size
     if height * width > MAX_PIXELS or label_type(len(instances)) != np.uint16:
         return ".tif", partial(_write_tiff, instances=instances)
-    labels = rles_to_label_map(instances.pred_masks_rle, instances.scores.detach().numpy(), height, width)
+    labels = rles_to_label_map(instances.pred_masks_rle, as_array(instances.scores), height, width)
     return ".png", encode_png(labels)
 
 
@@ -53,7 +56,7 @@ def encode_png(image: np.ndarray) -> bytes:
 def _write_tiff(file: IO[bytes], instances: Instances) -> None:
     """Write the label image as a TIFF of compressed tiles, a row of tiles in memory at a time."""
     height, width = instances.image_size
-    bands = label_bands(instances.pred_masks_rle, instances.scores.detach().numpy(), height, width, TILE)
+    bands = label_bands(instances.pred_masks_rle, as_array(instances.scores), height, width, TILE)
 
     def tiles() -> Iterator[np.ndarray]:
         for band in bands:

@@ -4,20 +4,26 @@ Drawing is by supervision on crops of each object, so that no N x H x W array is
 Shape shorthand: N objects of one image of H x W pixels, K colours.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import supervision as sv
-from detectron2.structures import Instances
 
+from maskrcnn_plus.arrays import as_array
 from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.pixels import prepare_image
 from maskrcnn_plus.data.windows import ImageWindows
 from maskrcnn_plus.masks.measure import reduce_rles, rle_areas, rle_boxes
 from maskrcnn_plus.masks.rle_masks import RLEMasks, instance_masks
-from maskrcnn_plus.results.predictions import Predictions, known_class_names
+from maskrcnn_plus.results.facts import known_class_names
+
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
 
 MAX_PIXELS = 2**26
 """Larger images are drawn on reduced ones: few viewers open larger pictures, and few machines have the memory."""
@@ -76,8 +82,8 @@ def draw_overlay(
     if len(visible) == 0:
         return image.copy()
     rles = [rles[k] for k in visible]
-    classes = instances.pred_classes.numpy()[visible]
-    scores = instances.scores.detach().numpy()[visible] if instances.has("scores") else None
+    classes = as_array(instances.pred_classes)[visible]
+    scores = as_array(instances.scores)[visible] if instances.has("scores") else None
     boxes = rle_boxes(rles) - [0, 0, 1, 1]  # the last pixel included, as supervision has it
     several = len(class_names) > 1 if class_names else bool(classes.any())
 
@@ -131,9 +137,12 @@ def make_picture(image: ImageWindows, instances: Instances, channels: int = 3) -
     if factor == 1:
         return shown, instances
     size = shown.shape[:2]
-    masks = RLEMasks(reduce_rles(list(instances.pred_masks_rle), factor), size)
-    fields = {"pred_masks_rle": masks, "scores": instances.scores, "pred_classes": instances.pred_classes}
-    return shown, Predictions(size, class_names=known_class_names(instances), **fields)
+    reduced = instances[:]  # of the same class, with what that knows besides the fields
+    reduced._image_size = size
+    if reduced.has("pred_boxes"):
+        reduced.remove("pred_boxes")
+    reduced.pred_masks_rle = RLEMasks(reduce_rles(list(instances.pred_masks_rle), factor), size)
+    return shown, reduced
 
 
 def display_image(pixels: np.ndarray, channels: int = 3, name: str = "the image") -> np.ndarray:

@@ -166,13 +166,3 @@ class Predictions(Instances):
     def _with_facts(self, instances: Instances) -> Predictions:
         facts = {name: getattr(self, name) for name in _OF_THE_IMAGE}
         return Predictions(instances.image_size, **facts, **instances.get_fields())
-
-
-def known_class_names(instances: Instances, chosen: Sequence[str] | None = None) -> Sequence[str] | None:
-    """`chosen`, else the names that the instances know."""
-    return chosen if chosen is not None else getattr(instances, "class_names", None)
-
-
-def known_pixel_size(instances: Instances, chosen: float | None = None) -> float | None:
-    """`chosen`, else micrometres a pixel as the instances know them."""
-    return chosen if chosen is not None else getattr(instances, "pixel_size", None)

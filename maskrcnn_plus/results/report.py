@@ -1,16 +1,19 @@
 """A report of predictions for people to look through."""
 
+from __future__ import annotations
+
 import html
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from detectron2.structures import Instances
 
 from maskrcnn_plus.masks.measure import rle_areas
 from maskrcnn_plus.masks.rle_masks import instance_masks
+from maskrcnn_plus.results.facts import known_pixel_size
 from maskrcnn_plus.results.overlay import class_label, class_shades
 from maskrcnn_plus.results.page import (
     definitions,
@@ -22,7 +25,9 @@ from maskrcnn_plus.results.page import (
     thumbnail,
     write_page,
 )
-from maskrcnn_plus.results.predictions import known_pixel_size
+
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
 
 MAX_PICTURES = 200
 """Images shown in a report; the figures cover all."""

@@ -6,16 +6,19 @@ Shorthand: N objects of an image of H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import supervision as sv
-from detectron2.structures import Instances
 from supervision.config import CLASS_NAME_DATA_FIELD
 
 from maskrcnn_plus.masks.measure import rle_boxes
 from maskrcnn_plus.masks.rle_masks import RLEMasks, instance_masks
+from maskrcnn_plus.results.facts import known_class_names, known_pixel_size
 from maskrcnn_plus.results.overlay import class_label
-from maskrcnn_plus.results.predictions import known_class_names, known_pixel_size
+
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
 
 
 def to_supervision(

@@ -10,16 +10,20 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from detectron2.structures import Instances
 
+from maskrcnn_plus.arrays import as_array
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.windows import ImageWindows
 from maskrcnn_plus.masks.measure import rle_areas, rle_centroids, rle_perimeters
 from maskrcnn_plus.results.overlay import class_label
 from maskrcnn_plus.rle import decode_runs, pixels_in_rows
+
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
 
 _LENGTHS = ("x0", "y0", "x1", "y1", "area", "centroid_x", "centroid_y", "perimeter")
 _BAND_PIXELS = 1 << 24
@@ -61,7 +65,7 @@ def object_table(
     """
     rles = instances.pred_masks_rle
     lengths = np.column_stack(
-        [instances.pred_boxes.tensor.detach().numpy(), rle_areas(rles), rle_centroids(rles), rle_perimeters(rles)]
+        [as_array(instances.pred_boxes.tensor), rle_areas(rles), rle_centroids(rles), rle_perimeters(rles)]
     )  # [N, 8]
     if pixel_size is not None:
         lengths *= [pixel_size**2 if key == "area" else pixel_size for key in _LENGTHS]

@@ -8,15 +8,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
-from detectron2.structures import Instances
 
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.results.outlines import Polygon, rle_polygons
 from maskrcnn_plus.results.overlay import class_label
+
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
 
 logger = logging.getLogger(__name__)
 

@@ -155,9 +155,11 @@ class NonLocalBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[R, C, P, Q] -> [R, C, P, Q]."""
-        query, key, value = (conv(x).flatten(2).mT for conv in (self.theta, self.phi, self.g))  # [R, P * Q, C / 2]
+        query, key, value = (
+            conv(x).flatten(2).transpose(1, 2) for conv in (self.theta, self.phi, self.g)
+        )  # [R, P * Q, C / 2]
         attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)  # [R, P * Q, C / 2]
-        return x + self.out(attended.mT.unflatten(2, x.shape[2:]))  # [R, C / 2, P, Q] -> [R, C, P, Q]
+        return x + self.out(attended.transpose(1, 2).unflatten(2, x.shape[2:]))  # [R, C / 2, P, Q] -> [R, C, P, Q]
 
 
 def _conv(channels: int, kernel: int) -> Conv2d:
