@@ -26,6 +26,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--description", default="", help="what it finds, in a line")
     parser.add_argument("--licence", default="", help="of the weights")
     parser.add_argument("--credits", nargs="+", default=[], help="data that it learned from, a text each")
+    parser.add_argument("--score-threshold", type=float, help="least score of a detection (default: its config's)")
     return parser.parse_args(argv)
 
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Ship and say what was written."""
-    print(ship(args.weights, args.name, args.description, args.licence, args.credits))
+    print(ship(args.weights, args.name, args.description, args.licence, args.credits, args.score_threshold))
 
 
 if __name__ == "__main__":

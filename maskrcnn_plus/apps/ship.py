@@ -17,13 +17,21 @@ MOST_BYTES = 30_000_000
 """Of a file, since every installation has it."""
 
 
-def ship(source: str, name: str, description: str = "", licence: str = "", credits: Sequence[str] = ()) -> str:
+def ship(
+    source: str,
+    name: str,
+    description: str = "",
+    licence: str = "",
+    credits: Sequence[str] = (),
+    score_threshold: float | None = None,
+) -> str:
     """Put the weights of a checkpoint into the package's table, in place of an earlier model of that name.
 
     Args:
         source: a checkpoint that describes itself; see `write_safetensors` for what is kept of it.
         name: under which it is found, `maskrcnn_plus://NAME`.
         description, licence, credits: see `ShippedModel`; what is empty is taken from the earlier model.
+        score_threshold: least score of a detection, in 0..1; None keeps that of the checkpoint's config.
 
     Returns:
         What was written, in words.
@@ -34,6 +42,8 @@ def ship(source: str, name: str, description: str = "", licence: str = "", credi
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UserError(f"{name!r} is no name for a model: small letters, digits and _ are.")
+    if score_threshold is not None and not 0 <= score_threshold <= 1:
+        raise UserError(f"The score threshold is {score_threshold}, it must be between 0 and 1.")
     table = zoo.read_table()
     earlier = table.get(name)
     about = {"description": description, "licence": licence, "credits": list(credits)}
@@ -42,7 +52,7 @@ def ship(source: str, name: str, description: str = "", licence: str = "", credi
         raise UserError(f"{name} is new in the table: give its {' and '.join(missing)}.")
     path, new = zoo.FOLDER / f"{name}.safetensors", zoo.FOLDER / f".{name}.new.safetensors"
     try:
-        write_safetensors(source, new)
+        write_safetensors(source, new, score_threshold)
         content = new.read_bytes()
         if len(content) > MOST_BYTES:
             raise UserError(

@@ -28,7 +28,7 @@ __all__ = ["write_safetensors"]
 _PLACE = re.compile(r"[/\\]")
 
 
-def write_safetensors(source: str, path: str | Path) -> None:
+def write_safetensors(source: str, path: str | Path, score_threshold: float | None = None) -> None:
     """Write the weights of a checkpoint, the averaged ones where it has some, for prediction and to train on from.
 
     Kernels and matrices become float16. Vectors (biases, statistics of norms) stay as they are: they are small, and
@@ -39,12 +39,15 @@ def write_safetensors(source: str, path: str | Path) -> None:
     Args:
         source: a checkpoint that describes itself, see `read_description`.
         path: of the file to write.
+        score_threshold: `dataset.score_threshold` from now on; None keeps it.
 
     Raises:
         WeightsError: it does not describe itself, or its numbers do not fit float16.
         OSError: the file cannot be written.
     """
     description = _without_places(read_description(source), source)
+    if score_threshold is not None:
+        description["config"]["dataset"]["score_threshold"] = score_threshold
     file = read_weights(local_path(source))
     tensors = {name: _narrow(tensor, name, source) for name, tensor in file.tensors.items()}
     about = {key: file.metadata[key] for key in ("class_names", "category_ids") if file.metadata.get(key)}

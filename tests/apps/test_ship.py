@@ -11,6 +11,7 @@ from maskrcnn_plus.apps import ship as shipping
 from maskrcnn_plus.apps.ship import ship
 from maskrcnn_plus.checkpoints.sources import local_path
 from maskrcnn_plus.errors import UserError
+from maskrcnn_plus.inference.predictor import Predictor
 
 ABOUT = ["--description", "Nuclei", "--licence", "Apache-2.0", "--credits", *CREDITS, "Set B"]
 
@@ -35,6 +36,8 @@ def test_the_command_writes_file_and_table(checkpoint, empty_zoo, capsys):
     assert zoo.read_table()["nuclei"].description == "Better"
     assert zoo.read_table()["nuclei"].credits == [*CREDITS, "Set B"]
     local_path("maskrcnn_plus://nuclei")
+    assert ship_weights.main(["--weights", checkpoint, "--name", "nuclei", "--score-threshold", "0.37"]) == 0
+    assert Predictor("maskrcnn_plus://nuclei", device="cpu").score_threshold == 0.37
 
 
 def test_what_is_too_large_leaves_the_earlier_model(checkpoint, empty_zoo, monkeypatch):
@@ -51,6 +54,7 @@ def test_what_is_too_large_leaves_the_earlier_model(checkpoint, empty_zoo, monke
     [
         (["--name", "nuclei"], "nuclei is new in the table: give its description and licence and credits"),
         (["--name", "../nuclei", *ABOUT], "no name for a model"),
+        (["--name", "nuclei", *ABOUT, "--score-threshold", "60"], "score threshold is 60"),
         (["--name", "nuclei", *ABOUT, "--weights", "nowhere.pth"], "nowhere.pth does not exist"),
     ],
 )
