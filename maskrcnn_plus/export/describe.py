@@ -114,7 +114,7 @@ def _resize(mapper: Any) -> Resize:
     if not steps:
         return Resize("none")
     (step, *others), kind = steps, type(steps[0])
-    if isinstance(step, ScaleImage) and not others:
+    if kind is ScaleImage and not others:
         return Resize("scale", float(step.scale), step.short_side, step.max_size)
     lengths = getattr(step, "short_edge_length", ())
     lengths = {lengths} if isinstance(lengths, int) else set(lengths)
