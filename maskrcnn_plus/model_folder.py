@@ -27,6 +27,10 @@ from maskrcnn_plus.plain_data import from_plain
 FILE_NAME = "model.json"
 FORMAT, VERSION = "maskrcnn_plus exported model", 1
 _MOST_BYTES = 1 << 22  # of model.json
+_RUN_BY = {
+    "whole": "maskrcnn_plus.runtime.ExportedModel and python -m maskrcnn_plus.apps.run_exported run it.",
+    "hybrid": "Predictor and tools/predict.py run it.",
+}
 
 
 class ModelFolderError(UserError):
@@ -217,7 +221,9 @@ def read_model_folder(folder: str | os.PathLike, kind: str | None = None) -> Mod
     except ValueError as error:
         raise ModelFolderError(f"{folder / FILE_NAME}: {error}") from error
     if kind not in (None, description.kind):
-        raise ModelFolderError(f"{folder} is a {description.kind} model, a {kind} one is needed.")
+        raise ModelFolderError(
+            f"{folder} is a {description.kind} model, a {kind} one is needed. {_RUN_BY[description.kind]}"
+        )
     for name, known in description.files.items():
         if not (folder / name).is_file():
             raise ModelFolderError(f"{folder}: {name} is missing. Copy the whole folder, or export the model again.")
