@@ -44,19 +44,26 @@ class Resize:
     Attributes:
         rule: "none"; "scale", `scale` times its size (`ScaleImage`: OpenCV, by areas where it shrinks); or the shorter
             side to `short_side` by the rule and the pixels of "detectron2" (`ResizeShortestEdge`), "torchvision"
-            (`InterpolateShortestEdge`) or "mmcv" (`MMCVResize`).
+            (`InterpolateShortestEdge`) or "mmcv" (`MMCVResize`); or "config", of a hybrid model alone: what
+            the mapper of its config does, which cannot be told in other words.
         scale: factor, of "scale".
         short_side: pixels; of "scale" the size that `scale` multiplies, None for that of the image.
         max_size: most pixels of the longer side.
     """
 
-    rule: Literal["none", "scale", "detectron2", "torchvision", "mmcv"]
+    rule: Literal["none", "scale", "detectron2", "torchvision", "mmcv", "config"]
     scale: float = 1.0
     short_side: int | None = None
     max_size: int | None = None
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """(h, w) of an image of height x width pixels."""
+        """(h, w) of an image of height x width pixels.
+
+        Raises:
+            ModelFolderError: the rule is "config".
+        """
+        if self.rule == "config":
+            raise ModelFolderError("this model's resizing is told by its config alone, which Predictor reads.")
         if self.rule == "none":
             return height, width
         shorter, longer, limit = min(height, width), max(height, width), self.max_size or math.inf
@@ -196,12 +203,15 @@ def write_model_folder(folder: str | Path, description: ModelDescription, files:
     return description
 
 
-def read_model_folder(folder: str | os.PathLike, kind: str | None = None) -> ModelDescription:
+def read_model_folder(
+    folder: str | os.PathLike, kind: str | None = None, *, check_files: bool = True
+) -> ModelDescription:
     """Read and check the description of an exported model, and its files.
 
     Args:
         folder: of the model.
         kind: that is wanted; None takes either.
+        check_files: read all files and compare their hashes; else they are not looked at.
 
     Raises:
         ModelFolderError: it is no exported model, of another version or kind, or a file is missing or changed.
@@ -224,7 +234,7 @@ def read_model_folder(folder: str | os.PathLike, kind: str | None = None) -> Mod
         raise ModelFolderError(
             f"{folder} is a {description.kind} model, a {kind} one is needed. {_RUN_BY[description.kind]}"
         )
-    for name, known in description.files.items():
+    for name, known in description.files.items() if check_files else ():
         if not (folder / name).is_file():
             raise ModelFolderError(f"{folder}: {name} is missing. Copy the whole folder, or export the model again.")
         if _measure(folder / name) != known:
@@ -268,7 +278,7 @@ def _check_values(description: ModelDescription) -> None:
         (min(pre.pixel_std, default=1) > 0, "pixel_std"),
         (1 <= pre.pad_to_multiple <= 4096 and 0 <= pre.pad_to_square <= 65536, "pad_to_multiple or pad_to_square"),
         (0 <= low < high <= 100, "percentiles"),
-        (resize.rule in ("none", "scale") or resize.short_side, "resize.short_side is missing"),
+        (resize.rule in ("none", "scale", "config") or resize.short_side, "resize.short_side is missing"),
         (resize.scale > 0 and (resize.short_side or 1) > 0 and (resize.max_size or 1) > 0, "resize"),
         (post.max_objects >= 1 and post.min_mask_area >= 0 and 0 <= post.max_covered <= 1, "postprocessing"),
         (0 <= (post.score_threshold or 0) <= 1 and 0 <= post.mask_threshold <= 1, "a threshold of postprocessing"),

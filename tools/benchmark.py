@@ -7,6 +7,7 @@ Examples:
     python tools/benchmark.py cost --output cost.png
     python tools/benchmark.py training_step --config-file nuclei/mask_rcnn_lite0_fpn dataset.root=datasets/nuclei
     python tools/benchmark.py inference --images datasets/coco/val2017 --size 800 1216
+    python tools/benchmark.py inference --images datasets/coco/val2017 --precision openvino int8 --threads 1
     python tools/benchmark.py backbones --names resnet50,convnext_tiny --size 800 1216
     python tools/benchmark.py tiling --config-file nuclei/mask_rcnn_lite0_fpn --weights model_best.pth \\
         dataset.root=datasets/nuclei
@@ -28,6 +29,7 @@ shorten_thread_waits()  # before PyTorch is loaded
 import torch
 from benchmarks.auto_scale import benchmark_auto_scale
 from benchmarks.backbones import NAMES, benchmark_backbones
+from benchmarks.exported import PRECISIONS
 from benchmarks.inference import benchmark_inference
 from benchmarks.masks import benchmark_masks
 from benchmarks.models import benchmark_training_step
@@ -66,6 +68,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--images",
         default="datasets/coco/val2017",
         help="photographs for inference (default: %(default)s); folders of annotated images for auto_scale",
+    )
+    parser.add_argument(
+        "--precision", nargs="+", default=[], choices=PRECISIONS, help="further ones of our model, for inference"
+    )
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="for inference, where other programs run too: time of the processor, of all threads, not of the clock",
     )
     parser.add_argument(
         "--weights", help="checkpoint for auto_scale, and for tiling (default: random, as the config builds the model)"
@@ -109,7 +119,8 @@ def benchmark(args: argparse.Namespace) -> None:
         benchmark_cost(args.rounds, args.output)
         return
     if args.what == "inference":
-        benchmark_inference(args.images, tuple(args.size), args.rounds, device)
+        options = {"precisions": args.precision, "processor_time": args.processor_time}
+        benchmark_inference(args.images, tuple(args.size), args.rounds, device, **options)
         return
     if args.what == "auto_scale":
         predictor = Predictor(args.weights or "", device=args.device)

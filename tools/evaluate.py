@@ -28,12 +28,13 @@ from maskrcnn_plus.checkpoints.description import choose_config
 from maskrcnn_plus.checkpoints.sources import folder_of
 from maskrcnn_plus.data.formats.options import add_arguments, from_arguments
 from maskrcnn_plus.errors import run_tool
+from maskrcnn_plus.inference.precision import PRECISIONS
 from maskrcnn_plus.inference.predictor import Predictor
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, help="checkpoint of a trained model, or maskrcnn_plus://nuclei")
+    parser.add_argument("--weights", required=True, help="checkpoint, exported folder, or maskrcnn_plus://nuclei")
     parser.add_argument("--data", required=True, type=Path, help="folder of images and annotations, or a file of them")
     parser.add_argument("--split", help="train, val, test or all (default: val, else test, else all)")
     parser.add_argument(
@@ -45,6 +46,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--config-file", help="a LazyConfig file or name (default: what the weights say)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the config's train.device)")
+    parser.add_argument("--precision", choices=PRECISIONS, help="of the networks (default: float32)")
     parser.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="skip leaves out what is wrong")
     add_arguments(parser)
     parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to the config")
@@ -63,7 +65,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """Evaluate, print the figures and write the page."""
     data = read_evaluation_data(args.data, args.split, args.format, args.on_error, from_arguments(args))
     cfg = choose_config(args.config_file, args.weights, args.opts)
-    predictor = Predictor(cfg, args.weights, device=args.device, score_threshold=0.0)
+    predictor = Predictor(cfg, args.weights, device=args.device, score_threshold=0.0, precision=args.precision)
     keep_memory_on_cpu(predictor.device)
     diagnosis = evaluate_records(predictor, data)
     print(figures_table(diagnosis))

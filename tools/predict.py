@@ -7,7 +7,8 @@ Examples:
     python tools/predict.py --config-file nuclei/mask_rcnn_lite0_fpn --weights model.pth --input "slides/*.png" \\
         film.mp4 --output predictions --format labels csv geojson --pixel-size 0.25 --opts dataset.scale=2.0
 
-A checkpoint of a training knows its config; weights of other origin need --config-file.
+A checkpoint of a training knows its config, and so does the folder of an exported model (tools/export.py); weights of
+other origin need --config-file.
 
 Inputs are files, folders, glob patterns, videos and animated GIF, WebP and PNG (each frame an image, NAME/frame_000001)
 and TIFF stacks (each page an image, NAME_p0001; dataset.projection=max makes one of a z stack). Below the output
@@ -58,13 +59,14 @@ from maskrcnn_plus.checkpoints.description import choose_config
 from maskrcnn_plus.config import get_score_threshold
 from maskrcnn_plus.data.limits import MAX_PIXELS
 from maskrcnn_plus.errors import run_tool
+from maskrcnn_plus.inference.precision import PRECISIONS
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.results import DEFAULT_FORMATS, FORMATS
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, help="checkpoint of a trained model, or maskrcnn_plus://nuclei")
+    parser.add_argument("--weights", required=True, help="checkpoint, exported folder, or maskrcnn_plus://nuclei")
     parser.add_argument(
         "--config-file", help="a LazyConfig file, or the name of a shipped config (default: what the weights say)"
     )
@@ -113,6 +115,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--recursive", action="store_true", help="take images in sub-folders of input folders too")
     parser.add_argument("--report", action="store_true", help="write report.html, images beside their predictions")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the config's train.device)")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of the networks: bfloat16 is faster on GPUs and CPUs with AVX512-BF16 or AMX (default: float32)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the config")
     return parser.parse_args(argv)
@@ -133,7 +140,8 @@ def predict(args: argparse.Namespace) -> int:
     """Predict what the arguments name; gives the exit code."""
     cfg = choose_config(args.config_file, args.weights, args.opts)
     threshold = get_score_threshold(cfg, args.score_threshold)
-    predictor = Predictor(cfg, args.weights, device=args.device, score_threshold=threshold, diameter=args.diameter)
+    options = {"device": args.device, "diameter": args.diameter, "precision": args.precision}
+    predictor = Predictor(cfg, args.weights, score_threshold=threshold, **options)
     keep_memory_on_cpu(predictor.device)
     details = {
         **({"Config": args.config_file} if args.config_file else {}),

@@ -14,6 +14,8 @@ import functools
 import importlib
 import importlib.metadata
 import itertools
+import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -32,6 +34,7 @@ from maskrcnn_plus.config_rules import check_config
 from maskrcnn_plus.data.classes import resolve_classes
 from maskrcnn_plus.errors import ConfigError
 from maskrcnn_plus.input_channels import follow_dataset_channels
+from maskrcnn_plus.model_folder import ModelFolderError, read_model_folder
 from maskrcnn_plus.overrides import apply_overrides
 from maskrcnn_plus.weights.conversion import WeightsError
 from maskrcnn_plus.weights.files import read_file
@@ -97,12 +100,15 @@ def read_description(source: str) -> dict[str, Any]:
     """What a checkpoint says of itself.
 
     Args:
-        source: a file, or what `local_path` knows.
+        source: a file, what `local_path` knows, or the folder of an exported model.
 
     Raises:
         WeightsError: it cannot be read, or says nothing of itself.
     """
-    description = read_file(local_path(source)).get(DESCRIPTION)
+    if os.path.isdir(source):
+        description = _exported_description(source)
+    else:
+        description = read_file(local_path(source)).get(DESCRIPTION)
     if not isinstance(description, dict) or not isinstance(description.get("config"), dict):
         raise WeightsError(
             f"{source} does not say which config it was trained with: it is older than that, or of another program. "
@@ -114,6 +120,14 @@ def read_description(source: str) -> dict[str, Any]:
             f"here {VERSION}). Give the config too (--config-file), or update the package."
         )
     return description
+
+
+def _exported_description(folder: str) -> Any:
+    text = read_model_folder(folder, "hybrid", check_files=False).details.get(DESCRIPTION)
+    try:
+        return json.loads(text)  # numbers that are infinite or NaN included, which model.json itself cannot hold
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ModelFolderError(f"{folder}: details.description of its model.json is damaged: {error}") from error
 
 
 def described_config(source: str, overrides: Sequence[str] = (), trusted: Sequence[str] = ()) -> DictConfig:

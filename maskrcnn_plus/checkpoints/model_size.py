@@ -23,7 +23,7 @@ def check_model_size(cfg: DictConfig, path: str) -> None:
 
     Args:
         cfg: of a description, with its classes settled; it is changed.
-        path: of the checkpoint.
+        path: of the checkpoint, or the folder of an exported model.
 
     Raises:
         WeightsError: the model is larger.
@@ -35,8 +35,14 @@ def check_model_size(cfg: DictConfig, path: str) -> None:
     except (ConfigError, NotImplementedError, RuntimeError):
         return
     tensors = itertools.chain(model.parameters(), model.buffers())
-    needed, stored = sum(each.numel() * each.element_size() for each in tensors), os.path.getsize(path)
+    needed, stored = sum(each.numel() * each.element_size() for each in tensors), _stored_bytes(path)
     if needed > _TIMES * stored + _MORE:
         raise WeightsError(
             f"{path} is refused: it describes a model of {needed / 1e9:.3g} GB, but holds {stored / 1e9:.3g} GB."
         )
+
+
+def _stored_bytes(path: str) -> int:
+    if not os.path.isdir(path):
+        return os.path.getsize(path)
+    return sum(entry.stat().st_size for entry in os.scandir(path) if entry.is_file())

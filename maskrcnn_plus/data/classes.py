@@ -24,10 +24,12 @@ __all__ = ["Classes", "resolve_classes"]
 logger = logging.getLogger(__name__)
 
 _NAMES, _NUMBER = "dataset.thing_classes", "dataset.num_classes"
-_DATA = {
+DATA_SET_KEYS = {
     "train": ("dataloader.train.dataset.dataset.names", "dataloader.train.dataset.names"),
     "test": ("dataloader.test.dataset.names", "dataloader.test.dataset.dataset.names"),
 }
+"""Where a config names the data set of a split."""
+
 _SHOWN = 10
 
 
@@ -172,7 +174,7 @@ def _default_names(cfg: DictConfig) -> list[str] | None:
 
 def _data_sets(cfg: DictConfig, split: str) -> Iterator[_CocoData | _RegisteredData]:
     """The data sets of a split."""
-    found = (OmegaConf.select(cfg, key) for key in _DATA[split])
+    found = (OmegaConf.select(cfg, key) for key in DATA_SET_KEYS[split])
     names = next((value for value in found if value is not None), [])
     for node in names if isinstance(names, ListConfig | list | tuple) else [names]:
         if _is_register_coco(node):

@@ -59,7 +59,7 @@ def describe_model(
         precision=precision,
         class_names=tuple(predictor.class_names),
         category_ids=None if predictor.category_ids is None else tuple(predictor.category_ids),
-        preprocessing=_preprocessing(model, mapper, inside_graph),
+        preprocessing=_preprocessing(model, mapper, inside_graph, by_config=kind == "hybrid"),
         postprocessing=Postprocessing(
             max_objects=maximum,
             score_threshold=None if predictor.score_threshold is None else float(predictor.score_threshold),
@@ -74,11 +74,11 @@ def describe_model(
     )
 
 
-def _preprocessing(model: Any, mapper: Any, inside_graph: bool) -> Preprocessing:
+def _preprocessing(model: Any, mapper: Any, inside_graph: bool, by_config: bool) -> Preprocessing:
     mean, std = ([float(value) for value in values.flatten()] for values in (model.pixel_mean, model.pixel_std))
     common = {
         "channels": len(mean),
-        "resize": _resize(mapper),
+        "resize": _resize(mapper, by_config),
         "pixel_mean": tuple(mean),
         "pixel_std": tuple(std),
         "pad_to_multiple": max(int(getattr(model.backbone, "size_divisibility", 1)), 1),
@@ -103,8 +103,8 @@ def get_square_size(backbone: Any) -> int:
     return int(getattr(backbone, "padding_constraints", {}).get("square_size", 0)) if pads else 0
 
 
-def _resize(mapper: Any) -> Resize:
-    """The only augmentation of a mapper."""
+def _resize(mapper: Any, by_config: bool) -> Resize:
+    """The only augmentation of a mapper; with `by_config` others are left to the config to tell."""
     if not isinstance(mapper, InstanceMapper | DatasetMapper):
         raise UserError(
             f"dataloader.test.mapper is a {type(mapper).__name__}, whose work an exported model cannot describe: set "
@@ -120,6 +120,8 @@ def _resize(mapper: Any) -> Resize:
     lengths = {lengths} if isinstance(lengths, int) else set(lengths)
     if kind in _RULES and not others and len(lengths) == 1:
         return Resize(_RULES[kind], short_side=int(lengths.pop()), max_size=int(step.max_size))
+    if by_config:
+        return Resize("config")
     names = ", ".join(type(each).__name__ for each in steps)
     raise UserError(
         f"dataloader.test.mapper.augmentations ({names}): an exported model knows one resizing to one size, of "

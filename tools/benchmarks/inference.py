@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms.functional import to_tensor
 
+from benchmarks.exported import build_predictors
 from benchmarks.random_weights import THING_IDS, randomise
 from benchmarks.timing import median, time_in_turn
 from maskrcnn_plus.checkpoints import load_weights
@@ -55,7 +57,7 @@ def read_photographs(folder: str, size: tuple[int, int]) -> list[np.ndarray]:
 class Sides:
     """The three models with the same weights; each method predicts one image [H, W, 3]."""
 
-    def __init__(self, photograph: np.ndarray, device: torch.device) -> None:
+    def __init__(self, photograph: np.ndarray, device: torch.device, precisions: Sequence[str] = ()) -> None:
         self.device = device
         short, long = sorted(photograph.shape[:2])
         build = torchvision.models.detection.maskrcnn_resnet50_fpn
@@ -69,6 +71,7 @@ class Sides:
             weights = str(Path(folder) / "model.pth")
             torch.save(self.torchvision_model.state_dict(), weights)
             self.predictor = Predictor(config, weights, device=str(device), score_threshold=0.0)
+            self.others = build_predictors(config, weights, folder, [photograph], precisions)
             self.stock_model = instantiate(_stock(config)).eval().to(device)
             load_weights(self.stock_model, weights, class_names=config.dataset.thing_classes, strict=True)
 
@@ -169,25 +172,47 @@ def convolution_rate(device: torch.device) -> float:
     return 2 * weight.numel() * 100 * 152 / min(times) / 1e6
 
 
-def benchmark_inference(folder: str, size: tuple[int, int], rounds: int, device: torch.device) -> None:
-    """Print the agreement, a table of times, the distance to the arithmetic, and the stages."""
+def benchmark_inference(
+    folder: str,
+    size: tuple[int, int],
+    rounds: int,
+    device: torch.device,
+    precisions: Sequence[str] = (),
+    processor_time: bool = False,
+) -> None:
+    """Print the agreement, a table of times, the distance to the arithmetic, and the stages.
+
+    Args:
+        folder: of photographs.
+        size: (height, width) that they are brought to.
+        rounds: runs of each side.
+        device: for all sides.
+        precisions: further ones of ours, of `exported.PRECISIONS`.
+        processor_time: count the time of the processor, of all threads, instead of the clock's.
+    """
     images = read_photographs(folder, size)
-    sides = Sides(images[0], device)
+    sides = Sides(images[0], device, precisions)
     print(f"{len(images)} photographs of {size[0]} x {size[1]}, Mask R-CNN R50-FPN, float32, {rounds} rounds\n")
     for image in images:
         expected = {name: value.cpu() for name, value in sides.torchvision(image).items()}
         ours, stock = sides.ours(image).to("cpu"), sides.detectron2(image).to("cpu")
         print(f"- ours and torchvision: {agreement(ours, ours.pred_masks_rle.to_dense(), expected)}")
         print(f"- Detectron2 and torchvision: {agreement(stock, stock.pred_masks, expected)}")
+        for name, predictor in sides.others.items():
+            found = predictor.predict(image)
+            print(f"- {name} and torchvision: {agreement(found, found.pred_masks_rle.to_dense(), expected)}")
     print(
         "\nDetectron2 samples masks at the centres of pixels; torchvision, and ours here, resizes them to whole pixels."
     )
 
-    functions = [lambda f=f: [f(image) for image in images] for f in (sides.ours, sides.torchvision, sides.detectron2)]
-    times = [[each / len(images) for each in record] for record in time_in_turn(functions, rounds)]
+    predicts = {"ours": sides.ours, "torchvision": sides.torchvision, "Detectron2": sides.detectron2}
+    predicts |= {name: predictor.predict for name, predictor in sides.others.items()}
+    functions = [lambda f=f: [f(image) for image in images] for f in predicts.values()]
+    watch = time.process_time if processor_time else time.perf_counter
+    times = [[each / len(images) for each in record] for record in time_in_turn(functions, rounds, watch)]
     middle = [statistics.median(record) for record in times]
-    print("\n| | an image, ms | times ours |\n|---|---|---|")
-    for name, record, value in zip(("ours", "torchvision", "Detectron2"), times, middle, strict=True):
+    print(f"\n| | an image, ms{' of the processor' * processor_time} | times ours |\n|---|---|---|")
+    for name, record, value in zip(predicts, times, middle, strict=True):
         print(f"| {name} | {median(record).strip()} | {value / middle[0]:.2f} |")
 
     with FlopCounterMode(display=False) as counter:
