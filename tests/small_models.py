@@ -35,13 +35,13 @@ def small_config(name, classes=1, max_objects=20, backbone="test_resnet.r160_in1
 
 
 def scoring_config():
-    """Mask scoring, GRoIE for the boxes and PAFPN, of two classes."""
-    cfg = small_config(f"{VARIANTS}mask_scoring", classes=2)
-    cfg.model.roi_heads.mask_head.mask_iou_head.conv_dims = [16, 16]
-    cfg.model.roi_heads.mask_head.mask_iou_head.fc_dims = [16]
-    others = {name: get_config(f"{VARIANTS}{name}").model for name in ("groie", "pafpn")}
-    cfg.model.backbone._target_ = others["pafpn"].backbone._target_
-    cfg.model.roi_heads.box_pooler = others["groie"].roi_heads.box_pooler
+    """Cascade RPN, mask scoring, GRoIE for the boxes and PAFPN, of two classes."""
+    cfg = small_config(f"{VARIANTS}cascade_rpn", classes=2)
+    mask_head = small_config(f"{VARIANTS}mask_scoring", classes=2).model.roi_heads.mask_head
+    mask_head.mask_iou_head.conv_dims, mask_head.mask_iou_head.fc_dims = [16, 16], [16]
+    cfg.model.roi_heads.mask_head = mask_head
+    cfg.model.backbone._target_ = get_config(f"{VARIANTS}pafpn").model.backbone._target_
+    cfg.model.roi_heads.box_pooler = get_config(f"{VARIANTS}groie").model.roi_heads.box_pooler
     return cfg
 
 

@@ -91,7 +91,7 @@ class WholeGraph(nn.Module):
         rpn, boxes, logits, levels = self.model.proposal_generator, [], [], []
         limit = torch.tensor(rpn.pre_nms_topk[False])
         for level, (anchors, scores, deltas) in enumerate(self._predict_anchors(features, bounds)):
-            scores, places = scores.topk(torch.minimum(torch._shape_as_tensor(scores)[0], limit))
+            scores, places = scores.topk(torch.minimum(torch._shape_as_tensor(anchors)[0], limit))
             boxes.append(rpn.box2box_transform.apply_deltas(deltas[places], anchors[places]))
             logits.append(scores)
             levels.append(torch.full_like(scores, level))
