@@ -19,7 +19,7 @@ DEMO := output/demo_quick
 DEMO_OPTIONS := train.max_iter=24 train.checkpointer.period=12 dataset.num_train=40 dataset.num_val=6
 endif
 
-.PHONY: setup demo test test-gpu clean
+.PHONY: setup demo test test-gpu generalist clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/ready $(VENV)/extension
@@ -58,6 +58,11 @@ test: setup
 test-gpu: setup
 	@$(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "No CUDA device is available here."; exit 1; }
 	$(RUN) -m pytest -m gpu
+
+# The shipped model of nuclei, from the folders that docs/models.md names: make generalist DATA=datasets
+generalist: setup
+	$(RUN) tools/train_net.py --config-file nuclei/generalist --resume dataset.root=$(DATA)
+	$(RUN) tools/ship_weights.py --weights output/nuclei_generalist/model_best.pth --name nuclei
 
 clean:
 	@if [ -s $(VENV)/ready ] || [ -e $(VENV)/setting-up ]; then rm -rf $(VENV); fi

@@ -21,10 +21,9 @@ from supervision import Color
 
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.data.image_windows import ImageWindows
-from maskrcnn_plus.data.limits import check_size
 from maskrcnn_plus.masks.measure import rle_boxes
 from maskrcnn_plus.masks.rle_masks import instance_masks
-from maskrcnn_plus.results.overlay import class_label, display_image
+from maskrcnn_plus.results.overlay import class_label, make_picture
 from maskrcnn_plus.results.table import as_text
 
 if TYPE_CHECKING:
@@ -96,17 +95,17 @@ def write_cut(
 ) -> Path:
     """Write the pictures of an image of the format "cutouts" or "background", see `write_results`.
 
+    Those of a huge image are reduced by a whole factor, see `make_picture`.
+
     Returns:
         The picture without background, or the table of the cut-outs: a row an object with its number, class, score,
         file and the pixel of the image that its top left corner is.
 
     Raises:
-        ValueError: the image has too many pixels to be held in memory.
         OSError: a file cannot be written.
     """
-    height, width, count = image.shape
-    check_size(image.name, height, width, 4 + count * image.dtype.itemsize)
-    pixels = display_image(image.read(0, 0, width, height), channels, image.name)
+    pixels, instances = make_picture(image, instances, channels)
+    factor = -(-image.shape[0] // pixels.shape[0])
     folder = output / kind
     if kind == "background":
         path = folder / f"{name}.png"
@@ -128,7 +127,7 @@ def write_cut(
             file = f"{number}_{_NO_FILE_NAME.sub('_', label)}.png"
             part = pixels[y : y + alpha.shape[0], x : x + alpha.shape[1]]
             write_atomically(pictures / file, _encode(np.dstack([part, alpha])))
-        writer.writerow([number, as_text(label), f"{score:.8g}", file, x, y])
+        writer.writerow([number, as_text(label), f"{score:.8g}", file, factor * x, factor * y])
     path = folder / f"{name}.csv"
     write_atomically(path, table.getvalue().encode("utf-8", errors="replace"))
     return path

@@ -90,3 +90,7 @@ def test_memory_of_all_results_does_not_hold_the_image(tmp_path, monkeypatch):
     labels = tifffile.imread(written["labels"])
     assert (np.unique(labels).tolist(), labels[0, 0], labels[5990, 4000], labels[-1, -1]) == ([0, 1, 2, 3], 1, 2, 3)
     assert cv2.imread(str(written["overlay"])).shape[:2] == (2000, 1500)
+    assert cv2.imread(str(written["background"])).shape[:2] == (2000, 1500)
+    with open(written["cutouts"], newline="") as file:  # at the image's own pixels, to one of the reduced picture
+        places = [(float(row["x"]), float(row["y"])) for row in csv.DictReader(file)]
+    assert np.abs(np.subtract(places, [(0, 0), (4000, 5990), (8960, 11960)])).max() <= 6
