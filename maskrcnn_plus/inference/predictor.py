@@ -289,11 +289,11 @@ class Predictor:
             if group:
                 results.update(zip(group, self._run(list(group.values()), soft_masks), strict=True))
         for index, (image, _) in enumerate(images):
-            path = image.name if isinstance(image, ImageWindows) else image
-            results[index].image = image if isinstance(image, np.ndarray) else None
-            if isinstance(path, (str, os.PathLike)):
-                results[index].pixel_size = tiff_pixel_size(os.fspath(path))
-                results[index].image = None if isinstance(image, ImageWindows) else os.fspath(path)
+            if not isinstance(image, ImageWindows):
+                results[index].image = image if isinstance(image, np.ndarray) else os.fspath(image)
+            path = image.name if isinstance(image, ImageWindows) else results[index].image
+            if isinstance(path, str):
+                results[index].pixel_size = tiff_pixel_size(path)
         return [results[index] for index in range(len(images))]
 
     @torch.inference_mode()

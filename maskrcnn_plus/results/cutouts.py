@@ -46,10 +46,7 @@ def cut_out(image: np.ndarray, instances: Instances, soft: bool = False) -> list
     Returns:
         An RGBA picture [h, w, 4] uint8 an object; [0, 0, 4] of one without pixels.
     """
-    return [
-        np.dstack([image[y : y + alpha.shape[0], x : x + alpha.shape[1]], alpha])
-        for (x, y), alpha in opacities(instances, soft)
-    ]
+    return [_with_alpha(image, *part) for part in opacities(instances, soft)]
 
 
 def replace_background(
@@ -125,12 +122,17 @@ def write_cut(
         label, file = class_label(class_names, index), ""
         if alpha.size:
             file = f"{number}_{_NO_FILE_NAME.sub('_', label)}.png"
-            part = pixels[y : y + alpha.shape[0], x : x + alpha.shape[1]]
-            write_atomically(pictures / file, _encode(np.dstack([part, alpha])))
+            write_atomically(pictures / file, _encode(_with_alpha(pixels, (x, y), alpha)))
         writer.writerow([number, as_text(label), f"{score:.8g}", file, factor * x, factor * y])
     path = folder / f"{name}.csv"
     write_atomically(path, table.getvalue().encode("utf-8", errors="replace"))
     return path
+
+
+def _with_alpha(image: np.ndarray, corner: tuple[int, int], alpha: np.ndarray) -> np.ndarray:
+    """The rectangle of an image [H, W, 3] at a corner (x, y), with its opacity [h, w] as the fourth channel."""
+    x, y = corner
+    return np.dstack([image[y : y + alpha.shape[0], x : x + alpha.shape[1]], alpha])
 
 
 def _encode(picture: np.ndarray) -> bytes:
