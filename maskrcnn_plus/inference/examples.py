@@ -5,6 +5,7 @@ Shape shorthand: H, W image height and width, C channels; [h, w] the image as th
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -19,8 +20,8 @@ from PIL import Image
 from maskrcnn_plus.data.channels import get_rule
 from maskrcnn_plus.data.images import read_image
 from maskrcnn_plus.data.mapper import InstanceMapper
-from maskrcnn_plus.data.pixels import prepare_image
-from maskrcnn_plus.data.windows import ImageWindows
+from maskrcnn_plus.data.pixels import ImageReadError, intensity_range, match_channels, prepare_image
+from maskrcnn_plus.data.windows import ImageWindows, open_windows
 
 AnyImage = str | os.PathLike | np.ndarray | ImageWindows
 """A path, an array [H, W] or [H, W, C] in RGB order, or an image of `open_windows`, which is read as a whole."""
@@ -36,6 +37,25 @@ def in_rgb_order(image: AnyImage, input_format: str) -> AnyImage:
         raise ValueError(f"input_format is {input_format!r}, it must be 'RGB' or 'BGR'")
     is_colour = isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] in (3, 4)
     return image[:, :, [2, 1, 0, 3][: image.shape[2]]] if input_format == "BGR" and is_colour else image
+
+
+def find_intensity_range(
+    mapper: Callable[[dict[str, Any]], dict[str, Any]], image: np.ndarray | ImageWindows
+) -> tuple[float, float] | None:
+    """See `Predictor.intensity_range`; `mapper` is the config's."""
+    percentiles = getattr(mapper, "percentiles", None)
+    if percentiles is None:
+        return None
+    with contextlib.ExitStack() as stack:
+        windows = stack.enter_context(open_windows(image)) if isinstance(image, np.ndarray) else image
+        rule = get_rule(mapper)
+        picked = windows.pick(rule)
+        sample = picked.read(0, 0, picked.shape[1], picked.shape[0]) if windows is not image else picked.sample()
+    if sample.dtype.kind == "f" and not np.isfinite(sample).all():
+        raise ImageReadError(
+            f"{windows.name}: some pixel values are NaN or infinite. Replace them before saving the file."
+        )
+    return intensity_range(match_channels(windows.name, sample, rule.count), percentiles)
 
 
 def make_example(

@@ -6,8 +6,6 @@
 Shape shorthand: N objects of one image of H x W pixels, C channels; [h, w] the image as the network sees it.
 """
 
-import contextlib
-import copy
 import logging
 import math
 import os
@@ -21,30 +19,20 @@ from detectron2.structures import Instances
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from maskrcnn_plus.build import build
-from maskrcnn_plus.checkpoints import load_weights, read_classes
-from maskrcnn_plus.checkpoints.description import described_config
-from maskrcnn_plus.config import get_config, skip_pretrained
-from maskrcnn_plus.data import pixels
 from maskrcnn_plus.data.channels import ChannelRule, get_rule
-from maskrcnn_plus.data.classes import resolve_classes
-from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.data.pixel_size import tiff_pixel_size
-from maskrcnn_plus.data.windows import ImageWindows, open_windows
-from maskrcnn_plus.device import usable_device
+from maskrcnn_plus.data.windows import ImageWindows
 from maskrcnn_plus.inference.auto_scale import AutoScale, choose_diameter
-from maskrcnn_plus.inference.examples import AnyImage, in_rgb_order, make_example
-from maskrcnn_plus.inference.exported import exported_classes, load_exported
+from maskrcnn_plus.inference.examples import AnyImage, find_intensity_range, in_rgb_order, make_example
+from maskrcnn_plus.inference.loading import RANDOM, find_config, load_model
 from maskrcnn_plus.inference.optimize import optimize_for_inference
-from maskrcnn_plus.inference.precision import check_precision, use_bfloat16
-from maskrcnn_plus.input_channels import follow_dataset_channels
+from maskrcnn_plus.inference.precision import use_bfloat16
 from maskrcnn_plus.mask_rcnn import without_dense_masks
 from maskrcnn_plus.masks.label_map import masks_to_rles
 from maskrcnn_plus.masks.rle_masks import RLEMasks
 from maskrcnn_plus.results.predictions import Predictions
 
-RANDOM = "random"
-"""In place of a file of weights."""
+__all__ = ["RANDOM", "Predictor"]
 
 
 class Predictor:
@@ -92,43 +80,19 @@ class Predictor:
                 unreadable or of another model.
                 A file that knows no config, or one with parts that are not built from a checkpoint: WeightsError.
         """
-        if weights is None and not OmegaConf.is_config(config) and _is_weights(os.fspath(config)):
-            weights = os.fspath(config)
-            config = described_config(weights)
-        config = copy.deepcopy(config) if OmegaConf.is_config(config) else get_config(os.fspath(config))
-        _check_weights(config, weights)
+        config, weights = find_config(config, weights)
         if score_threshold is None:
             score_threshold = OmegaConf.select(config, "dataset.score_threshold")
         if score_threshold is not None and not 0 <= score_threshold <= 1:
             raise ValueError(f"score_threshold is {score_threshold}, it must be between 0 and 1")
-        exported = weights is not None and os.path.isdir(weights)
-        if exported and device not in (None, "auto", "cpu"):
-            raise ValueError(f"{weights} is an exported model, which runs on the CPU; device is {device!r}")
-        self.device = usable_device("cpu" if exported else device or OmegaConf.select(config, "train.device") or "auto")
-        check_precision(precision, self.device)
         self.score_threshold = score_threshold
-        stored = None
-        if weights != RANDOM:
-            skip_pretrained(config)
-            stored = exported_classes(weights) if exported else read_classes(weights)
-        classes = resolve_classes(config, stored, splits=())
-        self.classes = classes  # None where neither config nor weights name them
+        loaded = load_model(config, weights, device, precision)
+        self.device, self.mapper, self.model = loaded.device, loaded.mapper, loaded.model
+        self.classes = loaded.classes  # None where neither config nor weights name them
         number = OmegaConf.select(config, "model.roi_heads.num_classes") or 1
         self._numbered_names = [f"class {k}" for k in range(number)]
-        follow_dataset_channels(config)
-        self.mapper = build(config, "dataloader.test.mapper")
-        if isinstance(self.mapper, InstanceMapper):
-            self.mapper.on_error = "raise"  # what is skipped in an evaluation is an error here
-        model = build(config, "model")
-        if exported:
-            load_exported(model, weights, precision)
-        elif weights != RANDOM:
-            load_weights(model, weights, class_names=classes and classes.names, strict=True)
-        if self.device.type == "cpu" and OmegaConf.select(config, "train.channels_last", default=True):
-            model = model.to(memory_format=torch.channels_last)
-        self.model = model.to(self.device).eval()
         self.auto_scale = AutoScale.for_mapper(self.mapper, self.model, diameter)
-        if precision == "bfloat16" and not exported:
+        if precision == "bfloat16" and not os.path.isdir(weights):  # an exported model has its own
             use_bfloat16(self.model)
         elif optimize:
             optimize_for_inference(self.model)
@@ -213,19 +177,7 @@ class Predictor:
         Raises:
             ImageReadError: the channels do not fit, or pixels of windows are NaN or infinite.
         """
-        percentiles = getattr(self.mapper, "percentiles", None)
-        if percentiles is None:
-            return None
-        with contextlib.ExitStack() as stack:
-            windows = stack.enter_context(open_windows(image)) if isinstance(image, np.ndarray) else image
-            rule = get_rule(self.mapper)
-            picked = windows.pick(rule)
-            sample = picked.read(0, 0, picked.shape[1], picked.shape[0]) if windows is not image else picked.sample()
-        if sample.dtype.kind == "f" and not np.isfinite(sample).all():
-            raise pixels.ImageReadError(
-                f"{windows.name}: some pixel values are NaN or infinite. Replace them before saving the file."
-            )
-        return pixels.intensity_range(pixels.match_channels(windows.name, sample, rule.count), percentiles)
+        return find_intensity_range(self.mapper, image)
 
     def get_scale(self, height: int, width: int) -> float:
         """Pixels of the network's input for one of an image of height x width pixels (of the longer side)."""
@@ -338,28 +290,3 @@ class Predictor:
                 f"width) to {scale:.2g} times its size, where others are seen at {usual:.2g}: small objects may be "
                 "missed. Predict it by tiles (predict_tiled, or --tile auto)."
             )
-
-
-def _is_weights(path: str) -> bool:
-    """Whether it is a file, an exported folder or another source of weights, there or not, and no config."""
-    if "://" in path or path.endswith((".pth", ".pt", ".pkl", ".safetensors")) or os.path.isdir(path):
-        return True
-    return os.path.isfile(path) and not path.endswith((".py", ".yaml", ".yml"))
-
-
-def _check_weights(config: DictConfig, weights: str | None) -> None:
-    """Refuse a prediction that only looks like one.
-
-    Raises:
-        ValueError: there are no weights.
-    """
-    if weights == RANDOM:
-        logging.getLogger(__name__).warning(
-            "The weights are random, or as the config builds the model: so is what is found."
-        )
-    elif not weights:
-        start = OmegaConf.select(config, "train.init_checkpoint")
-        raise ValueError(
-            "weights are missing: without those of a trained model everything found would be random. Give a checkpoint "
-            f'file{f" (the config starts from {start})" if start else ""}, or weights="random" for a test.'
-        )
