@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CODE = """
 import ctypes, json, os, sys, warnings
 import cv2, detectron2.engine, detectron2.projects.point_rend, numpy, supervision, tifffile, timm, torch
@@ -37,6 +39,19 @@ Image.fromarray(numpy.zeros((40, 50), numpy.uint8)).save(sys.argv[1])
 predictor.predict(sys.argv[1])
 print(json.dumps([before, after_import, state()]))
 """
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-c", "import maskrcnn_plus.inference.predictor, maskrcnn_plus.training"],
+        [str(Path(__file__).parents[1] / "tools" / "train_net.py"), "--help"],
+    ],
+    ids=["import", "train_net"],
+)
+def test_the_start_says_nothing_of_other_packages(arguments: list[str]):
+    result = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_importing_and_predicting_leave_the_process_as_it_is(tmp_path: Path):

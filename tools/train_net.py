@@ -24,6 +24,10 @@ shorten_thread_waits()  # before PyTorch is loaded
 
 # isort: split
 
+import maskrcnn_plus  # noqa: F401  # first: without the warnings of Detectron2's own imports
+
+# isort: split
+
 from detectron2.engine import default_argument_parser
 
 from maskrcnn_plus.config import find_config, load_config

@@ -39,15 +39,15 @@ def build_predictors(
     predictor = Predictor(config, weights, device="cpu", score_threshold=0.0, optimize=False)
     hybrid = HybridModel(predictor, describe(config, list(config.dataset.thing_classes)))
     for name in exported:
-        place, quantized = Path(folder) / name, {}
+        place, quantized, half_range = Path(folder) / name, {}, name == "int8" and saturates()
         if name == "int8":
             calibration = Calibration(predictor, images, hybrid.candidates)
             quantized = {
-                part: quantize(graph, calibration.of(part), half_range=saturates())
+                part: quantize(graph, calibration.of(part), half_range=half_range)
                 for part, graph in hybrid.graphs.items()
                 if part in calibration
             }
-        hybrid.write(place, "int8" if quantized else "fp32", quantized)
+        hybrid.write(place, "int8" if quantized else "fp32", quantized, {"safe_range": half_range})
         precision = "bfloat16" if name == "openvino-bfloat16" else None
         found[name] = Predictor(config, str(place), score_threshold=0.0, precision=precision)
     return found
