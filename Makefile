@@ -3,6 +3,7 @@
 #              (QUICK=1: a shortened run)
 # make test    ruff and pytest
 # make test-gpu   what needs a CUDA device
+# make docs    the guides as a site: output/docs/index.html
 # make clean   remove what was made
 
 SHELL := /bin/bash
@@ -19,7 +20,7 @@ DEMO := output/demo_quick
 DEMO_OPTIONS := train.max_iter=24 train.checkpointer.period=12 dataset.num_train=40 dataset.num_val=6
 endif
 
-.PHONY: setup demo test test-gpu generalist clean
+.PHONY: setup demo test test-gpu generalist docs clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/ready $(VENV)/extension
@@ -63,6 +64,9 @@ test-gpu: setup
 generalist: setup
 	$(RUN) tools/train_net.py --config-file nuclei/generalist --resume dataset.root=$(DATA)
 	$(RUN) tools/ship_weights.py --weights output/nuclei_generalist/model_best.pth --name nuclei
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 clean:
 	@if [ -s $(VENV)/ready ] || [ -e $(VENV)/setting-up ]; then rm -rf $(VENV); fi
