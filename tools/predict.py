@@ -11,8 +11,8 @@ A checkpoint of a training knows its config, and so does the folder of an export
 other origin need --config-file.
 
 Inputs are files, folders, glob patterns, videos and animated GIF, WebP and PNG (each frame an image, NAME/frame_000001)
-and TIFF stacks (each page an image, NAME_p0001; dataset.projection=max makes one of a z stack). Below the output
-folder, file by file:
+and TIFF stacks (each page an image, NAME_p0001; --project max makes one of a z stack). Below the output folder, file by
+file:
     overlay   overlays/NAME.png    the image with its masks drawn in
     labels    labels/NAME.png      16-bit, value k = k-th object; 32-bit .tif with more than 65535 objects
     coco      coco/NAME.json       COCO results with RLE masks; of all images: predictions.json
@@ -20,6 +20,7 @@ folder, file by file:
                                    where a TIFF says its resolution; of all images: predictions.csv
     geojson   geojson/NAME.geojson polygons, which QuPath opens
     counts    counts/NAME.csv      objects of each class, share of the image that they cover; of all images: counts.csv
+    label-tiff  label-tiff/NAME.tif  as labels, of a stack one file with its axes, calibrated, for ImageJ and napari
     cutouts   cutouts/NAME/        each object alone with alpha, K_CLASS.png; where they were: cutouts/NAME.csv
     background  background/NAME.png  what belongs to no object removed, blurred or a colour (--background)
 Annotations that people correct and train on again, each in a folder with its images (linked, or copied):
@@ -31,10 +32,10 @@ Annotations that people correct and train on again, each in a folder with its im
 and report.html with --report. NAME is the file name without suffix, below its input folder; equal ones are told apart.
 
 A run that was stopped or killed goes on where it was: images whose results are there, with the same settings and an
-unchanged file, are not predicted again. Results of other settings are refused unless --overwrite replaces them.
-8- and 16-bit images, grey or RGB, are read as they are; CMYK and palette colours become RGB, 1-bit becomes black and
-white, what a file says is alpha is dropped, and dataset.channels=[0,2,2] picks channels of other files. A file that
-cannot be used is named with the reason, and the rest is done.
+unchanged file, are not predicted again, nor are the tiles of a large one. Results of other settings are refused unless
+--overwrite replaces them. 8- and 16-bit images, grey or RGB, are read as they are; CMYK and palette colours become RGB,
+1-bit becomes black and white, what a file says is alpha is dropped, and --channel or dataset.channels=[0,2,2] picks
+channels of other files. A file that cannot be used is named with the reason, and the rest is done.
 
 Exit code: 0 all predicted, 1 some failed, 2 none could be predicted or nothing could be started or written,
 130 interrupted (Ctrl-C; what was done is kept).
@@ -57,11 +58,14 @@ shorten_thread_waits()  # before PyTorch is loaded
 from maskrcnn_plus.apps.predict_files.run import predict_files
 from maskrcnn_plus.checkpoints.description import choose_config
 from maskrcnn_plus.config import get_score_threshold
+from maskrcnn_plus.data.channels import PROJECTIONS
 from maskrcnn_plus.data.limits import MAX_PIXELS
 from maskrcnn_plus.errors import run_tool
+from maskrcnn_plus.inference.examples import choose_channels
 from maskrcnn_plus.inference.precision import PRECISIONS
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.results import DEFAULT_FORMATS, FORMATS
+from maskrcnn_plus.results.geojson import OBJECT_TYPES
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -90,6 +94,28 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "for each image)",
     )
     parser.add_argument("--pixel-size", type=float, metavar="UM", help="micrometres a pixel, for csv")
+    parser.add_argument(
+        "--channel",
+        type=_channel,
+        metavar="NUMBER|NAME",
+        help="channel to predict, counted from 0 or by its name (OME-TIFF, ImageJ); several: dataset.channels",
+    )
+    parser.add_argument("--project", choices=sorted(PROJECTIONS), help="make one image of a z stack")
+    parser.add_argument(
+        "--roi",
+        type=_roi,
+        metavar="X,Y,WIDTH,HEIGHT",
+        help="predict this part of each image, in pixels (of level 0 of a slide); results are in the whole image's "
+        "coordinates",
+    )
+    parser.add_argument(
+        "--skip-background",
+        action="store_true",
+        help="do not predict tiles in which no channel varies by more than a twentieth of the image's range",
+    )
+    parser.add_argument(
+        "--geojson-type", choices=OBJECT_TYPES, default="detection", help="QuPath's type of object (default: detection)"
+    )
     parser.add_argument(
         "--tile",
         type=_tile,
@@ -129,6 +155,18 @@ def _tile(text: str) -> int | str:
     return text if text in ("auto", "off") else int(text)
 
 
+def _channel(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
+def _roi(text: str) -> tuple[int, int, int, int]:
+    x, y, width, height = map(int, text.split(","))
+    return x, y, width, height
+
+
+_roi.__name__ = "X,Y,WIDTH,HEIGHT"  # how argparse calls it in an error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     if argv is None:  # a program of its own
@@ -142,6 +180,7 @@ def predict(args: argparse.Namespace) -> int:
     threshold = get_score_threshold(cfg, args.score_threshold)
     options = {"device": args.device, "diameter": args.diameter, "precision": args.precision}
     predictor = Predictor(cfg, args.weights, score_threshold=threshold, **options)
+    choose_channels(predictor.mapper, None if args.channel is None else [args.channel], args.project)
     keep_memory_on_cpu(predictor.device)
     details = {
         **({"Config": args.config_file} if args.config_file else {}),
@@ -164,6 +203,9 @@ def predict(args: argparse.Namespace) -> int:
         max_pixels=args.max_pixels,
         background=args.background,
         soft=args.soft,
+        roi=args.roi,
+        skip_background=args.skip_background,
+        object_type=args.geojson_type,
     )
     before = f" ({summary.num_before} of them by an earlier run)" if summary.num_before else ""
     num_images = summary.num_images + summary.num_before

@@ -25,9 +25,9 @@ class ChannelRule:
 
     Attributes:
         count: C of the network; None takes an image as it is.
-        select: `dataset.channels`: index (from 0) or OME name of the file's channel for each channel of the network, of
-            which one may stand several times. None takes grey, colour and images of exactly `count` channels; what the
-            file says is alpha is left out where there is one channel too many.
+        select: `dataset.channels`: index (from 0) or name (of OME or ImageJ) of the file's channel for each channel of
+            the network, of which one may stand several times. None takes grey, colour and images of exactly `count`
+            channels; what the file says is alpha is left out where there is one channel too many.
         projection: `dataset.projection`: "max" or "mean" over the planes of a z stack; None refuses stacks where one
             image is wanted.
 

@@ -56,7 +56,7 @@ class ImageWindows:
     def _set(self, name, shape, dtype, alpha, names, inverted) -> None:
         self.name, self.shape, self.dtype = name, shape, dtype.newbyteorder("=")
         self.alpha, self.channel_names, self._inverted = alpha, tuple(names), inverted
-        self.picked, self._picks = False, None
+        self.picked, self._picks, self._origin = False, None, (0, 0)  # (x, y)
 
     def get_alpha(self, rule: ChannelRule) -> Sequence[int]:
         """Indices of the channels that are alpha where `rule` picks."""
@@ -77,6 +77,22 @@ class ImageWindows:
         found.picked, found.alpha, found.channel_names = True, (), ()
         if indices != list(range(self.shape[2])):
             found._picks, found.shape = indices, (*self.shape[:2], len(indices))
+        return found
+
+    def crop(self, x: int, y: int, width: int, height: int) -> ImageWindows:
+        """A part of the image as an image of its own, of which windows are read as of this one.
+
+        Raises:
+            ImageReadError: the part is not within the image.
+        """
+        rows, columns = self.shape[:2]
+        if min(x, y) < 0 or min(width, height) < 1 or x + width > columns or y + height > rows:
+            raise ImageReadError(
+                f"{self.name}: the part of {width} x {height} pixels at {x}, {y} is not within the image of "
+                f"{columns} x {rows} pixels."
+            )
+        found = copy.copy(self)
+        found.shape, found._origin = (height, width, self.shape[2]), (self._origin[0] + x, self._origin[1] + y)
         return found
 
     def part(self, x: int, y: int, width: int, height: int) -> ImageWindows:
@@ -102,7 +118,7 @@ class ImageWindows:
         rows, columns = self.shape[:2]
         if min(x, y) < 0 or min(width, height) < 1 or x + width > columns or y + height > rows:
             raise ValueError(f"{self.name}: a window {width} x {height} at {x}, {y} is not within {columns} x {rows}")
-        pixels = self._read(x, y, width, height)
+        pixels = self._read(x + self._origin[0], y + self._origin[1], width, height)
         pixels = (pixels if self._picks is None else pixels[:, :, self._picks]).astype(self.dtype)
         return ~pixels if self._inverted else pixels
 

@@ -12,6 +12,7 @@ import logging
 import math
 import re
 from collections.abc import Iterable
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -220,7 +221,9 @@ def get_page_alpha(page: tifffile.TiffPage) -> tuple[int, ...]:
 
 
 def channel_names(tiff: tifffile.TiffFile, index: int) -> tuple[str, ...]:
-    """Names of the channels of the `index`-th image by OME metadata; empty where they are not all named."""
+    """Names of the channels of the `index`-th image by OME or ImageJ metadata; empty where they are not all named."""
+    if tiff.is_imagej:
+        return _imagej_channel_names(tiff.imagej_metadata or {})
     if not tiff.is_ome:
         return ()
     root = ElementTree.fromstring(tiff.ome_metadata)
@@ -230,3 +233,13 @@ def channel_names(tiff: tifffile.TiffFile, index: int) -> tuple[str, ...]:
     channels = [element for element in images[index] if element.tag.rsplit("}", 1)[-1] == "Channel"]
     names = tuple(channel.get("Name", "") for channel in channels)
     return names if all(names) else ()
+
+
+def _imagej_channel_names(metadata: dict[str, Any]) -> tuple[str, ...]:
+    """Labels of the first slice of each channel without their place ("c:2/3 z:1/9 - GFP"), unless some are alike."""
+    labels = metadata.get("Labels")
+    count = int(metadata.get("channels", 1))
+    if not isinstance(labels, list) or len(labels) < count:
+        return ()
+    names = tuple(re.sub(r"^(?:[czt]:\d+/\d+\s*)+(?:-\s*)?", "", str(label)).strip() for label in labels[:count])
+    return names if all(names) and len(set(names)) == count else ()

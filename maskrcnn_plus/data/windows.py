@@ -1,8 +1,9 @@
 """Windows of an image, read from its file as they are asked for, so that a huge image is never in memory.
 
 A TIFF is read by its tiles or strips (through tifffile's decoder of single segments), or mapped into memory where it is
-neither compressed nor split. Other formats, and TIFFs that tifffile cannot decode by segments, cannot be entered in the
-middle: they are decoded as a whole, in their own depth.
+neither compressed nor split; a whole-slide file with the smaller images of its pyramid (`slide_windows`). Other
+formats, and TIFFs that tifffile cannot decode by segments, cannot be entered in the middle: they are decoded as a
+whole, in their own depth.
 
 Shape shorthand: H, W image height and width, C channels (RGB order for colour).
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from maskrcnn_plus.data.image_windows import ImageWindows
 from maskrcnn_plus.data.images import decode, reading
 from maskrcnn_plus.data.pillow_files import Decoded
 from maskrcnn_plus.data.read_error import ImageReadError
+from maskrcnn_plus.data.slide_windows import open_slide_windows
 from maskrcnn_plus.data.tiff_files import is_tiff, open_tiff
 from maskrcnn_plus.data.tiff_windows import get_tiff_windows
 
@@ -48,12 +50,12 @@ def open_windows(
         yield windows if rule is None else windows.pick(rule)
         return
     name = os.fspath(source)
-    tiff = None
-    try:
+    with ExitStack() as stack:
         with reading(name) as local_path:
             if is_tiff(local_path):
-                tiff = open_tiff(name, local_path)
-                windows = get_tiff_windows(name, tiff, page, rule or ChannelRule(None))
+                tiff = stack.enter_context(open_tiff(name, local_path))
+                slide = None if page is not None else stack.enter_context(open_slide_windows(name, local_path, tiff))
+                windows = slide or get_tiff_windows(name, tiff, page, rule or ChannelRule(None))
             elif page is not None:
                 raise ImageReadError(f"{name}: only a TIFF has pages, but page {page} is wanted.")
             else:
@@ -62,9 +64,6 @@ def open_windows(
                 decoded = decode(name, local_path, rule)
                 windows = ImageWindows(name, decoded.pixels, decoded.alpha, names=decoded.names)
         yield windows if rule is None else windows.pick(rule)
-    finally:
-        if tiff is not None:
-            tiff.close()
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,30 @@ def in_rgb_order(image: AnyImage, input_format: str) -> AnyImage:
         raise ValueError(f"input_format is {input_format!r}, it must be 'RGB' or 'BGR'")
     is_colour = isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] in (3, 4)
     return image[:, :, [2, 1, 0, 3][: image.shape[2]]] if input_format == "BGR" and is_colour else image
+
+
+def choose_channels(
+    mapper: Callable[[dict[str, Any]], dict[str, Any]],
+    channels: Sequence[int | str] | None = None,
+    projection: str | None = None,
+) -> None:
+    """Let a mapper take other channels of images, or project z stacks, in place of what its config says.
+
+    Args:
+        mapper: `dataloader.test.mapper` of a config, changed in place.
+        channels: `dataset.channels`: index (from 0) or name of the file's channel for each channel of the network; one
+            is taken as a grey image. None leaves what the config says.
+        projection: "max" or "mean" over the planes of a z stack; None leaves what the config says.
+
+    Raises:
+        ValueError: a value out of range, or a mapper that is not this package's.
+    """
+    if channels is None and projection is None:
+        return
+    if not isinstance(mapper, InstanceMapper):
+        raise ValueError(f"the config's mapper ({type(mapper).__name__}) picks no channels: use an InstanceMapper")
+    select = mapper.rule.select if channels is None else tuple(channels)
+    mapper.rule = replace(mapper.rule, select=select, projection=projection or mapper.rule.projection)
 
 
 def find_intensity_range(

@@ -30,6 +30,7 @@ import copy
 import logging
 import math
 import os
+import sys
 from dataclasses import dataclass
 from itertools import product
 
@@ -45,6 +46,8 @@ from maskrcnn_plus.data.channels import get_rule
 from maskrcnn_plus.data.pixel_size import tiff_pixel_size
 from maskrcnn_plus.data.windows import ImageWindows, open_windows
 from maskrcnn_plus.inference.auto_scale import choose_diameter
+from maskrcnn_plus.inference.background import find_background
+from maskrcnn_plus.inference.kept_tiles import KeptTiles
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.masks.merge import TileObjects, merge_tiles
 from maskrcnn_plus.masks.rle_masks import RLEMasks
@@ -79,17 +82,22 @@ def predict_tiled(
     overlap: int | None = None,
     scale: float | None = None,
     diameter: float | None = None,
+    skip_background: bool = False,
+    kept: KeptTiles | None = None,
     progress: bool = True,
 ) -> Instances:
     """Predict the objects of an image by overlapping tiles.
 
-    An interrupt (Ctrl-C) ends it at once; nothing was written and the file is closed.
+    An interrupt (Ctrl-C) ends it at once and closes the file; of its results nothing is there but `kept`.
 
     Args:
         predictor: a predictor of masks.
         source: path, array [H, W] or [H, W, C] in RGB order, or windows from `open_windows` (of a page of a stack).
         tile_size, overlap, scale: see `Tiling` and, for the default, the top of this file.
         diameter: in place of `scale`, of the objects in pixels; see `Predictor.predict`.
+        skip_background: tiles with nothing in them, see `maskrcnn_plus.inference.background`, are not predicted.
+        kept: keeps tiles as they are predicted, and has those of a call before that was stopped, which are not
+            predicted again. The result is that of a call that was not.
         progress: show a progress bar with the time left, where standard error is a terminal.
 
     Returns:
@@ -100,10 +108,11 @@ def predict_tiled(
         ImageReadError: the image cannot be used; the message names it.
         ValueError: sizes or scale out of range, a model without masks, or an image of 2**32 pixels or more.
     """
+    options = (tile_size, overlap, scale, diameter, skip_background, kept, progress)
     if isinstance(source, ImageWindows):
-        return _predict_windows(predictor, source, tile_size, overlap, scale, diameter, progress)
+        return _predict_windows(predictor, source, *options)
     with open_windows(source, rule=get_rule(predictor.mapper)) as windows:
-        found = _predict_windows(predictor, windows, tile_size, overlap, scale, diameter, progress)
+        found = _predict_windows(predictor, windows, *options)
     found.image = source if isinstance(source, np.ndarray) else os.fspath(source)
     return found
 
@@ -161,6 +170,8 @@ def _predict_windows(
     overlap: int | None,
     scale: float | None,
     diameter: float | None,
+    skip_background: bool,
+    kept: KeptTiles | None,
     progress: bool,
 ) -> Instances:
     height, width, _ = windows.shape
@@ -177,18 +188,28 @@ def _predict_windows(
     limit = predictor.max_objects
     lowest: list[float] = []  # score in each tile with as many objects as the model gives at most
     tiles = []
-    corners = product(tile_starts(height, tiling), tile_starts(width, tiling))
+    corners = list(product(tile_starts(height, tiling), tile_starts(width, tiling)))
+    if skip_background:
+        empty = find_background(windows, corners, tiling.tile_size)
+        corners = [corner for corner, is_empty in zip(corners, empty, strict=True) if not is_empty]
+        if any(empty):
+            _say(f"{windows.name}: {sum(empty)} of {len(empty)} tiles are background and are skipped")
+    before = {} if kept is None else kept.begin(f"{tiling} {limits} {windows.shape} {windows.dtype}")
+    if before:
+        _say(f"{windows.name}: {len(before)} of {len(corners)} tiles are there from an earlier run")
     name = os.path.basename(windows.name)
     limit_heap = HeapLimit()
-    for y, x in tqdm(list(corners), desc=name, unit="tile", disable=None if progress else True):
-        tile = windows.part(x, y, min(tiling.tile_size, width - x), min(tiling.tile_size, height - y))
-        found = predictor.predict(tile, intensity_range=limits)
-        if not found.has("pred_masks_rle"):
-            raise ValueError("prediction by tiles needs masks to tell objects apart at the borders, the model has none")
-        if limit is not None and len(found) >= limit:
-            lowest.append(float(found.scores.min()))
-        tiles.append(_tile_objects(found, x, y))
-        limit_heap()
+    for y, x in tqdm(corners, desc=name, unit="tile", disable=None if progress else True):
+        tile = before.get((x, y))
+        if tile is None:
+            part = windows.part(x, y, min(tiling.tile_size, width - x), min(tiling.tile_size, height - y))
+            tile = _predict_tile(predictor, part, limits, x, y)
+            if kept is not None:
+                kept.add(tile)
+            limit_heap()
+        if limit is not None and len(tile.scores) >= limit:
+            lowest.append(float(tile.scores.min()))
+        tiles.append(tile)
     if lowest:
         logging.getLogger(__name__).warning(
             "%s: in %d of %d tiles the model found %d objects, its limit, so that more may be missing (the lowest "
@@ -210,10 +231,21 @@ def _predict_windows(
     )
 
 
-def _tile_objects(found: Instances, x: int, y: int) -> TileObjects:
+def _predict_tile(
+    predictor: Predictor, part: ImageWindows, limits: tuple[float, float] | None, x: int, y: int
+) -> TileObjects:
+    """Objects of the tile whose upper left pixel is at x, y."""
+    found = predictor.predict(part, intensity_range=limits)
+    if not found.has("pred_masks_rle"):
+        raise ValueError("prediction by tiles needs masks to tell objects apart at the borders, the model has none")
     boxes, scores = found.pred_boxes.tensor.detach().numpy(), found.scores.detach().numpy()
     classes = found.pred_classes.numpy()
     return TileObjects(x, y, *found.image_size, boxes, scores, classes, found.pred_masks_rle)
+
+
+def _say(line: str) -> None:
+    """Show a line beside the progress bar."""
+    tqdm.write(line, file=sys.stderr)
 
 
 def _at_scale(predictor: Predictor, scale: float, height: int, width: int) -> Predictor:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maskrcnn_plus.atomic import write_atomically
+from maskrcnn_plus.data.pixel_size import Calibration, tiff_calibration
 from maskrcnn_plus.data.windows import ImageWindows, open_windows
 from maskrcnn_plus.masks.rle_masks import encode_masks
 from maskrcnn_plus.results.annotation_sets import ANNOTATION_SETS, write_annotated
@@ -25,8 +26,9 @@ from maskrcnn_plus.results.coco import coco_results, merge_coco
 from maskrcnn_plus.results.counts import count_table, merge_counts
 from maskrcnn_plus.results.cutouts import check_background, write_cut
 from maskrcnn_plus.results.facts import known_class_names, known_pixel_size
-from maskrcnn_plus.results.geojson import write_geojson
+from maskrcnn_plus.results.geojson import OBJECT_TYPES, write_geojson
 from maskrcnn_plus.results.image_files import can_link
+from maskrcnn_plus.results.label_tiff import write_label_tiff
 from maskrcnn_plus.results.labels import encode_labels, encode_png
 from maskrcnn_plus.results.overlay import draw_overlay, make_picture
 from maskrcnn_plus.results.table import merge_tables, object_table
@@ -41,6 +43,7 @@ FORMATS = {
     "csv": "csv",
     "geojson": "geojson",
     "counts": "counts",
+    "label-tiff": "label-tiff",
     "cutouts": "cutouts",
     "background": "background",
     **{kind: kind for kind in ANNOTATION_SETS},
@@ -55,6 +58,8 @@ MERGED: dict[str, tuple[str, Callable]] = {
 }
 """File below the output folder that brings all images of a format together, and what writes it: a function of the file,
 the files of the images and the names of the classes."""
+
+_SUFFIXES = {"coco": ".json", "csv": ".csv", "geojson": ".geojson", "counts": ".csv", "label-tiff": ".tif"}
 
 NEED_IMAGE = {"overlay", "csv", "cutouts", "background"}
 """Formats that are made of the pixels too."""
@@ -76,6 +81,7 @@ def write_results(
     source: str | os.PathLike | None = None,
     background: str = "transparent",
     soft: bool = False,
+    object_type: str = "detection",
 ) -> dict[str, Path]:
     """Write the predictions of one image below a folder.
 
@@ -87,6 +93,7 @@ def write_results(
     - csv: `csv/NAME.csv`, a row an object, see `object_table`.
     - geojson: `geojson/NAME.geojson`, polygons for QuPath and others, see `write_geojson`.
     - counts: `counts/NAME.csv`, the number of objects a class, see `count_table`.
+    - label-tiff: `label-tiff/NAME.tif`, the label image with the size of its pixels, see `results/label_tiff.py`.
     - cutouts: `cutouts/NAME/K_CLASS.png`, the k-th object with alpha, and `cutouts/NAME.csv`, where each was.
     - background: `background/NAME.png`, the image without what belongs to no object.
     - coco-dataset, yolo, labelme, cvat, imagej: the image and its annotations, which tools open and readers read, see
@@ -100,11 +107,12 @@ def write_results(
             read in parts. Overlays need it; without it a csv file has no intensities.
         formats: keys of `FORMATS`.
         class_names: name of each class; by default those that the instances know (`Predictions`).
-        pixel_size: micrometres a pixel, for the csv file; by default as the instances know it, else all is in pixels.
+        pixel_size: micrometres a pixel, for measures; by default as the instances know it, else all is in pixels.
         channels: C that the model takes, for images that are neither grey nor colour.
         file_name: `file_name` of the COCO results, NAME by default.
         source: file that is the whole image, which annotations are put beside; by default `image`, where it is a file.
         background: what is put in its place: "transparent", "blur" or a colour as "#rrggbb".
+        object_type: of geojson for QuPath, "detection" or "annotation".
         soft: cut-outs and backgrounds have soft edges, see `results/cutouts.py`.
 
     Returns:
@@ -116,6 +124,8 @@ def write_results(
     """
     check_formats(formats)
     check_background(background)
+    if object_type not in OBJECT_TYPES:
+        raise ValueError(f"object_type is {object_type!r}, it must be of {', '.join(OBJECT_TYPES)}")
     instances = encode_masks(instances)
     class_names, pixel_size = known_class_names(instances, class_names), known_pixel_size(instances, pixel_size)
     with ExitStack() as stack:
@@ -131,6 +141,7 @@ def write_results(
         return _write(
             *(Path(output), name, instances, image, formats, class_names, pixel_size, channels, file_name, source),
             cut_options=(background, soft),
+            object_type=object_type,
         )
 
 
@@ -146,6 +157,7 @@ def _write(
     file_name: str | None,
     source: str | os.PathLike | None,
     cut_options: tuple[str, bool],
+    object_type: str,
 ) -> dict[str, Path]:
     """`write_results` with the image opened and the masks encoded."""
     written = {}
@@ -155,7 +167,7 @@ def _write(
         if kind in ANNOTATION_SETS:
             written |= write_annotated(kind, output, name, instances, image, source, class_names)
             continue
-        suffix = {"coco": ".json", "csv": ".csv", "geojson": ".geojson", "counts": ".csv"}.get(kind, ".png")
+        suffix = _SUFFIXES.get(kind, ".png")
         if kind in NEED_IMAGE - {"csv"} and image is None:
             raise ValueError(f"{name}: the format {kind} needs the image")
         if kind in ("cutouts", "background"):
@@ -171,8 +183,13 @@ def _write(
             content = object_table(instances, name, image, class_names, pixel_size, channels)
         elif kind == "counts":
             content = count_table(instances, name, class_names, pixel_size)
+        elif kind == "label-tiff":
+            known = Calibration() if source is None else tiff_calibration(os.fspath(source))
+            known = known if pixel_size in (None, known.side) else Calibration(pixel_size, pixel_size)
+            content = partial(write_label_tiff, instances=instances, calibration=known)
         else:
-            content = partial(write_geojson, instances=instances, class_names=class_names)
+            kinds = {"class_names": class_names, "pixel_size": pixel_size, "object_type": object_type}
+            content = partial(write_geojson, instances=instances, **kinds)
         written[kind] = output / FORMATS[kind] / f"{name}{suffix}"
         written[kind].parent.mkdir(parents=True, exist_ok=True)
         write_atomically(written[kind], content)

@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.data.windows import open_windows
-from maskrcnn_plus.masks.rle_masks import encode_masks, instance_masks
+from maskrcnn_plus.masks.measure import move_rles
+from maskrcnn_plus.masks.rle_masks import RLEMasks, encode_masks, instance_masks
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
 
-_OF_THE_IMAGE = ("class_names", "category_ids", "pixel_size", "image", "object_diameter")
+_OF_THE_IMAGE = ("class_names", "category_ids", "pixel_size", "image", "object_diameter", "region")
 
 
 class Predictions(Instances):
@@ -38,6 +39,7 @@ class Predictions(Instances):
             not known.
         object_diameter: median diameter of the objects, pixels of the image, that the scale follows from, estimated or
             given; None of a model whose scale does not depend on it.
+        region: (x, y, width, height) of the part of the image that was predicted, pixels; None for all of it.
     """
 
     class_names: Sequence[str] | None
@@ -45,6 +47,7 @@ class Predictions(Instances):
     pixel_size: float | None
     image: np.ndarray | str | None
     object_diameter: float | None
+    region: tuple[int, int, int, int] | None
 
     def __init__(
         self,
@@ -55,11 +58,12 @@ class Predictions(Instances):
         pixel_size: float | None = None,
         image: np.ndarray | str | None = None,
         object_diameter: float | None = None,
+        region: tuple[int, int, int, int] | None = None,
         **fields: Any,
     ) -> None:
         super().__init__(image_size, **fields)
         self.class_names, self.category_ids, self.pixel_size = class_names, category_ids, pixel_size
-        self.image, self.object_diameter = image, object_diameter
+        self.image, self.object_diameter, self.region = image, object_diameter, region
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _OF_THE_IMAGE:
@@ -149,6 +153,21 @@ class Predictions(Instances):
                 "these predictions do not know their image: use maskrcnn_plus.results.figures with it, or write_results"
             )
         return self.image
+
+    def placed(self, x: int, y: int, height: int, width: int) -> Predictions:
+        """The objects in an image of which theirs is the part whose upper left pixel is at x, y.
+
+        Args:
+            x, y: column and row, pixels.
+            height, width: of the whole image, pixels.
+        """
+        facts = {name: getattr(self, name) for name in _OF_THE_IMAGE}
+        facts |= {"image": None, "region": (x, y, *self.image_size[::-1])}
+        fields = encode_masks(self).get_fields()
+        fields["pred_masks_rle"] = RLEMasks(move_rles(fields["pred_masks_rle"], x, y, height, width), (height, width))
+        boxes = self.pred_boxes.tensor
+        fields["pred_boxes"] = Boxes(boxes + boxes.new_tensor([x, y, x, y]))
+        return Predictions((height, width), **facts, **fields)
 
     def to(self, *args: Any, **kwargs: Any) -> Predictions:
         """A copy with all fields that have a device on the given one."""

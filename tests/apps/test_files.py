@@ -223,7 +223,7 @@ def test_two_runs_do_not_share_a_folder(folder):
 def test_large_images_are_tiled(folder, monkeypatch, tile, tiled):
     seen = []
 
-    def predict_tiled(predictor, source, tile_size, diameter):
+    def predict_tiled(predictor, source, tile_size, diameter, **options):
         seen.append(source.name)
         assert (tile_size, diameter) == (None if tile == "auto" else 64, None)
         return predictor.predict(source.name)

@@ -14,9 +14,11 @@ from detectron2.structures import Boxes, Instances
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from maskrcnn_plus.data.pixel_size import tiff_pixel_size
 from maskrcnn_plus.masks.label_map import label_map_to_rles
 from maskrcnn_plus.results import FORMATS, write_results
 from maskrcnn_plus.results.coco import merge_coco
+from maskrcnn_plus.results.counts import merge_counts
 from maskrcnn_plus.results.labels import encode_png
 from maskrcnn_plus.results.table import merge_tables
 
@@ -207,7 +209,8 @@ def test_geojson_has_a_closed_polygon_an_object_as_qupath_reads_it(tmp_path):
         assert properties["objectType"] == "detection"
         assert properties["classification"]["name"] == "xyz"[instances.pred_classes[k]]
         assert all(0 <= value <= 255 for value in properties["classification"]["color"])
-        assert properties["measurements"] == {"label_id": k + 1, "score": instances.scores[k].item()}
+        measured = {"label_id": k + 1, "score": instances.scores[k].item(), "Area px^2": masks[k].sum().item()}
+        assert measured.items() <= properties["measurements"].items()
         polygons = [geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"]
         assert geometry["type"] == ("Polygon" if k != 1 else "MultiPolygon")
         painted = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
@@ -266,3 +269,58 @@ def test_png_keeps_values_and_channel_order():
     for image in (rng.integers(0, 65536, (7, 9)).astype(np.uint16), rng.integers(0, 256, (7, 9, 3), dtype=np.uint8)):
         decoded = cv2.imdecode(np.frombuffer(encode_png(image), dtype=np.uint8), cv2.IMREAD_UNCHANGED)
         assert np.array_equal(decoded if image.ndim == 2 else decoded[:, :, ::-1], image)
+
+
+def test_counts_of_each_class_and_their_share_and_density(tmp_path):
+    labels = np.zeros((HEIGHT, WIDTH), dtype=np.int32)
+    labels[:4, :5], labels[10:14, :5], labels[20:30, 10:20] = 1, 2, 3
+    instances = Instances((HEIGHT, WIDTH), scores=torch.tensor([0.9, 0.8, 0.7]), pred_classes=torch.tensor([1, 1, 0]))
+    instances.pred_boxes = Boxes(torch.zeros(3, 4))
+    instances.pred_masks_rle = label_map_to_rles(labels, [1, 2, 3])
+    options = dict(formats=["counts"], class_names=["stroma", "tumour", "covered"])
+    write_results(tmp_path, "a", instances, pixel_size=10, **options)
+    write_results(tmp_path, "b", instances[:0], **options)
+    write_results(tmp_path, "c", instances[:2], formats=["counts"], class_names=["other", "tumour"])
+    merge_counts(tmp_path / "counts.csv", [tmp_path / f"counts/{name}.csv" for name in "abc"])
+    first, empty, other = rows_of(tmp_path / "counts.csv")
+    area = HEIGHT * WIDTH
+    assert [first[key] for key in ("stroma", "tumour", "class covered", "total")] == ["1", "2", "0", "3"]
+    assert float(first["covered"]) == pytest.approx(140 / area, rel=1e-5)
+    assert float(first["tumour covered"]) == pytest.approx(40 / area, rel=1e-5)
+    assert float(first["tumour per_mm2"]) == pytest.approx(2 / (area * 1e-4), rel=1e-5)
+    assert (empty["total"], empty["tumour covered"], empty["tumour per_mm2"], empty["per_mm2"]) == ("0", "0", "", "")
+    assert (other["other"], other["tumour"], other["stroma"], other["stroma covered"]) == ("0", "2", "0", "0")
+
+
+@pytest.mark.parametrize("count", [0, 3, 65536])
+def test_label_tiff_has_the_size_of_pixels(tmp_path, count):
+    """Of more than 65535 objects it is an OME-TIFF."""
+    height, width = 260, 256
+    labels = np.arange(height * width, dtype=np.int32).reshape(height, width)
+    labels[labels > count] = 0
+    instances = Instances((height, width), scores=torch.linspace(1, 0.5, count), pred_classes=torch.zeros(count).long())
+    instances.pred_masks_rle = label_map_to_rles(labels, np.arange(1, count + 1))
+    instances.pred_boxes = Boxes(torch.zeros(count, 4))
+    path = write_results(tmp_path, "a", instances, formats=["label-tiff"], pixel_size=0.2)["label-tiff"]
+    with tifffile.TiffFile(path) as tiff:
+        np.testing.assert_array_equal(tiff.asarray(), labels)
+        assert tiff.series[0].axes == "YX"
+        assert (tiff.is_imagej, tiff.is_ome) == (count < 65536, count > 65535)
+    assert tiff_pixel_size(str(path)) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("pixel_size", [None, 0.5])
+@pytest.mark.parametrize("kind", ["detection", "annotation"])
+def test_geojson_has_type_measures_and_colour(tmp_path, kind, pixel_size):
+    instances = random_instances(3, 3)
+    options = dict(pixel_size=pixel_size, object_type=kind, class_names=["a", "b", "c"])
+    path = write_results(tmp_path, "x", instances, formats=["geojson"], **options)["geojson"]
+    side, unit = pixel_size or 1, "µm" if pixel_size else "px"
+    for feature, mask in zip(json.loads(path.read_bytes())["features"], instances.pred_masks, strict=True):
+        properties = feature["properties"]
+        assert properties["objectType"] == kind
+        assert properties["measurements"][f"Area {unit}^2"] == pytest.approx(int(mask.sum()) * side**2)
+        assert properties["measurements"][f"Perimeter {unit}"] > 0
+        assert all(type(value) is int and 0 <= value <= 255 for value in properties["classification"]["color"])
+    with pytest.raises(ValueError, match="object_type is 'cell'"):
+        write_results(tmp_path, "x", instances, formats=["geojson"], object_type="cell")

@@ -1,6 +1,12 @@
-"""A model whose objects are known beforehand, for the configs of the tools' tests."""
+"""A model whose objects are known beforehand, for the configs of the tools' tests, and tools/predict.py with it."""
+
+import importlib.util
+from pathlib import Path
 
 import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
 
 GREY_VALUES = """
 import torch
@@ -47,3 +53,31 @@ def grey_values():
     overlaps included.
     """
     return GREY_VALUES
+
+
+PREDICT_CONFIG = """
+dataloader = dict(test=dict(mapper=L(InstanceMapper)(is_train=False, augmentations=[], percentiles=None)))
+dataset = dict(thing_classes=["cell"], score_threshold=0.5)
+"""
+
+
+@pytest.fixture(scope="session")
+def predict():
+    spec = importlib.util.spec_from_file_location("predict_tool", ROOT / "tools" / "predict.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(predict, grey_values, tmp_path, monkeypatch):
+    """Run the tool in tmp_path with the planted model; arguments as on the command line."""
+    (tmp_path / "config.py").write_text(grey_values + PREDICT_CONFIG)
+    torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "weights.pth")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        fixed = ["--config-file", "config.py", "--weights", "weights.pth", "--output", "out"]
+        return predict.main([*fixed, *arguments])
+
+    return run

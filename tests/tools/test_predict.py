@@ -1,7 +1,6 @@
 """tools/predict.py from the command line to the files, with a model that finds an object for each grey value."""
 
 import csv
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -16,35 +15,6 @@ from pycocotools import mask as coco_mask
 
 from maskrcnn_plus.data.formats import read
 from maskrcnn_plus.results import write_results
-
-ROOT = Path(__file__).resolve().parents[2]
-
-CONFIG = """
-dataloader = dict(test=dict(mapper=L(InstanceMapper)(is_train=False, augmentations=[], percentiles=None)))
-dataset = dict(thing_classes=["cell"], score_threshold=0.5)
-"""
-
-
-@pytest.fixture(scope="module")
-def predict():
-    spec = importlib.util.spec_from_file_location("predict_tool", ROOT / "tools" / "predict.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def run(predict, grey_values, tmp_path, monkeypatch):
-    """Run the tool in tmp_path with the planted model; arguments as on the command line."""
-    (tmp_path / "config.py").write_text(grey_values + CONFIG)
-    torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "weights.pth")
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        fixed = ["--config-file", "config.py", "--weights", "weights.pth", "--output", "out"]
-        return predict.main([*fixed, *arguments])
-
-    return run
 
 
 def draw(path, *rectangles, height=40, width=60):

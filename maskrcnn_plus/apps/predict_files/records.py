@@ -2,7 +2,7 @@
 
 Each image whose results are all there has a record: its file's size and time of change, the settings, and the size of
 each result. The record is written last and every file atomically, so that a result without a record is made again and
-one with a record is whole.
+one with a record is whole. Of an image that is predicted by tiles, those that were predicted are kept until then.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from maskrcnn_plus.apps.predict_files.sources import SourceImage
 from maskrcnn_plus.atomic import TEMPORARY, write_atomically
+from maskrcnn_plus.inference.kept_tiles import KeptTiles
 from maskrcnn_plus.locking import lock_folder
 
 
@@ -122,6 +123,19 @@ class Records:
         """Result without a file of its own of the image of that name, which has a record."""
         return _read_json(self._path(name))["results"][kind]["value"]
 
+    def tiles(self, image: SourceImage) -> KeptTiles:
+        """The tiles of an image whose results are not there yet, for as long as its file and the settings are the same.
+
+        Its file is removed by `write`.
+        """
+        path = self._tiles_path(image.name)
+        if self._overwrite:
+            path.unlink(missing_ok=True)
+        return KeptTiles(path, json.dumps([self._digest, file_state(image.path), image.part]))
+
+    def _tiles_path(self, name: str) -> Path:
+        return self._folder / "tiles" / f"{name}.jsonl"
+
     def write(self, image: SourceImage, state: dict[str, Any], files: Mapping[str, Path], **values: Any) -> None:
         """Record an image whose results are written.
 
@@ -140,6 +154,7 @@ class Records:
         path = self._path(image.name)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(record).encode(), durable=True)
+        self._tiles_path(image.name).unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
         return self._images / f"{name}.json"

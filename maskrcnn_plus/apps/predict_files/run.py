@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from maskrcnn_plus.apps.predict_files.fingerprint import predictor_fingerprint
 from maskrcnn_plus.apps.predict_files.inputs import InputFile, list_inputs
+from maskrcnn_plus.apps.predict_files.label_stacks import write_plane, write_stack
 from maskrcnn_plus.apps.predict_files.records import Records, file_state
 from maskrcnn_plus.apps.predict_files.sources import SourceImage, iterate_images
 from maskrcnn_plus.data.channels import get_rule
@@ -30,6 +31,7 @@ from maskrcnn_plus.data.images import read_image, read_image_size
 from maskrcnn_plus.data.limits import pixel_limit
 from maskrcnn_plus.data.pixel_size import tiff_pixel_size
 from maskrcnn_plus.data.windows import ImageWindows
+from maskrcnn_plus.inference.kept_tiles import KeptTiles
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.inference.tile_choice import TileChoice
 from maskrcnn_plus.inference.tiling import predict_tiled
@@ -39,6 +41,8 @@ from maskrcnn_plus.results.annotation_sets import ANNOTATION_SETS
 from maskrcnn_plus.results.cutouts import check_background
 from maskrcnn_plus.results.overlay import draw_overlay, make_picture
 from maskrcnn_plus.results.report import MAX_PICTURES, ReportEntry, report_entry, write_report
+
+_MEASURES = {"csv", "counts", "geojson", "label-tiff"}  # formats that have lengths
 
 
 @dataclass
@@ -79,6 +83,9 @@ def predict_files(
     max_pixels: int | None = None,
     background: str = "transparent",
     soft: bool = False,
+    roi: tuple[int, int, int, int] | None = None,
+    skip_background: bool = False,
+    object_type: str = "detection",
 ) -> RunSummary:
     """Predict image files, folders, glob patterns, TIFF stacks and videos, and write the results image by image.
 
@@ -103,29 +110,41 @@ def predict_files(
         progress: show a progress bar with the time left, where standard error is a terminal.
         max_pixels: of an image that is decoded at once, see `maskrcnn_plus.data.limits`; a larger one fails.
         background, soft: of cut-outs and images without background, see `write_results`.
+        roi: (x, y, width, height), the part of each image that is predicted, as if it were all of it, pixels; results
+            are in the coordinates of the image.
+        skip_background: tiles with nothing in them are not predicted, see `maskrcnn_plus.inference.background`.
+        object_type: of geojson, "detection" or "annotation".
 
     Raises:
-        ValueError: nothing to predict, an unknown format, a `tile` or `pixel_size` out of range, or an output folder
-            with other results.
+        ValueError: nothing to predict, an unknown format, a `tile`, `pixel_size` or `roi` out of range, or an output
+            folder with other results.
         OSError: a result cannot be written.
     """
     check_formats(formats)
     check_background(background)
     if pixel_size is not None and not 0 < pixel_size < math.inf:
         raise ValueError(f"pixel_size is {pixel_size}, it must be a number of micrometres above 0")
+    if roi is not None and (min(roi[:2]) < 0 or min(roi[2:]) < 1):
+        raise ValueError(f"roi is {roi}, it must be x, y (from 0), width and height in pixels")
     folder = Path(output)
     sub_folders = [FORMATS[kind] for kind in formats]
     files = list_inputs(inputs, recursive, [str(folder / name) for name in FORMATS.values()])
     for file in files:
         if any(Path(os.path.realpath(file.path)).is_relative_to((folder / name).resolve()) for name in sub_folders):
             raise ValueError(f"input {file.path} is among the results of {folder}: choose another output folder")
-    run = _Run(predictor, formats, pixel_size, tile, report is not None, background, soft)
+    writing = {"background": background, "soft": soft, "object_type": object_type}
+    run = _Run(predictor, formats, pixel_size, tile, report is not None, writing, roi, skip_background)
     depends = {
         "model and weights": predictor_fingerprint(predictor),
         "score_threshold": f"{predictor.score_threshold or 0:g}",
         "tile": str(tile),
         "pixel_size": "of the file" if pixel_size is None else f"{pixel_size:g}",
         **({"background": background, "soft": str(soft)} if {"cutouts", "background"} & set(formats) else {}),
+        **({"geojson's objects": object_type} if "geojson" in formats and object_type != "detection" else {}),
+        **({"channels": str(run.rule.select)} if run.rule.select else {}),
+        **({"projection": run.rule.projection} if run.rule.projection else {}),
+        **({"roi": str(roi)} if roi else {}),
+        **({"empty tiles": "skipped"} if skip_background else {}),
     }
     if predictor.auto_scale is not None:
         depends["diameter"] = predictor.auto_scale.describe()
@@ -176,11 +195,13 @@ class _Run:
         pixel_size: float | None,
         tile: int | str,
         with_report: bool,
-        background: str,
-        soft: bool,
+        writing: dict[str, Any],
+        roi: tuple[int, int, int, int] | None,
+        skip_background: bool,
     ) -> None:
         self.predictor, self.formats, self.pixel_size = predictor, tuple(formats), pixel_size
-        self.background, self.soft = background, soft
+        self.writing, self.soft = writing, writing["soft"]
+        self.roi, self.skip_background = roi, skip_background
         self.with_report = with_report
         copies = [f"{kind} image" for kind in formats if kind in ANNOTATION_SETS]
         self.kinds = (*self.formats, *copies, *["report"] * with_report)  # that a record must have
@@ -197,11 +218,16 @@ class _Run:
             try:
                 for file in files:
                     expected, seen = 1, 0  # images of this file
+                    planes: list[str] = []
                     for image in self._images(file):
                         bar.total += image.count - expected if image.count else 0
                         expected, seen = image.count or expected, seen + 1
-                        done += [image.name] * self._process_image(image, records)
+                        is_done = self._process_image(image, records)
+                        done += [image.name] * is_done
+                        planes += [image.name] * (is_done and image.number > 0)
                         bar.update()
+                    if "label-tiff" in self.formats and planes:
+                        self._write_stack(file, planes, seen, records)
                     bar.total += max(seen, 1) - expected
                     bar.update(seen == 0)
                     self.summary.num_left -= 1
@@ -233,12 +259,12 @@ class _Run:
                     self.summary.num_objects += records.value(image.name, "objects")
                     return True
                 windows = stack.enter_context(image.open()) if self._needs_pixels(image) else None
-                instances = self._predict(image, windows)
+                instances = self._predict(image, windows, stack.enter_context(records.tiles(image)))
             except Exception as error:  # of the decoder, the model or the memory: the next image may be all right
                 self._fail(name, error, image.path)
                 return False
             pixel_size = self.pixel_size
-            if pixel_size is None and (self.with_report or {"csv", "counts"} & set(self.formats)):
+            if pixel_size is None and (self.with_report or _MEASURES & set(self.formats)):
                 pixel_size = tiff_pixel_size(image.path)
             # An OSError, such as of a full disk, ends the run: it is not the fault of the image.
             try:
@@ -247,15 +273,16 @@ class _Run:
                     image.name,
                     instances,
                     windows,
-                    formats=self.formats,
+                    formats=[kind for kind in self.formats if kind != "label-tiff" or not image.number],
                     class_names=self.predictor.class_names,
                     pixel_size=pixel_size,
                     channels=self.channels,
                     file_name=image.path,
                     source=None if image.number else image.path,
-                    background=self.background,
-                    soft=self.soft,
+                    **self.writing,
                 )
+                if "label-tiff" in self.formats and image.number:
+                    files["label-tiff"] = write_plane(records.output, image, instances)
                 facts = {"objects": len(instances)}
                 if self.with_report:
                     facts["report"] = self._report_facts(name, instances, windows, files.get("overlay"), pixel_size)
@@ -269,19 +296,26 @@ class _Run:
 
     def _needs_pixels(self, image: SourceImage) -> bool:
         """Whether the file's name does not do, for the prediction and the results."""
-        if self.with_report or image.number or needs_pixels(self.formats, image.path):
+        if self.with_report or image.number or self.roi or needs_pixels(self.formats, image.path):
             return True
         if self.predictor.auto_scale is not None:
             return True
         return self.tiles.options(*read_image_size(image.path, self.rule, decodes=False)) is not None
 
-    def _predict(self, image: SourceImage, windows: ImageWindows | None) -> Instances:
+    def _predict(self, image: SourceImage, windows: ImageWindows | None, kept: KeptTiles) -> Instances:
         """Predictions of an image; `windows` of it are there where `_needs_pixels`."""
+        if self.roi is not None:
+            part = self._predict_whole(image, windows.crop(*self.roi), kept)
+            return part.placed(*self.roi[:2], *windows.shape[:2])
+        return self._predict_whole(image, windows, kept)
+
+    def _predict_whole(self, image: SourceImage, windows: ImageWindows | None, kept: KeptTiles) -> Instances:
         diameter = None if windows is None else self.predictor.find_diameter(windows)
         options = None if windows is None else self.tiles.options(*windows.shape[:2], diameter)
         if options is not None:
-            return encode_masks(predict_tiled(self.predictor, windows, diameter=diameter, **options))
-        source = windows if image.number or diameter else image.path
+            options |= {"diameter": diameter, "skip_background": self.skip_background, "kept": kept}
+            return encode_masks(predict_tiled(self.predictor, windows, **options))
+        source = windows if image.number or diameter or self.roi else image.path
         instances = self.predictor.predict(source, soft_masks=self.soft, diameter=diameter)
         limit = self.predictor.max_objects
         if limit is not None and len(instances) >= limit:
@@ -290,6 +324,18 @@ class _Run:
                 "missing: predict by tiles (--tile) or raise the limit of the config (dataset.max_objects)"
             )
         return encode_masks(instances)
+
+    def _write_stack(self, file: InputFile, planes: Sequence[str], count: int, records: Records) -> None:
+        """The label images of a file's `count` images as one TIFF, if all are there."""
+        try:
+            if len(planes) < count:
+                raise ValueError(f"label-tiff is not written, as {count - len(planes)} of its {count} images failed")
+            write_stack(
+                *(records.output, file, [records.file(name, "label-tiff") for name in planes], self.rule),
+                pixel_size=self.pixel_size,
+            )
+        except ValueError as error:
+            self._fail(file.path, error, file.path)
 
     def _report_facts(
         self, name: str, instances: Instances, windows: ImageWindows, drawn: Path | None, pixel_size: float | None

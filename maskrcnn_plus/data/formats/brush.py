@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+_LENGTH_BITS = (3, 4, 8, 16)  # of the four lengths, as the brush itself chooses them
+
 
 def decode_brush(rle: Sequence[int], height: int, width: int) -> np.ndarray:
     """Mask bool [H, W] of the pixels whose alpha is not 0.
@@ -40,6 +42,27 @@ def decode_brush(rle: Sequence[int], height: int, width: int) -> np.ndarray:
         values[place:end] = bits.read(value_bits) != 0 if is_run else bits.read_nonzero(end - place, value_bits)
         place = end
     return values.reshape(height, width, 4)[:, :, 3]
+
+
+def encode_brush(mask: np.ndarray) -> list[int]:
+    """The stream of a mask [H, W] bool, whose pixels have 255 in all four channels and others 0.
+
+    Returns:
+        Bytes, 0 to 255.
+    """
+    pixels = mask.ravel()
+    starts = np.append(0, np.flatnonzero(pixels[1:] != pixels[:-1]) + 1)
+    lengths = 4 * np.diff(starts, append=pixels.size)
+    bits = [f"{4 * pixels.size:032b}{7:05b}", *(f"{size - 1:04b}" for size in _LENGTH_BITS)]
+    for length, is_on in zip(lengths.tolist(), pixels[starts].tolist(), strict=True):
+        while length > 0:
+            part = min(length, 1 << _LENGTH_BITS[-1])
+            kind = next(kind for kind, size in enumerate(_LENGTH_BITS) if part <= 1 << size)
+            bits.append(f"1{kind:02b}{part - 1:0{_LENGTH_BITS[kind]}b}{255 * is_on:08b}")
+            length -= part
+    stream = "".join(bits)
+    stream += "0" * (-len(stream) % 8)
+    return list(int(stream, 2).to_bytes(len(stream) // 8, "big"))
 
 
 class _Bits:
