@@ -17,7 +17,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 WORDS = {"check_data": "check", "train_net": "train"}
-FIRST = ("finetune", "check", "train", "predict", "evaluate", "export", "convert")
+FIRST = ("finetune", "check", "train", "predict", "serve", "evaluate", "export", "convert")
 
 
 def find_commands() -> dict[str, tuple[str, str]]:

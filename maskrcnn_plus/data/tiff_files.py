@@ -31,9 +31,13 @@ _ALPHA = (1, 2)  # of ExtraSamples: with and without colours multiplied by it; 0
 
 
 def is_tiff(local_path: str) -> bool:
-    """Whether the file starts like a TIFF, whatever its name ends with."""
+    """Whether the file starts like a TIFF, whatever its name ends with.
+
+    A DICOM file may too: its preamble is free for the head of another format (PS3.10, 7.1).
+    """
     with open(local_path, "rb") as file:
-        return file.read(4) in TIFF_MAGIC
+        start = file.read(132)
+    return start[:4] in TIFF_MAGIC and start[128:] != b"DICM"
 
 
 def open_tiff(name: str, local_path: str) -> tifffile.TiffFile:

@@ -31,6 +31,7 @@ import logging
 import math
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
@@ -85,6 +86,7 @@ def predict_tiled(
     skip_background: bool = False,
     kept: KeptTiles | None = None,
     progress: bool = True,
+    on_tile: Callable[[int, int], None] | None = None,
 ) -> Instances:
     """Predict the objects of an image by overlapping tiles.
 
@@ -99,6 +101,8 @@ def predict_tiled(
         kept: keeps tiles as they are predicted, and has those of a call before that was stopped, which are not
             predicted again. The result is that of a call that was not.
         progress: show a progress bar with the time left, where standard error is a terminal.
+        on_tile: called before each tile with how many are done and how many there are; what it raises ends the
+            prediction.
 
     Returns:
         `Predictions` as from `Predictor.predict`, in the coordinates of the image: `pred_boxes`, `scores` in falling
@@ -108,7 +112,7 @@ def predict_tiled(
         ImageReadError: the image cannot be used; the message names it.
         ValueError: sizes or scale out of range, a model without masks, or an image of 2**32 pixels or more.
     """
-    options = (tile_size, overlap, scale, diameter, skip_background, kept, progress)
+    options = (tile_size, overlap, scale, diameter, skip_background, kept, progress, on_tile)
     if isinstance(source, ImageWindows):
         return _predict_windows(predictor, source, *options)
     with open_windows(source, rule=get_rule(predictor.mapper)) as windows:
@@ -173,6 +177,7 @@ def _predict_windows(
     skip_background: bool,
     kept: KeptTiles | None,
     progress: bool,
+    on_tile: Callable[[int, int], None] | None,
 ) -> Instances:
     height, width, _ = windows.shape
     if height * width >= 2**32:
@@ -199,7 +204,10 @@ def _predict_windows(
         _say(f"{windows.name}: {len(before)} of {len(corners)} tiles are there from an earlier run")
     name = os.path.basename(windows.name)
     limit_heap = HeapLimit()
-    for y, x in tqdm(corners, desc=name, unit="tile", disable=None if progress else True):
+    bar = tqdm(corners, desc=name, unit="tile", disable=None if progress else True)
+    for number, (y, x) in enumerate(bar):
+        if on_tile is not None:
+            on_tile(number, len(corners))
         tile = before.get((x, y))
         if tile is None:
             part = windows.part(x, y, min(tiling.tile_size, width - x), min(tiling.tile_size, height - y))

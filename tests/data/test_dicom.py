@@ -68,6 +68,17 @@ def test_the_file_is_known_by_its_content(tmp_path):
     np.testing.assert_array_equal(grey(save(tmp_path / "IM000001", U8)), U8)
 
 
+@pytest.mark.parametrize("start", [b"II*\0", b"MM\0*"])
+def test_a_preamble_like_a_tiff_is_none(tmp_path, start):
+    path = save(tmp_path / "a.dcm", U8, preamble=start.ljust(128, b"\0"))
+    np.testing.assert_array_equal(grey(path), U8)
+    assert read_image_size(path) == U8.shape
+    with open_windows(path) as windows:
+        np.testing.assert_array_equal(windows.read(0, 0, 30, 20)[:, :, 0], U8)
+    (image,) = iterate_images(InputFile(path, "a"), 1)
+    assert image.number == 0
+
+
 def window(x, center, width):
     """PS3.3, C.11.2.1.2.1, a pixel at a time."""
     if x <= center - 0.5 - (width - 1) / 2:
