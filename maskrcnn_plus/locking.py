@@ -17,7 +17,7 @@ _held: weakref.WeakSet[IO] = weakref.WeakSet()
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
-def lock_folder(folder: str | Path, file: str | Path, remedy: str) -> IO:
+def lock_folder(folder: str | Path, file: str | Path, remedy: str, shared: bool = False) -> IO:
     """Keep other runs out of a folder for as long as the returned file is open.
 
     The lock belongs to this process alone, not to those that it forks, and is gone when the process ends, however that
@@ -27,6 +27,7 @@ def lock_folder(folder: str | Path, file: str | Path, remedy: str) -> IO:
         folder: what is locked, for the message.
         file: that holds the lock, made with its folders.
         remedy: ends the message of a folder that another run has.
+        shared: keep out only those who want the folder for themselves alone.
 
     Returns:
         The open file, a context manager.
@@ -37,9 +38,9 @@ def lock_folder(folder: str | Path, file: str | Path, remedy: str) -> IO:
     """
     path = Path(file)
     path.parent.mkdir(parents=True, exist_ok=True)
-    opened = open(path, "a")  # noqa: SIM115 - the caller closes it
+    opened = open(path, "a+")  # noqa: SIM115 - the caller closes it
     try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(opened, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:
         opened.close()
         raise BlockingIOError(f"{folder}: another run is writing to this folder; {remedy}") from error

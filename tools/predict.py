@@ -37,6 +37,10 @@ unchanged file, are not predicted again, nor are the tiles of a large one. Resul
 1-bit becomes black and white, what a file says is alpha is dropped, and --channel or dataset.channels=[0,2,2] picks
 channels of other files. A file that cannot be used is named with the reason, and the rest is done.
 
+Many images are split among the jobs of a cluster without any service: `--shard 3/64` predicts every 64th file from the
+third on, into the same output folder as the others, and `--merge` then writes what brings all images together. On one
+machine `--workers N` does it in N processes. `--input @files.txt` takes a list, a file a line.
+
 Exit code: 0 all predicted, 1 some failed, 2 none could be predicted or nothing could be started or written,
 130 interrupted (Ctrl-C; what was done is kept).
 """
@@ -55,26 +59,29 @@ shorten_thread_waits()  # before PyTorch is loaded
 
 # isort: split
 
+from maskrcnn_plus.apps.predict_files.file_predictor import RunSummary
+from maskrcnn_plus.apps.predict_files.records import Shard
 from maskrcnn_plus.apps.predict_files.run import predict_files
-from maskrcnn_plus.checkpoints.description import choose_config
-from maskrcnn_plus.config import get_score_threshold
+from maskrcnn_plus.apps.predict_files.shards import merge_shards
+from maskrcnn_plus.apps.predict_files.workers import Workers
+from maskrcnn_plus.apps.predictor_source import PredictorSource
 from maskrcnn_plus.data.channels import PROJECTIONS
 from maskrcnn_plus.data.limits import MAX_PIXELS
 from maskrcnn_plus.errors import run_tool
-from maskrcnn_plus.inference.examples import choose_channels
 from maskrcnn_plus.inference.precision import PRECISIONS
-from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.results import DEFAULT_FORMATS, FORMATS
 from maskrcnn_plus.results.geojson import OBJECT_TYPES
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, help="checkpoint, exported folder, or maskrcnn_plus://nuclei")
+    parser.add_argument("--weights", help="checkpoint, exported folder, or maskrcnn_plus://nuclei")
     parser.add_argument(
         "--config-file", help="a LazyConfig file, or the name of a shipped config (default: what the weights say)"
     )
-    parser.add_argument("--input", required=True, nargs="+", help="image and video files, folders and glob patterns")
+    parser.add_argument(
+        "--input", nargs="+", help="image and video files, folders, glob patterns, and @LIST, a text file of them"
+    )
     parser.add_argument("--output", required=True, help="folder for the results")
     parser.add_argument(
         "--format",
@@ -146,9 +153,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=PRECISIONS,
         help="of the networks: bfloat16 is faster on GPUs and CPUs with AVX512-BF16 or AMX (default: float32)",
     )
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images at once in the network (default: 1)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes on this machine, which share its cores")
+    parser.add_argument("--shard", metavar="K/N", help="only the K-th of N parts of the files")
+    parser.add_argument("--merge", action="store_true", help="join what all shards left in --output; needs only that")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the config")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    missing = [name for name in ("weights", "input") if not (args.merge or getattr(args, name))]
+    if missing:
+        parser.error(f"the following arguments are required: {', '.join('--' + name for name in missing)}")
+    return args
 
 
 def _tile(text: str) -> int | str:
@@ -176,16 +191,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def predict(args: argparse.Namespace) -> int:
     """Predict what the arguments name; gives the exit code."""
-    cfg = choose_config(args.config_file, args.weights, args.opts)
-    threshold = get_score_threshold(cfg, args.score_threshold)
-    options = {"device": args.device, "diameter": args.diameter, "precision": args.precision}
-    predictor = Predictor(cfg, args.weights, score_threshold=threshold, **options)
-    choose_channels(predictor.mapper, None if args.channel is None else [args.channel], args.project)
+    if args.merge:
+        return report_on(merge_shards(args.output), args.output)
+    source = PredictorSource(
+        *(args.weights, args.config_file, tuple(args.opts), args.score_threshold),
+        *(args.device, args.diameter, args.precision),
+        *(None if args.channel is None else (args.channel,), args.project),
+    )
+    shard = Shard.parse(args.shard) if args.shard else None
+    workers = Workers(args.workers, source) if args.workers is not None else None
+    predictor = source.build()
     keep_memory_on_cpu(predictor.device)
     details = {
         **({"Config": args.config_file} if args.config_file else {}),
         "Weights": args.weights,
-        "Score threshold": f"{threshold:g}",
+        "Score threshold": f"{predictor.score_threshold:g}",
         **({"Diameter": predictor.auto_scale.describe()} if predictor.auto_scale else {}),
         "Date": datetime.now().strftime("%Y-%m-%d %H:%M"),
         **({"Changes": " ".join(args.opts)} if args.opts else {}),
@@ -206,11 +226,19 @@ def predict(args: argparse.Namespace) -> int:
         roi=args.roi,
         skip_background=args.skip_background,
         object_type=args.geojson_type,
+        batch_size=args.batch,
+        shard=shard,
+        workers=workers,
     )
+    return report_on(summary, args.output)
+
+
+def report_on(summary: RunSummary, output: str) -> int:
+    """Say what became of a run; gives the exit code."""
     before = f" ({summary.num_before} of them by an earlier run)" if summary.num_before else ""
     num_images = summary.num_images + summary.num_before
     failed = f"{len(summary.failures)} failed"
-    print(f"{num_images} images{before}, {summary.num_objects} objects, {failed}; results in {args.output}")
+    print(f"{num_images} images{before}, {summary.num_objects} objects, {failed}; results in {output}")
     if summary.interrupted:
         print(f"predict: interrupted, {summary.num_left} files left; the same command goes on", file=sys.stderr)
         return 130

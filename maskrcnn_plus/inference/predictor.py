@@ -125,7 +125,7 @@ class Predictor:
         intensity_range: tuple[float, float] | None = None,
         input_format: str = "RGB",
         soft_masks: bool = False,
-        diameter: float | None = None,
+        diameter: float | Sequence[float | None] | None = None,
     ) -> Predictions | list[Predictions]:
         """Predict the objects of one image, or of each image of a list.
 
@@ -140,7 +140,8 @@ class Predictor:
             input_format: order of the channels of arrays: "RGB", or "BGR" as OpenCV reads files.
             soft_masks: results also have `pred_mask_probs` [N, m, m], the probabilities of each mask in its box, from
                 which cut-outs get soft edges.
-            diameter: median diameter of the objects of all images, pixels; see `__init__`.
+            diameter: median diameter of the objects of all images, or of each image of the list, pixels; see
+                `__init__`.
 
         Returns:
             `Predictions` (`Instances` that know the names of their classes, the diameter that the scale follows from
@@ -220,17 +221,17 @@ class Predictor:
         batch_size: int,
         intensity_range: tuple[float, float] | None,
         soft_masks: bool,
-        diameter: float | None,
+        diameter: float | Sequence[float | None] | None,
     ) -> list[Predictions]:
         """Results of images with names. An image waits until there are enough for its batch."""
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, it must be at least 1")
-        auto_scale = choose_diameter(self.auto_scale, diameter)
-        find = auto_scale and auto_scale.find
+        diameters = diameter if isinstance(diameter, Sequence) else [diameter] * len(images)
         results: dict[int, Predictions] = {}
         waiting: dict[tuple[int, ...], dict[int, dict[str, Any]]] = defaultdict(dict)
-        for index, (image, name) in enumerate(images):
-            example = make_example(self.mapper, image, name, intensity_range, find)
+        for index, ((image, name), diameter) in enumerate(zip(images, diameters, strict=True)):
+            auto_scale = choose_diameter(self.auto_scale, diameter)
+            example = make_example(self.mapper, image, name, intensity_range, auto_scale and auto_scale.find)
             self._warn_if_shrunk(example, os.fspath(image) if isinstance(image, (str, os.PathLike)) else name)
             group = waiting[self._padded_shape(example["image"])]
             group[index] = example

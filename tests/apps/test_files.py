@@ -228,7 +228,7 @@ def test_large_images_are_tiled(folder, monkeypatch, tile, tiled):
         assert (tile_size, diameter) == (None if tile == "auto" else 64, None)
         return predictor.predict(source.name)
 
-    monkeypatch.setattr("maskrcnn_plus.apps.predict_files.run.predict_tiled", predict_tiled)
+    monkeypatch.setattr("maskrcnn_plus.apps.predict_files.image_predictor.predict_tiled", predict_tiled)
     monkeypatch.setattr("maskrcnn_plus.inference.tiling.INPUT_SIDE", 32)
     cv2.imwrite(str(folder / "in/large.png"), np.zeros((70, 65), dtype=np.uint8))
     predict_files(predictor_of(), "in", "out", tile=tile)

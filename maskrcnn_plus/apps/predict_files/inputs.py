@@ -9,9 +9,9 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import PurePosixPath
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
 from maskrcnn_plus.data.images import IMAGE_SUFFIXES
 from maskrcnn_plus.data.slide_files import SLIDE_SUFFIXES
@@ -36,10 +36,12 @@ class InputFile:
     Attributes:
         path: as it was found; may be an address of Detectron2's path manager ("scheme://...").
         name: of its results, without suffix, "/" between sub-folders; no two files of a run have the same.
+        position: among the files of the run, from 0.
     """
 
     path: str
     name: str
+    position: int = field(default=0, compare=False)
 
 
 def list_inputs(
@@ -51,17 +53,19 @@ def list_inputs(
     later one has its suffix (same folder), its parent folders or a number added.
 
     Args:
-        entries: one or several: files, folders, glob patterns, and addresses with "://", which stay as they are.
+        entries: one or several: files, folders, glob patterns, addresses with "://", which stay as they are, and
+            "@LIST", a text file with such an entry a line. A line that gives no file stays as it is, so that it is
+            named as a failure instead of stopping a long run.
         recursive: take the files in sub-folders of folders too.
         leave_out: folders whose files are not taken from input folders.
 
     Raises:
-        ValueError: an entry that gives no file.
+        ValueError: an entry that gives no file, or a list that is missing or empty.
     """
     entries = [entries] if isinstance(entries, (str, os.PathLike)) else entries
     skipped = tuple(os.path.join(os.path.abspath(folder), "") for folder in leave_out)
     found: dict[str, tuple[str, str]] = {}  # absolute path -> path, folder that its name begins below
-    for entry in map(os.fspath, entries):
+    for entry, listed in _with_lists(map(os.fspath, entries)):
         root = ""
         if os.path.isdir(entry):
             root = entry
@@ -80,12 +84,30 @@ def list_inputs(
         else:
             paths = [path for path in glob.glob(entry, recursive=True) if not os.path.isdir(path)]
             problem = "no such file or folder, and no file matches it as a pattern"
+        if not paths and listed:
+            paths = [entry]
         if not paths:
             raise ValueError(f"input {entry}: {problem}")
         for path in sorted(paths, key=_natural):
             found.setdefault(path if "://" in path else os.path.abspath(path), (path, root))
     names = _Names()
-    return [InputFile(path, names.reserve(path, root)) for path, root in found.values()]
+    return [InputFile(path, names.reserve(path, root), k) for k, (path, root) in enumerate(found.values())]
+
+
+def _with_lists(entries: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    """The entries, and the lines of lists among them with True."""
+    for entry in entries:
+        if not entry.startswith("@") or os.path.lexists(entry):
+            yield entry, False
+            continue
+        try:
+            lines = Path(entry[1:]).read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
+        except OSError as error:
+            raise ValueError(f"input {entry}: the list {entry[1:]} cannot be read: {error.strerror}") from error
+        lines = [line.strip() for line in lines if line.strip()]
+        if not lines:
+            raise ValueError(f"input {entry}: the list {entry[1:]} is empty")
+        yield from ((line, True) for line in lines)
 
 
 def _natural(path: str) -> list[tuple[bool, int, str]]:
@@ -97,8 +119,7 @@ class _Names:
     """Names that are taken, compared without case for file systems that do not see it."""
 
     def __init__(self) -> None:
-        self._folders: dict[str, str] = {}  # name -> folder of the file that has it
-        self._of_stacks: set[str] = set()  # of files that may have pages or frames
+        self._files: dict[str, str] = {}  # name -> path of the file that has it
         self._like_parts: set[str] = set()  # names that end like a page or frame, without that end
 
     def reserve(self, path: str, root: str) -> str:
@@ -106,31 +127,41 @@ class _Names:
         plain = path.split("://", 1)[-1]
         below = os.path.relpath(plain, root) if root else os.path.basename(plain)
         pure, below = (PurePosixPath(each.replace(os.sep, "/")) for each in (plain, below))
-        folder, stem = str(pure.parent), _shortened(pure.stem)
+        folder, stem = _folder(path), _shortened(pure.stem)
         parents = [part for part in pure.parent.parts if part not in ("/", ".", "..")]
         # Of files whose names differ in the suffix only, and of files from different folders.
         with_suffix = [f"{stem}_{pure.suffix.lstrip('.')}"]
         with_parents = ["_".join([*parents[-depth:], stem]) for depth in range(1, len(parents) + 1)]
         with_parents = [name for name in with_parents if len(os.fsencode(name)) < _LONGEST_NAME]
-        same_folder = self._folders.get(str(below.with_name(stem)).lower()) == folder
+        taken_by = self._files.get(str(below.with_name(stem)).lower())
+        same_folder = taken_by is not None and _folder(taken_by) == folder
         numbered = (f"{stem}_{k}" for k in itertools.count(2))
         candidates = itertools.chain([stem], with_suffix if same_folder else with_parents, numbered)
-        is_stack = path.lower().endswith((*_TIFF_SUFFIXES, *VIDEO_SUFFIXES, ".gif", ".webp")) or _is_animated_png(path)
         for candidate in candidates:
             name = str(below.with_name(candidate))
-            if self._free(name.lower(), is_stack):
+            if self._free(name.lower(), path):
                 break
-        self._folders[name.lower()] = folder
-        if is_stack:
-            self._of_stacks.add(name.lower())
+        self._files[name.lower()] = path
         if _PART.search(name.lower()):
             self._like_parts.add(_PART.sub("", name.lower()))
         return name
 
-    def _free(self, name: str, is_stack: bool) -> bool:
+    def _free(self, name: str, path: str) -> bool:
         whole = _PART.sub("", name)
-        clash = (whole != name and whole in self._of_stacks) or (is_stack and name in self._like_parts)
-        return name not in self._folders and not clash
+        # Files are opened only where it matters: there may be millions.
+        clash = whole != name and whole in self._files and _is_stack(self._files[whole])
+        clash = clash or (name in self._like_parts and _is_stack(path))
+        return name not in self._files and not clash
+
+
+def _folder(path: str) -> str:
+    """The folder of a file or an address."""
+    return str(PurePosixPath(path.split("://", 1)[-1].replace(os.sep, "/")).parent)
+
+
+def _is_stack(path: str) -> bool:
+    """Whether a file may have pages or frames."""
+    return path.lower().endswith((*_TIFF_SUFFIXES, *VIDEO_SUFFIXES, ".gif", ".webp")) or _is_animated_png(path)
 
 
 def _is_animated_png(path: str) -> bool:

@@ -10,7 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,40 @@ from maskrcnn_plus.apps.predict_files.sources import SourceImage
 from maskrcnn_plus.atomic import TEMPORARY, write_atomically
 from maskrcnn_plus.inference.kept_tiles import KeptTiles
 from maskrcnn_plus.locking import lock_folder
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of a run's files: those at the positions `index` - 1, `index` - 1 + `count`, and so on.
+
+    Attributes:
+        index: from 1 to `count`.
+        count: of the shards of the run.
+    """
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Of "3/64".
+
+        Raises:
+            ValueError: it is another text, or there is no such shard.
+        """
+        numbers = re.fullmatch(r"(\d+)(?:/|-of-)(\d+)", text)
+        shard = cls(*map(int, numbers.groups())) if numbers else None
+        if shard is None or not 1 <= shard.index <= shard.count:
+            raise ValueError(f"shard is {text!r}, it must be K/N with K from 1 to N, such as 3/64")
+        return shard
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    @property
+    def stem(self) -> str:
+        """Of the names of its files."""
+        return f"{self.index}-of-{self.count}"
 
 
 class Records:
@@ -33,6 +70,7 @@ class Records:
         sub_folders: Iterable[str],
         files: Iterable[str],
         overwrite: bool = False,
+        shard: Shard | None = None,
     ) -> None:
         """Open or make the folder.
 
@@ -43,6 +81,7 @@ class Records:
             sub_folders, files: names in the folder that a run writes to. They must not be there without records, as
                 they may hold something else, such as the labels that people drew.
             overwrite: replace what is there, whatever it is, and make everything again.
+            shard: the part of the inputs that this run predicts; those of other shards may have the folder too.
 
         Raises:
             ValueError: there are results of other settings, or other files.
@@ -53,23 +92,48 @@ class Records:
         self._settings = {name: str(value) for name, value in settings.items()}
         self._digest = hashlib.sha256(json.dumps(self._settings, sort_keys=True).encode()).hexdigest()[:16]
         self._sub_folders, self._files = tuple(sub_folders), tuple(files)
-        self._overwrite = overwrite
+        self._overwrite, self._shard = overwrite, shard
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For worker processes: the folder is locked by the run that they belong to."""
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
 
     def __enter__(self) -> Records:
         """Take the folder, check what is in it and note the settings."""
         if not self._overwrite:
             self._check()
-        self._lock = lock_folder(self.output, self._folder / "lock", "wait or choose another")
-        folders = (self._folder, *(self.output / name for name in self._sub_folders))
-        leftovers = [path for folder in folders for path in folder.rglob(TEMPORARY)]  # of a run that was killed
-        for leftover in (*leftovers, *self.output.glob(TEMPORARY)):
-            leftover.unlink(missing_ok=True)
+        remedy = "wait or choose another"
+        with ExitStack() as locks:
+            locks.enter_context(lock_folder(self.output, self._folder / "lock", remedy, self._shard is not None))
+            if self._shard is not None:
+                what = f"{self.output}, shard {self._shard}"
+                locks.enter_context(lock_folder(what, self.shards / f"{self._shard.stem}.lock", "wait for its end"))
+            self._lock = locks.pop_all()
+        if self._shard is None:  # other shards may be writing
+            self._remove_leftovers()
         write_atomically(self._settings_file, json.dumps(self._settings, indent=1).encode())
         return self
+
+    def _remove_leftovers(self) -> None:
+        """Remove what runs that were killed while they wrote have left; only where no other run is writing."""
+        folders = (self._folder, *(self.output / name for name in self._sub_folders))
+        leftovers = [path for folder in folders for path in folder.rglob(TEMPORARY)]
+        for leftover in (*leftovers, *self.output.glob(TEMPORARY)):
+            leftover.unlink(missing_ok=True)
 
     def __exit__(self, *exception: object) -> None:
         """Let others in."""
         self._lock.close()
+
+    @property
+    def digest(self) -> str:
+        """Of the settings."""
+        return self._digest
+
+    @property
+    def shards(self) -> Path:
+        """Folder of what shards leave."""
+        return self._folder / "shards"
 
     @property
     def _settings_file(self) -> Path:
@@ -106,6 +170,14 @@ class Records:
         record = None if self._overwrite else _read_json(self._path(image.name))
         if record is None or record.get("settings") != self._digest or record.get("input") != file_state(image.path):
             return False
+        return self._is_whole(record, kinds)
+
+    def is_done(self, name: str, kinds: Iterable[str]) -> bool:
+        """Whether the results of all `kinds` are there for the image of that name, whatever became of its file."""
+        record = _read_json(self._path(name))
+        return record is not None and record.get("settings") == self._digest and self._is_whole(record, kinds)
+
+    def _is_whole(self, record: dict[str, Any], kinds: Iterable[str]) -> bool:
         results = record.get("results")
         return isinstance(results, dict) and all(self._is_there(results.get(kind)) for kind in kinds)
 
