@@ -37,6 +37,11 @@ unchanged file, are not predicted again, nor are the tiles of a large one. Resul
 1-bit becomes black and white, what a file says is alpha is dropped, and --channel or dataset.channels=[0,2,2] picks
 channels of other files. A file that cannot be used is named with the reason, and the rest is done.
 
+With --track, objects keep an identity through the frames of a video, animation or stack, or through the images of a
+folder: tracks.csv (a row an object and frame) and track_counts.csv (objects a class, also those that crossed
+--count-line or were in --count-zone); overlay is then overlays/NAME.mp4, labels and label-tiff are NAME.tif, [T, H, W],
+value = identity. See docs/video.md.
+
 Many images are split among the jobs of a cluster without any service: `--shard 3/64` predicts every 64th file from the
 third on, into the same output folder as the others, and `--merge` then writes what brings all images together. On one
 machine `--workers N` does it in N processes. `--input @files.txt` takes a list, a file a line.
@@ -59,12 +64,16 @@ shorten_thread_waits()  # before PyTorch is loaded
 
 # isort: split
 
+from film_arguments import add_film_arguments, check_film_arguments, track_options
+
 from maskrcnn_plus.apps.predict_files.file_predictor import RunSummary
 from maskrcnn_plus.apps.predict_files.records import Shard
 from maskrcnn_plus.apps.predict_files.run import predict_files
 from maskrcnn_plus.apps.predict_files.shards import merge_shards
 from maskrcnn_plus.apps.predict_files.workers import Workers
 from maskrcnn_plus.apps.predictor_source import PredictorSource
+from maskrcnn_plus.apps.track_files.run import DEFAULT_FORMATS as TRACK_FORMATS
+from maskrcnn_plus.apps.track_files.run import track_files
 from maskrcnn_plus.data.channels import PROJECTIONS
 from maskrcnn_plus.data.limits import MAX_PIXELS
 from maskrcnn_plus.errors import run_tool
@@ -87,8 +96,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--format",
         nargs="+",
         choices=FORMATS,
-        default=list(DEFAULT_FORMATS),
-        help=f"what to write (default: {' '.join(DEFAULT_FORMATS)})",
+        help=f"what to write (default: {' '.join(DEFAULT_FORMATS)}; with --track: {' '.join(TRACK_FORMATS)})",
     )
     parser.add_argument(
         "--score-threshold", type=float, help="least score of an object (default: the config's, or 0.5)"
@@ -157,12 +165,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, metavar="N", help="processes on this machine, which share its cores")
     parser.add_argument("--shard", metavar="K/N", help="only the K-th of N parts of the files")
     parser.add_argument("--merge", action="store_true", help="join what all shards left in --output; needs only that")
+    add_film_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the config")
     args = parser.parse_args(argv)
     missing = [name for name in ("weights", "input") if not (args.merge or getattr(args, name))]
     if missing:
         parser.error(f"the following arguments are required: {', '.join('--' + name for name in missing)}")
+    check_film_arguments(parser, args)
     return args
 
 
@@ -210,26 +220,27 @@ def predict(args: argparse.Namespace) -> int:
         "Date": datetime.now().strftime("%Y-%m-%d %H:%M"),
         **({"Changes": " ".join(args.opts)} if args.opts else {}),
     }
-    summary = predict_files(
-        predictor,
-        args.input,
-        args.output,
-        formats=args.format,
-        recursive=args.recursive,
-        pixel_size=args.pixel_size,
-        tile=args.tile,
-        report=details if args.report else None,
-        overwrite=args.overwrite,
-        max_pixels=args.max_pixels,
-        background=args.background,
-        soft=args.soft,
-        roi=args.roi,
-        skip_background=args.skip_background,
-        object_type=args.geojson_type,
-        batch_size=args.batch,
-        shard=shard,
-        workers=workers,
-    )
+    options = {
+        "recursive": args.recursive,
+        "pixel_size": args.pixel_size,
+        "tile": args.tile,
+        "report": details if args.report else None,
+        "overwrite": args.overwrite,
+        "max_pixels": args.max_pixels,
+        "background": args.background,
+        "soft": args.soft,
+        "roi": args.roi,
+        "skip_background": args.skip_background,
+        "object_type": args.geojson_type,
+        "batch_size": args.batch,
+        "workers": workers,
+    }
+    if args.track:
+        options |= {"formats": args.format or TRACK_FORMATS, "track": track_options(args)}
+        summary = track_files(predictor, args.input, args.output, **options)
+    else:
+        options |= {"formats": args.format or DEFAULT_FORMATS, "shard": shard}
+        summary = predict_files(predictor, args.input, args.output, **options)
     return report_on(summary, args.output)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -16,9 +17,13 @@ from maskrcnn_plus.data.dicom_files import count_frames, decode_dicom, is_dicom,
 from maskrcnn_plus.data.image_windows import ImageWindows
 from maskrcnn_plus.data.images import reading
 from maskrcnn_plus.data.limits import check_size
-from maskrcnn_plus.data.pillow_files import Decoded, decode_frame
+from maskrcnn_plus.data.pillow_files import Decoded, decode_frame, is_animated, open_pillow
+from maskrcnn_plus.data.pixel_size import tiff_calibration
 from maskrcnn_plus.data.read_error import ImageReadError
 from maskrcnn_plus.data.windows import open_decoded
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
+ANIMATION_SUFFIXES = (".gif", ".webp", ".png", ".apng")
 
 Opener = Callable[[], AbstractContextManager[ImageWindows]]
 
@@ -71,11 +76,7 @@ def iterate_video_frames(path: str) -> Iterator[tuple[int, Opener]]:
     Raises:
         ImageReadError: the file is missing or is no video; or it breaks off early, after its last frame.
     """
-    with reading(path), open(path, "rb") as content:
-        start = content.read(16)
-    known = any(start[at : at + len(magic)] == magic for at, magic in _CONTAINERS)
-    # The whole path, which nothing takes for an address or a pipeline.
-    capture = cv2.VideoCapture(os.path.abspath(path)) if known else cv2.VideoCapture()
+    capture = _open_video(path)
     try:
         sides = [max(int(capture.get(side)), 0) for side in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH)]
         check_size(path, *sides, pixel_bytes=8)
@@ -90,6 +91,41 @@ def iterate_video_frames(path: str) -> Iterator[tuple[int, Opener]]:
             )
     finally:
         capture.release()
+
+
+def read_frame_rate(path: str) -> float | None:
+    """Frames a second of a video or animation, as its file says; None of other files, and where it does not say.
+
+    Of a video with frames of different length it is the mean, of an animation that of the first frame.
+
+    Raises:
+        ImageReadError: the file is missing or damaged.
+    """
+    if path.lower().endswith(VIDEO_SUFFIXES):
+        capture = _open_video(path)
+        rate = float(capture.get(cv2.CAP_PROP_FPS))
+        capture.release()
+    elif path.lower().endswith(ANIMATION_SUFFIXES):
+        with reading(path), open_pillow(path, path) as image:
+            duration = image.info.get("duration") if is_animated(image) else None  # milliseconds
+        rate = 1000 / duration if duration else 0.0
+    else:
+        interval = tiff_calibration(path).interval
+        rate = 1 / interval if interval else 0.0
+    return rate if 0 < rate < math.inf else None
+
+
+def _open_video(path: str) -> cv2.VideoCapture:
+    """A video as OpenCV reads it; closed where the file is none.
+
+    Raises:
+        ImageReadError: the file is missing.
+    """
+    with reading(path), open(path, "rb") as content:
+        start = content.read(16)
+    known = any(start[at : at + len(magic)] == magic for at, magic in _CONTAINERS)
+    # The whole path, which nothing takes for an address or a pipeline.
+    return cv2.VideoCapture(os.path.abspath(path)) if known else cv2.VideoCapture()
 
 
 def _decode_video_frame(capture: cv2.VideoCapture, path: str) -> Decoded:

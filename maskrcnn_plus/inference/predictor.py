@@ -10,7 +10,7 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from maskrcnn_plus.inference.examples import AnyImage, find_intensity_range, in_
 from maskrcnn_plus.inference.loading import RANDOM, find_config, load_model
 from maskrcnn_plus.inference.optimize import optimize_for_inference
 from maskrcnn_plus.inference.precision import use_bfloat16
+from maskrcnn_plus.inference.stream import StreamResult, stream
 from maskrcnn_plus.mask_rcnn import without_dense_masks
 from maskrcnn_plus.masks.label_map import masks_to_rles
 from maskrcnn_plus.masks.rle_masks import RLEMasks
@@ -163,6 +164,34 @@ class Predictor:
         return self._predict([(image, "the image")], 1, intensity_range, soft_masks, diameter)[0]
 
     __call__ = predict
+
+    def stream(
+        self,
+        source: int | str | os.PathLike | Iterable[np.ndarray],
+        *,
+        latest: bool | None = None,
+        track: bool = False,
+        input_format: str = "RGB",
+        **options: Any,
+    ) -> Generator[StreamResult, None, None]:
+        """Predict the frames of a camera, a video or any iterator, one after the other, for as long as there are any.
+
+        Args:
+            source: the number of a camera, an address ("rtsp://...") or video file for OpenCV, or an iterable of arrays
+                as of `predict`, of which a frame is taken when it is needed.
+            latest: predict the newest frame always, and drop those that arrived while the one before was predicted; by
+                default of cameras and addresses, and not of files and iterables, whose frames are all predicted.
+            track: give objects an identity that they keep from frame to frame, `instances.track_ids`.
+            input_format: order of the channels of arrays, "RGB" or "BGR".
+            **options: of `predict`.
+
+        Yields:
+            A `StreamResult` a frame. To end a camera's, leave the loop and call the generator's `close`.
+
+        Raises:
+            ValueError: the source gives no frame, or a frame cannot be used.
+        """
+        return stream(self, source, latest=latest, track=track, input_format=input_format, **options)
 
     def intensity_range(self, image: np.ndarray | ImageWindows) -> tuple[float, float] | None:
         """Grey values of an image that become black and white, where the config normalises by percentiles.

@@ -175,6 +175,26 @@ def test_pages_and_frames_are_images(run, tmp_path, capsys):
     assert "x0_px" in (tmp_path / "out/csv/film/frame_000001.csv").read_text()
 
 
+def test_objects_are_followed_through_a_stack(run, tmp_path, capsys):
+    pages = np.zeros((4, 40, 60), dtype=np.uint8)
+    for k, page in enumerate(pages):
+        page[5 + 6 * k : 15 + 6 * k, 10:20] = 200
+    tifffile.imwrite(tmp_path / "film.tif", pages, imagej=True, metadata={"axes": "TYX"})
+    places = ["--count-line", "0,20,60,20", "--count-zone", "0,30,60,30,60,40,0,40"]
+    assert run("--input", "film.tif", "--track", "--format", "labels", *places) == 0
+    assert capsys.readouterr().out == "4 images, 4 objects, 0 failed; results in out\n"
+    assert np.array_equal(tifffile.imread(tmp_path / "out/labels/film.tif"), pages // 200)
+    with open(tmp_path / "out/track_counts.csv", newline="") as file:
+        counts = {row["where"]: row["count"] for row in csv.DictReader(file)}
+    assert counts == {"everywhere": "1", "line 1 to the left": "0", "line 1 to the right": "1", "zone 1": "0"}
+    with pytest.raises(SystemExit):
+        run("--input", "film.tif", "--count-line", "0,20,60,20")
+    assert "--count-line needs --track" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("--input", "film.tif", "--track", "--count-zone", "1,2,3")
+    assert "invalid list of x, y value: '1,2,3'" in capsys.readouterr().err
+
+
 def test_pixel_size_goes_before_that_of_the_file(run, tmp_path):
     image = np.zeros((40, 60), dtype=np.uint8)
     image[:4, :10] = 200

@@ -13,13 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from maskrcnn_plus.data.frames import VIDEO_SUFFIXES
 from maskrcnn_plus.data.images import IMAGE_SUFFIXES
 from maskrcnn_plus.data.slide_files import SLIDE_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
-ANIMATION_SUFFIXES = (".gif", ".webp", ".png", ".apng")
 FOLDER_SUFFIXES = (*IMAGE_SUFFIXES, *SLIDE_SUFFIXES, *VIDEO_SUFFIXES)
 """What is taken of an input folder; a file that is named by itself is tried whatever its name. A link to nothing and
 whatever else has such a name and cannot be read is taken too, so that it is named as a failure."""

@@ -7,9 +7,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 
-from maskrcnn_plus.apps.predict_files.inputs import ANIMATION_SUFFIXES, VIDEO_SUFFIXES, InputFile
+from maskrcnn_plus.apps.predict_files.inputs import InputFile
 from maskrcnn_plus.data.channels import ChannelRule, as_rule
-from maskrcnn_plus.data.frames import iterate_video_frames, list_animation_frames, list_dicom_frames
+from maskrcnn_plus.data.frames import (
+    ANIMATION_SUFFIXES,
+    VIDEO_SUFFIXES,
+    iterate_video_frames,
+    list_animation_frames,
+    list_dicom_frames,
+)
 from maskrcnn_plus.data.images import reading
 from maskrcnn_plus.data.pillow_files import is_animated, open_pillow
 from maskrcnn_plus.data.tiff_planes import list_planes
