@@ -130,6 +130,7 @@ def convert(candidate: Candidate, examples: Sequence[Sequence[Tensor]]) -> Any:
 def _translate(network: nn.Module, inputs: Sequence[Tensor], shapes: Sequence[Any]) -> Any:
     """`openvino.convert_model` without the reports of use that it sends, from a process for each."""
     from openvino import Type
+    from openvino._offline_transformations import apply_moc_transformations
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
@@ -139,7 +140,10 @@ def _translate(network: nn.Module, inputs: Sequence[Tensor], shapes: Sequence[An
     for place, shape in zip(loaded.get_inputs(), shapes, strict=True):
         loaded.set_partial_shape(place, shape)
         loaded.set_element_type(place, Type.f32)
-    return frontend.convert(loaded)
+    graph = frontend.convert(loaded)
+    # As `convert_model` does it: shapes become constants, so that quantisation sees each convolution with its bias.
+    apply_moc_transformations(graph, cf=True)
+    return graph
 
 
 @torch.no_grad()
