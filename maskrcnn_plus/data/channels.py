@@ -92,7 +92,7 @@ class ChannelRule:
                     known = f"its channels are {', '.join(map(repr, names))}" if names else "it names no channels"
                     what = "several channels" if same else "no channel"
                     raise ImageReadError(
-                        f"{name}: dataset.channels: {what} of the name {each!r}, {known}; use indices."
+                        f"{name}: dataset.channels: {what} of the name {each!r}, {known}. An index, from 0, does too."
                     )
                 found.append(same[0])
             elif each < total:

@@ -20,6 +20,7 @@ from maskrcnn_plus.data.images import reading
 from maskrcnn_plus.data.limits import check_size
 from maskrcnn_plus.data.pillow_files import Decoded, decode_frame, open_pillow
 from maskrcnn_plus.data.read_error import ImageReadError
+from maskrcnn_plus.data.slide_files import is_slide
 from maskrcnn_plus.data.tiff_files import (
     channel_names,
     check_segments,
@@ -52,7 +53,7 @@ def list_planes(path: str, rule: ChannelRule) -> list[Opener]:
             return []
         with open_tiff(path, path) as tiff:
             series = list(enumerate(tiff.series))
-            if series and series[0][1].name == "Baseline":  # a slide scanner's; the others are label and overview
+            if is_slide(tiff):  # the others are label and overview
                 series = series[:1]
             kept = [(index, each) for index, each in series if index == 0 or not each.keyframe.is_reduced]
             return [plane for index, each in kept for plane in _planes_of_series(path, index, each, rule, tiff)]

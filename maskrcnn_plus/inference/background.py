@@ -20,6 +20,8 @@ TILE_SIDE = 64
 CONTRAST = 0.05
 """Of the range of the overview, up to which a tile may vary."""
 
+_SAMPLE_VALUES = 2**24
+
 
 def find_background(windows: ImageWindows, corners: Sequence[tuple[int, int]], side: int) -> list[bool]:
     """Which tiles of an image are background.
@@ -33,11 +35,12 @@ def find_background(windows: ImageWindows, corners: Sequence[tuple[int, int]], s
         Whether each is.
     """
     factor = max(side // TILE_SIDE, 1)
-    overview = windows.reduced(factor).astype(np.float32)
-    low, high = np.percentile(overview, [0.1, 99.9])
+    overview = windows.reduced(factor)
+    step = int(np.ceil(np.sqrt(overview.size / _SAMPLE_VALUES)))
+    low, high = np.percentile(overview[::step, ::step].astype(np.float32), [0.1, 99.9])
     found = []
     for y, x in corners:
         part = overview[y // factor : -(-(y + side) // factor), x // factor : -(-(x + side) // factor)]
-        spread = part.max(axis=(0, 1)) - part.min(axis=(0, 1))  # [C]
+        spread = part.max(axis=(0, 1)).astype(np.float64) - part.min(axis=(0, 1))  # [C]
         found.append(bool((spread <= CONTRAST * (high - low)).all()))
     return found

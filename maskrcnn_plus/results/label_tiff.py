@@ -1,7 +1,8 @@
 """Label images as TIFFs that ImageJ, Fiji, napari and QuPath open with axes and calibration.
 
 Value k marks the k-th object of its plane, 0 is background; objects are not linked from plane to plane. Up to 65535
-objects a plane and 2 GB in all it is an ImageJ hyperstack of 16 bits; else an OME-TIFF, compressed, of 16 or 32 bits.
+objects and 8192 x 8192 pixels a plane and 2 GB in all it is an ImageJ hyperstack of 16 bits; else an OME-TIFF,
+compressed, of 16 or 32 bits.
 
 Shape shorthand: T images in time, Z planes, [Y, X] a plane.
 """
@@ -17,6 +18,8 @@ import tifffile
 from maskrcnn_plus.arrays import as_array
 from maskrcnn_plus.data.pixel_size import Calibration
 from maskrcnn_plus.masks.label_map import label_type, rles_to_label_map
+from maskrcnn_plus.results.labels import TILE, label_tiles
+from maskrcnn_plus.results.overlay import MAX_PIXELS
 
 if TYPE_CHECKING:
     from detectron2.structures import Instances
@@ -33,8 +36,12 @@ def write_label_tiff(file: IO[bytes], instances: Instances, calibration: Calibra
         calibration: of the image.
     """
     height, width = instances.image_size
+    dtype = label_type(len(instances))
+    if height * width > MAX_PIXELS:
+        write_planes(file, label_tiles(instances), (height, width), "YX", dtype, calibration, tile=TILE)
+        return
     labels = rles_to_label_map(instances.pred_masks_rle, as_array(instances.scores), height, width)
-    write_planes(file, iter([labels]), (height, width), "YX", label_type(len(instances)), calibration)
+    write_planes(file, iter([labels]), (height, width), "YX", dtype, calibration)
 
 
 def write_planes(
@@ -44,22 +51,24 @@ def write_planes(
     axes: str,
     dtype: type[np.unsignedinteger],
     calibration: Calibration,
+    tile: int | None = None,
 ) -> None:
     """Write label images as one TIFF.
 
     Args:
         file: binary file to write to.
-        planes: [Y, X] each, in the order of the axes.
+        planes: [Y, X] each, in the order of the axes; with `tile`, their tiles [tile, tile], row by row.
         shape: length of each axis.
         axes: "YX", "TYX", "ZYX" or "TZYX".
         dtype: uint16 or uint32, in which all values fit.
         calibration: of the images; what it does not know is left out.
+        tile: side of the tiles, pixels; None writes whole planes.
     """
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     known = calibration.width is not None and calibration.height is not None
     options: dict[str, Any] = {"shape": tuple(shape), "dtype": dtype, "photometric": "minisblack"}
     metadata: dict[str, Any] = {"axes": axes}
-    if dtype == np.uint16 and size < IMAGEJ_BYTES:
+    if dtype == np.uint16 and size < IMAGEJ_BYTES and tile is None:
         options["imagej"] = True
         if known:
             options["resolution"] = (1 / calibration.width, 1 / calibration.height)
@@ -69,6 +78,7 @@ def write_planes(
         if "T" in axes and calibration.interval is not None:
             metadata["finterval"] = calibration.interval
     else:
+        options |= {"tile": None if tile is None else (tile, tile)}
         options |= {"ome": True, "bigtiff": size >= IMAGEJ_BYTES, "compression": "zlib"}
         if known:
             options |= {"resolution": (1e4 / calibration.width, 1e4 / calibration.height), "resolutionunit": 3}  # cm

@@ -53,20 +53,21 @@ def encode_png(image: np.ndarray) -> bytes:
     return content.tobytes()
 
 
+def label_tiles(instances: Instances) -> Iterator[np.ndarray]:
+    """Tiles [TILE, TILE] of the label image in turn, row by row, of which a row is in memory at a time."""
+    height, width = instances.image_size
+    for band in label_bands(instances.pred_masks_rle, as_array(instances.scores), height, width, TILE):
+        padded = np.pad(band, ((0, TILE - len(band)), (0, -width % TILE)))
+        yield from np.split(padded, padded.shape[1] // TILE, axis=1)
+
+
 def _write_tiff(file: IO[bytes], instances: Instances) -> None:
     """Write the label image as a TIFF of compressed tiles, a row of tiles in memory at a time."""
     height, width = instances.image_size
-    bands = label_bands(instances.pred_masks_rle, as_array(instances.scores), height, width, TILE)
-
-    def tiles() -> Iterator[np.ndarray]:
-        for band in bands:
-            padded = np.pad(band, ((0, TILE - len(band)), (0, -width % TILE)))
-            yield from np.split(padded, padded.shape[1] // TILE, axis=1)
-
     dtype = label_type(len(instances))
     tifffile.imwrite(
         file,
-        tiles(),
+        label_tiles(instances),
         shape=(height, width),
         dtype=dtype,
         tile=(TILE, TILE),

@@ -292,10 +292,12 @@ def test_counts_of_each_class_and_their_share_and_density(tmp_path):
     assert (other["other"], other["tumour"], other["stroma"], other["stroma covered"]) == ("0", "2", "0", "0")
 
 
-@pytest.mark.parametrize("count", [0, 3, 65536])
-def test_label_tiff_has_the_size_of_pixels(tmp_path, count):
-    """Of more than 65535 objects it is an OME-TIFF."""
-    height, width = 260, 256
+@pytest.mark.parametrize(("count", "is_huge"), [(0, False), (3, False), (65536, False), (700, True)])
+def test_label_tiff_has_the_size_of_pixels(tmp_path, monkeypatch, count, is_huge):
+    """Of more than 65535 objects, or of a huge image, which is written by tiles, it is an OME-TIFF."""
+    height, width = (1030, 600) if is_huge else (260, 256)
+    if is_huge:
+        monkeypatch.setattr("maskrcnn_plus.results.label_tiff.MAX_PIXELS", 1000)
     labels = np.arange(height * width, dtype=np.int32).reshape(height, width)
     labels[labels > count] = 0
     instances = Instances((height, width), scores=torch.linspace(1, 0.5, count), pred_classes=torch.zeros(count).long())
@@ -305,7 +307,8 @@ def test_label_tiff_has_the_size_of_pixels(tmp_path, count):
     with tifffile.TiffFile(path) as tiff:
         np.testing.assert_array_equal(tiff.asarray(), labels)
         assert tiff.series[0].axes == "YX"
-        assert (tiff.is_imagej, tiff.is_ome) == (count < 65536, count > 65535)
+        is_ome = count > 65535 or is_huge
+        assert (tiff.is_imagej, tiff.is_ome, tiff.pages[0].is_tiled) == (not is_ome, is_ome, is_huge)
     assert tiff_pixel_size(str(path)) == pytest.approx(0.2)
 
 
