@@ -80,27 +80,28 @@ def find_objects(
     return labels, {"name": f"{layer.name}: objects", "features": table, **place}, "labels"
 
 
-def make_widget(napari_viewer: napari.Viewer) -> Container:
-    """The widget, which predicts beside the viewer's thread and adds the layer when it is there."""
+def make_widget() -> Container:
+    """The widget of the current viewer, which predicts beside its thread and adds the layer when it is there."""
     import napari
     from magicgui.widgets import ComboBox, Container, FloatSpinBox, LineEdit, PushButton
     from napari.qt.threading import thread_worker
 
+    viewer = napari.current_viewer()
+
     def list_images(_: ComboBox) -> list[napari.layers.Image]:
-        return [layer for layer in napari_viewer.layers if isinstance(layer, napari.layers.Image)]
+        return [layer for layer in viewer.layers if isinstance(layer, napari.layers.Image)]
 
     image = ComboBox(label="image", choices=list_images)
     for event in ("inserted", "removed", "reordered"):
-        getattr(napari_viewer.layers.events, event).connect(image.reset_choices)
+        getattr(viewer.layers.events, event).connect(image.reset_choices)
     weights = LineEdit(value=SHIPPED, label="weights")
-
     score = FloatSpinBox(value=0.5, min=0, max=1, step=0.05, label="least score")
     diameter = FloatSpinBox(value=0, min=0, max=10000, label="diameter, px (0: estimated)")
     button = PushButton(text="Find objects")
 
     def add(layer: tuple[np.ndarray, dict[str, Any], str]) -> None:
         labels, options, _ = layer
-        napari_viewer.add_labels(labels, **options)
+        viewer.add_labels(labels, **options)
 
     def start() -> None:
         if image.value is None:

@@ -86,12 +86,14 @@ def test_the_widget_adds_labels_with_their_table(monkeypatch):
     """Without a window, which would need OpenGL."""
     monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
     napari = pytest.importorskip("napari")
+    from napari._qt.qt_main_window import _instantiate_dock_widget  # what the menu does
     from napari.components import ViewerModel
     from qtpy.QtWidgets import QApplication
 
     monkeypatch.setattr(bridge, "load", lambda weights, diameter: detect_values)
     app, viewer = QApplication.instance() or QApplication([]), ViewerModel()
-    widget = bridge.make_widget(viewer)
+    monkeypatch.setattr(napari, "current_viewer", lambda: viewer)
+    widget = _instantiate_dock_widget(bridge.make_widget, viewer)
     assert widget[0].choices == ()
     viewer.add_labels(np.zeros((4, 4), dtype=int))
     layer = viewer.add_image(planes(), name="slide", scale=(2, 1, 0.5, 0.25), translate=(0, 0, 3, 4))
