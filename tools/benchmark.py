@@ -11,6 +11,8 @@ Examples:
     python tools/benchmark.py backbones --names resnet50,convnext_tiny --size 800 1216
     python tools/benchmark.py tiling --config-file nuclei/mask_rcnn_lite0_fpn --weights model_best.pth \\
         dataset.root=datasets/nuclei
+    python tools/benchmark.py tracking --rounds 3
+    python tools/benchmark.py stream --config-file coco/mask_rcnn_mobile --images datasets/coco/val2017 --size 480 640
     python tools/benchmark.py auto_scale --weights model_best.pth --images datasets/nuclei,datasets/other
 """
 
@@ -30,6 +32,7 @@ import torch
 from benchmarks.auto_scale import benchmark_auto_scale
 from benchmarks.backbones import NAMES, benchmark_backbones
 from benchmarks.exported import PRECISIONS
+from benchmarks.films import benchmark_stream, benchmark_tracking
 from benchmarks.inference import benchmark_inference
 from benchmarks.masks import benchmark_masks
 from benchmarks.models import benchmark_training_step
@@ -47,7 +50,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "what",
-        choices=("roi_align", "cost", "masks", "training_step", "inference", "backbones", "tiling", "auto_scale"),
+        choices=(
+            *("roi_align", "cost", "masks", "training_step", "inference", "backbones", "tiling", "auto_scale"),
+            *("tracking", "stream"),
+        ),
     )
     parser.add_argument("--output", default="roi_align_cost.png", help="picture that cost draws")
     parser.add_argument(
@@ -62,12 +68,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs=2,
         default=(800, 1216),
         metavar=("HEIGHT", "WIDTH"),
-        help="of the image for inference and backbones (default: 800 1216)",
+        help="of the image for inference, backbones and stream (default: 800 1216)",
     )
     parser.add_argument(
         "--images",
         default="datasets/coco/val2017",
-        help="photographs for inference (default: %(default)s); folders of annotated images for auto_scale",
+        help="photographs for inference and stream (default: %(default)s); folders of annotated images for auto_scale",
     )
     parser.add_argument(
         "--precision", nargs="+", default=[], choices=PRECISIONS, help="further ones of our model, for inference"
@@ -78,7 +84,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="for inference, where other programs run too: time of the processor, of all threads, not of the clock",
     )
     parser.add_argument(
-        "--weights", help="checkpoint for auto_scale, and for tiling (default: random, as the config builds the model)"
+        "--weights",
+        help="checkpoint for auto_scale, and for tiling and stream (default: random, as the config builds the model)",
     )
     parser.add_argument(
         "--factors", default="0.3,0.5,1,2,3,4", help="of the size of images for auto_scale (default: %(default)s)"
@@ -87,7 +94,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--sides", default="1500,3000,6000", help="of the mosaics for tiling, pixels (default: %(default)s)"
     )
-    parser.add_argument("--rounds", type=int, default=7, help="runs of each (default 7)")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=7,
+        help="runs of each (default 7); films of tracking, hundreds of frames of stream",
+    )
     parser.add_argument("--device", default="cpu", help="for roi_align, training_step and inference (default: cpu)")
     parser.add_argument("--threads", type=int, help="of PyTorch (default: its own choice)")
     parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to the config")
@@ -112,6 +124,9 @@ def benchmark(args: argparse.Namespace) -> None:
     if args.what == "roi_align":
         benchmark_roi_align(args.rounds, device)
         return
+    if args.what == "tracking":
+        benchmark_tracking(args.rounds)
+        return
     if args.what == "masks":
         benchmark_masks(args.rounds)
         return
@@ -130,6 +145,8 @@ def benchmark(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, args.opts)
     if args.what == "training_step":
         benchmark_training_step(cfg, args.rounds, device)
+    elif args.what == "stream":
+        benchmark_stream(cfg, args.weights, args.images, tuple(args.size), args.rounds)
     elif args.what == "tiling":
         benchmark_tiling(cfg, args.weights, [int(side) for side in args.sides.split(",")])
     else:

@@ -3,7 +3,8 @@
 
 Usage: python tools/synthetic_cells.py --output datasets/cells --images 40 --val 8
 
-With --style fluorescence or tissue they are nuclei, grey on black, or stained as in histology.
+With --style fluorescence or tissue they are nuclei, grey on black, or stained as in histology. With --film 60, instead:
+film.tif of nuclei that move, cross and divide, and labels.tif, in which the value of a pixel is the nucleus's identity.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import tifffile
 from PIL import Image
 
+from maskrcnn_plus.data.moving_nuclei import film_nuclei
 from maskrcnn_plus.data.synthetic import render_cells
 from maskrcnn_plus.data.synthetic_nuclei import STAINS, render_nuclei
 from maskrcnn_plus.errors import run_tool
@@ -29,7 +33,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=256, help="side of an image in pixels (default 256)")
     parser.add_argument("--seed", type=int, default=2, help="start of the random numbers (default 2)")
     parser.add_argument("--style", choices=("cells", *STAINS), default="cells", help="of the images (default cells)")
+    parser.add_argument("--film", type=int, metavar="FRAMES", help="write a film of so many frames")
     args = parser.parse_args(argv)
+    if args.film is not None and args.film < 1:
+        parser.error(f"--film {args.film}: at least one frame")
     if not 0 <= args.val <= args.images:
         parser.error(f"--val {args.val} of --images {args.images}: at most all of them can be for validation")
     return args
@@ -37,7 +44,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    return run_tool("synthetic_cells", lambda: write_cells(args))
+    return run_tool("synthetic_cells", lambda: write_cells(args) if args.film is None else write_film(args))
+
+
+def write_film(args: argparse.Namespace) -> None:
+    """Write the film that the arguments describe."""
+    args.output.mkdir(parents=True, exist_ok=True)
+    frames = list(film_nuclei(args.seed, args.film, args.size, args.size))
+    for name, part in (("film", 0), ("labels", 1)):
+        stack = np.stack([frame[part] for frame in frames])
+        tifffile.imwrite(args.output / f"{name}.tif", stack, imagej=True, metadata={"axes": "TYX"})
+    print(f"{args.film} frames in {args.output / 'film.tif'}, {stack.max()} nuclei in all")
 
 
 def write_cells(args: argparse.Namespace) -> None:

@@ -2,10 +2,12 @@
 
 import numpy as np
 import synthetic_cells
+import tifffile
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from fork_server import ROOT, Script
 
 from maskrcnn_plus.data.images import read_image, read_label_map
+from maskrcnn_plus.data.moving_nuclei import film_nuclei
 from maskrcnn_plus.data.registration import register_label_maps
 from maskrcnn_plus.data.synthetic import render_cells
 from maskrcnn_plus.data.synthetic_nuclei import render_nuclei
@@ -44,3 +46,11 @@ def test_nuclei_in_the_style_of_a_stain(tmp_path):
     image, label_map = render_nuclei("tissue", 2, 0, 64, 64)
     assert np.array_equal(read_image(str(tmp_path / "images" / "tissue_0000.png")), image)
     assert np.array_equal(read_label_map(str(tmp_path / "labels" / "tissue_0000.png")), label_map)
+
+
+def test_a_film_of_nuclei_with_their_identities(tmp_path):
+    assert synthetic_cells.main(["--output", str(tmp_path), "--film", "3", "--size", "64"]) == 0
+    images, labels = (tifffile.imread(tmp_path / f"{name}.tif") for name in ("film", "labels"))
+    for k, (image, identities) in enumerate(film_nuclei(2, 3, 64, 64)):
+        assert np.array_equal(images[k], image)
+        assert np.array_equal(labels[k], identities)
