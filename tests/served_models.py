@@ -118,3 +118,27 @@ def finished(client, key):
 
     wait_until(is_finished)
     return states[-1]
+
+
+@contextmanager
+def listening(predictor, **settings):
+    """The address of a server in a thread of this process, and its service."""
+    import uvicorn
+
+    from maskrcnn_plus.apps.serve.app import create_app
+    from maskrcnn_plus.apps.serve.settings import Settings
+
+    app = create_app(predictor, Settings(**settings))
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, log_level="warning", lifespan="on", timeout_graceful_shutdown=2)
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started or not thread.is_alive())
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", app.service
+    finally:
+        server.should_exit = True
+        thread.join(30)
+    assert not thread.is_alive()
+    assert not app.service.folder.exists()

@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from maskrcnn_plus.apps.serve.jobs import Job, JobCancelled
 from maskrcnn_plus.apps.serve.metrics import Metrics
 from maskrcnn_plus.apps.serve.settings import Settings
-from maskrcnn_plus.apps.serve.uploads import Upload, list_images, receive
+from maskrcnn_plus.apps.serve.uploads import Upload, discard, list_images, receive
 from maskrcnn_plus.apps.serve.worker import QueueFull, Worker
 from maskrcnn_plus.data.channels import get_rule
 from maskrcnn_plus.inference.predictor import Predictor
@@ -85,6 +85,7 @@ class Service:
         try:
             slot = self.worker.reserve()
         except QueueFull as error:
+            await discard(request)
             raise HTTPException(429, str(error), {"Retry-After": str(error.retry_after)}) from error
         upload = None
         try:
@@ -93,10 +94,12 @@ class Service:
             images, size = await run_in_threadpool(list_images, upload, rule, self.settings)
             if not all_pages:
                 images = [_choose_page(upload.name, images, page)]
-        except BaseException:
+        except BaseException as error:
             slot.release()
             if upload is not None:
                 upload.leave()
+            if isinstance(error, HTTPException) and error.status_code == 413:
+                await discard(request)
             raise
         jobs = [Job(image, size) for image in images]
         self.worker.submit(jobs, slot)

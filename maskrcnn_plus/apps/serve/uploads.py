@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -153,6 +154,14 @@ async def _bounded(request: Request, settings: Settings) -> AsyncIterator[bytes]
         if count > settings.max_bytes + 4096:
             raise _too_many_bytes(settings)
         yield piece
+
+
+async def discard(request: Request, seconds: float = 2) -> None:
+    """Read what a client still sends, for a while: one that is cut off while it sends may never see the answer."""
+    with suppress(TimeoutError, ClientDisconnect, RuntimeError):  # the last where all of it was read before
+        async with asyncio.timeout(seconds):
+            async for _ in request.stream():
+                pass
 
 
 def _too_many_bytes(settings: Settings) -> HTTPException:

@@ -1,12 +1,13 @@
 """What a server refuses: too much at a time, too large, from elsewhere, without the token."""
 
 import asyncio
+import http.client
 import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from served_models import draw, png, serving, tiff, wait_until
+from served_models import draw, listening, png, serving, tiff, wait_until
 
 from maskrcnn_plus.apps.serve.access import is_token
 
@@ -42,6 +43,23 @@ def test_bytes_are_limited_whether_their_number_is_said_or_not(predictor):
         assert service.worker.num_taken == 0
         assert not list(service.folder.iterdir())
         assert client.post("/v1/predict", content=png(draw())).status_code == 200
+
+
+def test_a_client_that_sends_much_sees_why_it_is_refused(predictor):
+    """It reads no answer before all is sent, as simple clients do; then its connection must still be there."""
+    body = bytes(20_000_000)
+    with listening(predictor, max_bytes=1000, max_waiting=1) as (url, service):
+        host = url.removeprefix("http://")
+
+        def post():
+            connection = http.client.HTTPConnection(host)
+            connection.request("POST", "/v1/predict", body)
+            return connection.getresponse().status
+
+        assert post() == 413
+        slot = service.worker.reserve()
+        assert post() == 429
+        slot.release()
 
 
 @pytest.mark.parametrize("write", [png, tiff])

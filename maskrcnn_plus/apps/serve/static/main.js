@@ -79,6 +79,7 @@ async function show(image) {
     element("tip").hidden = true;
   }
   if (!image) return;
+  showProgress(image);
   if (image.state === "done" && (changed || !panel.image)) {
     try {
       await load(image);
@@ -91,8 +92,8 @@ async function show(image) {
     viewer.setPicture(picture, width, height);
     viewer.setObjects(objects);
     panel.setImage(image.view);
+    showProgress(image);
   }
-  showProgress(image);
 }
 
 function describeState(image) {
@@ -103,7 +104,7 @@ function describeState(image) {
     case "waiting": return image.ahead ? `waiting, ${image.ahead} before it` : "waiting";
     case "running": return all > 1 ? `tile ${Math.min(done + 1, all)} of ${all}` : "predicting";
     case "failed": return `failed: ${image.error}`;
-    case "done": return image.view ? String(image.view.objects.length) : "done";
+    case "done": return image.view ? String(image.view.objects.length) : image === current ? "drawing" : "done";
     default: return image.state;
   }
 }
@@ -113,7 +114,7 @@ function showProgress(image) {
   image.chip.className = `chip ${image.state}`;
   if (image !== current) return;
   const busy = ["sending", "refused", "waiting", "running"].includes(image.state);
-  element("progress").hidden = image.state === "done";
+  element("progress").hidden = image.state === "done" && Boolean(image.view);
   element("doing").textContent = `${image.name}: ${describeState(image)}`;
   element("bar").hidden = element("cancel").hidden = !busy;
   const [done, all] = image.tiles ?? [0, 1];

@@ -22,7 +22,8 @@ export class Viewer {
     canvas.addEventListener("pointerdown", (event) => this.press(event));
     canvas.addEventListener("pointermove", (event) => this.move(event));
     for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, (event) => this.release(event));
-    canvas.addEventListener("pointerleave", () => this.hover(null));
+    // A finger that is lifted leaves too; what it has tapped stays described.
+    canvas.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && this.hover(null));
     canvas.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
     canvas.addEventListener("keydown", (event) => this.key(event));
   }
@@ -163,6 +164,7 @@ export class Viewer {
     const before = this.pointers.get(event.pointerId);
     if (!before) return this.hover(this.find(x, y), x, y);
     this.moved += Math.abs(x - before[0]) + Math.abs(y - before[1]);
+    if (this.moved > 4) this.hover(null);
     if (this.pointers.size === 1) {
       if (this.moved > 4) this.pan(x - before[0], y - before[1]);
     } else if (this.pointers.size === 2) {
