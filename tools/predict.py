@@ -217,6 +217,9 @@ def predict(args: argparse.Namespace) -> int:
         "Weights": args.weights,
         "Score threshold": f"{predictor.score_threshold:g}",
         **({"Diameter": predictor.auto_scale.describe()} if predictor.auto_scale else {}),
+        **({"Channel": f"{args.channel}"} if args.channel is not None else {}),
+        **({"Projection": args.project} if args.project else {}),
+        **({"Part of each image": ",".join(map(str, args.roi))} if args.roi else {}),
         "Date": datetime.now().strftime("%Y-%m-%d %H:%M"),
         **({"Changes": " ".join(args.opts)} if args.opts else {}),
     }

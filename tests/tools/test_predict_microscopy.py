@@ -142,6 +142,7 @@ def test_a_part_is_predicted_as_an_image_and_put_in_its_place(run, tmp_path, cap
     assert (row["cell"], float(row["covered"])) == ("2", (100 + 26) / 400)
     assert float(row["per_mm2"]) == 2 / (400 * 10**2 * 1e-6)
     assert [float(each["mean_intensity"]) for each in rows_of(tmp_path / "out/csv/a.csv")] == [240, 220]
+    assert "30,18,20,20" in (tmp_path / "out/report.html").read_text()
     assert run("--input", "a.tif", "--roi", "30,18,20,23", "--overwrite") == 2
     assert "20 x 23 pixels at 30, 18 is not within the image of 60 x 40 pixels" in capsys.readouterr().err
     with pytest.raises(SystemExit):
