@@ -17,10 +17,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from maskrcnn_plus.apps.predict_files.inputs import ANIMATION_SUFFIXES, VIDEO_SUFFIXES, list_inputs
+from maskrcnn_plus.apps.predict_files.inputs import list_inputs
 from maskrcnn_plus.apps.predict_files.sources import SourceImage, iterate_images
 from maskrcnn_plus.apps.serve.settings import Settings
 from maskrcnn_plus.data.channels import ChannelRule
+from maskrcnn_plus.data.frames import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
 from maskrcnn_plus.data.images import read_image_size
 from maskrcnn_plus.data.limits import pixel_limit
 from maskrcnn_plus.errors import describe

@@ -14,13 +14,13 @@ from collections import deque
 from collections.abc import Sequence
 
 from maskrcnn_plus.allocator import HeapLimit
+from maskrcnn_plus.apps.predict_files.image_predictor import ImagePredictor
 from maskrcnn_plus.apps.serve.jobs import Job, JobCancelled
 from maskrcnn_plus.apps.serve.metrics import Metrics
 from maskrcnn_plus.apps.serve.prediction import predict_batch, predict_image
 from maskrcnn_plus.apps.serve.settings import Settings
 from maskrcnn_plus.data.limits import pixel_limit
 from maskrcnn_plus.inference.predictor import Predictor
-from maskrcnn_plus.inference.tile_choice import TileChoice
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +65,8 @@ class Worker:
         Raises:
             ValueError: `settings.tile` is out of range.
         """
-        self.predictor, self.settings, self.metrics = predictor, settings, metrics
-        self._tiles = TileChoice(predictor, settings.tile)
+        self.settings, self.metrics = settings, metrics
+        self._images = ImagePredictor(predictor, settings.tile)
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._taken = 0  # slots
@@ -180,7 +180,7 @@ class Worker:
         """Finish jobs. What fails in a batch is predicted alone, so that one bad image spoils none beside it."""
         if len(jobs) > 1:
             try:
-                results = predict_batch(self.predictor, self._tiles, jobs)
+                results = predict_batch(self._images, jobs)
             except Exception:  # of any of the images; which one, each alone will tell
                 results = []
             for job, found in zip(jobs, results, strict=False):
@@ -188,7 +188,7 @@ class Worker:
             jobs = [] if results else jobs
         for job in jobs:
             try:
-                found = predict_image(self.predictor, self._tiles, job)
+                found = predict_image(self._images, job)
             except JobCancelled as error:
                 self.metrics.images.labels("cancelled").inc()
                 job.future.set_exception(error)
