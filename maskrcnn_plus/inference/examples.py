@@ -6,6 +6,7 @@ Shape shorthand: H, W image height and width, C channels; [h, w] the image as th
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -115,6 +116,27 @@ def make_example(
         if name in str(error):
             raise
         raise ValueError(f"{name} cannot be made an input of the network: {error}") from error
+
+
+def warn_if_shrunk(example: dict[str, Any], name: str, usual: float | Callable[[int, int], float]) -> None:
+    """Say that objects are seen at less than half of their usual size, where a limit of the longer side does it.
+
+    Args:
+        example: of `make_example`.
+        name: of the image.
+        usual: the usual scale, or a function of height and width that gives it.
+    """
+    size = example.get("height", 0), example.get("width", 0)
+    if max(size) <= 1024:
+        return
+    scale = max(example["image"].shape[1:]) / max(size)
+    usual = usual(*size) if callable(usual) else usual
+    if scale < usual / 2:
+        logging.getLogger(__name__).warning(
+            f"{name}: the limit of the longer side shrinks this image of {size[0]} x {size[1]} pixels (height x "
+            f"width) to {scale:.2g} times its size, where others are seen at {usual:.2g}: small objects may be "
+            "missed. Predict it by tiles (predict_tiled, or --tile auto)."
+        )
 
 
 def _map(

@@ -6,7 +6,6 @@
 Shape shorthand: N objects of one image of H x W pixels, C channels; [h, w] the image as the network sees it.
 """
 
-import logging
 import math
 import os
 from collections import defaultdict
@@ -23,7 +22,13 @@ from maskrcnn_plus.data.channels import ChannelRule, get_rule
 from maskrcnn_plus.data.pixel_size import tiff_pixel_size
 from maskrcnn_plus.data.windows import ImageWindows
 from maskrcnn_plus.inference.auto_scale import AutoScale, choose_diameter
-from maskrcnn_plus.inference.examples import AnyImage, find_intensity_range, in_rgb_order, make_example
+from maskrcnn_plus.inference.examples import (
+    AnyImage,
+    find_intensity_range,
+    in_rgb_order,
+    make_example,
+    warn_if_shrunk,
+)
 from maskrcnn_plus.inference.loading import RANDOM, find_config, load_model
 from maskrcnn_plus.inference.optimize import optimize_for_inference
 from maskrcnn_plus.inference.precision import use_bfloat16
@@ -261,7 +266,8 @@ class Predictor:
         for index, ((image, name), diameter) in enumerate(zip(images, diameters, strict=True)):
             auto_scale = choose_diameter(self.auto_scale, diameter)
             example = make_example(self.mapper, image, name, intensity_range, auto_scale and auto_scale.find)
-            self._warn_if_shrunk(example, os.fspath(image) if isinstance(image, (str, os.PathLike)) else name)
+            usual = self.auto_scale.scale(example["object_diameter"]) if self.auto_scale else self.usual_scale
+            warn_if_shrunk(example, os.fspath(image) if isinstance(image, (str, os.PathLike)) else name, usual)
             group = waiting[self._padded_shape(example["image"])]
             group[index] = example
             if len(group) == batch_size:
@@ -303,20 +309,3 @@ class Predictor:
         """[C, h, w] of an image as Detectron2 pads it for the backbone."""
         grain = max(getattr(getattr(self.model, "backbone", None), "size_divisibility", 1), 1)
         return (image.shape[0], *(-(-side // grain) * grain for side in image.shape[1:]))
-
-    def _warn_if_shrunk(self, example: dict[str, Any], name: str) -> None:
-        """Say that objects are seen at less than half of their usual size, where a limit of the longer side does it."""
-        size = example.get("height", 0), example.get("width", 0)
-        if max(size) <= 1024:
-            return
-        scale = max(example["image"].shape[1:]) / max(size)
-        if self.auto_scale is None:
-            usual = self.usual_scale(*size)
-        else:
-            usual = self.auto_scale.scale(example["object_diameter"])
-        if scale < usual / 2:
-            logging.getLogger(__name__).warning(
-                f"{name}: the limit of the longer side shrinks this image of {size[0]} x {size[1]} pixels (height x "
-                f"width) to {scale:.2g} times its size, where others are seen at {usual:.2g}: small objects may be "
-                "missed. Predict it by tiles (predict_tiled, or --tile auto)."
-            )

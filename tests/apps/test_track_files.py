@@ -207,6 +207,14 @@ def test_a_truncated_video_is_named_and_followed_to_its_end(folder, capsys):
         assert sum(1 for _ in container.decode(video=0)) == len(frames)
 
 
+def test_a_file_that_is_no_video_is_named_once(folder):
+    (folder / "none.mp4").write_bytes(b"no video")
+    summary = track_files(piece_predictor(), ["none.mp4", "film.tif"], "out", formats=["overlay"])
+    assert [name for name, _ in summary.failures] == ["none.mp4"]
+    assert {row["video"] for row in rows("out/tracks.csv")} == {"film"}
+    assert not (folder / "out/overlays/none.mp4").exists()
+
+
 def test_frames_of_different_sizes_are_named(folder, capsys):
     cv2.imwrite("frames/t5.png", draw(5, size=(64, 100)))
     summary = track_files(piece_predictor(), ["frames", "film.tif"], "out", formats=[])
