@@ -1,6 +1,6 @@
 """Label Studio: a machine learning backend that proposes polygons or brush masks, with scores.
 
-In the `model.py` of a backend (`label-studio-ml create my_backend`):
+The `model.py` of a backend:
 
     from maskrcnn_plus.apps.bridges.label_studio import make_backend
 
