@@ -15,6 +15,7 @@ from maskrcnn_plus.build import build
 from maskrcnn_plus.evaluation.proposals import predict_proposals
 from maskrcnn_plus.mask_rcnn import without_dense_masks
 from maskrcnn_plus.training.data import RunData
+from maskrcnn_plus.training.processes import share_buffers
 from maskrcnn_plus.training.signals import StoppableEvaluator, StoppableLoader, StopSignals
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ def evaluate(
     Raises:
         TrainingInterrupted: in all processes, where one got a signal.
     """
+    share_buffers(model)
     signals = signals or StopSignals()
     data = data or RunData(cfg, training=False)
     loader = StoppableLoader(data.test_loader, signals)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from collections.abc import Callable
 
@@ -25,7 +26,8 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace,
         device: the config's `train.device`: several processes on CPUs talk by gloo, on GPUs by NCCL.
 
     Raises:
-        ValueError: `--num-gpus` or torchrun asks for more devices than there are, or for several processes on one.
+        ValueError: `--num-gpus` or torchrun asks for more devices than there are, or for several processes on one; or a
+            restart of torchrun that cannot work, see `_check_restart`.
     """
     kind = named_device(device)  # a tensor there now would be on the first GPU in each process
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -62,8 +64,26 @@ def _check_devices(device: torch.device, processes: int, asked_by: str) -> None:
         )
 
 
+def _check_restart() -> None:
+    """Refuse a restart that would wait for processes that are gone, and say so before.
+
+    torchrun keeps the store in which processes find each other over restarts, where they then find the addresses of
+    those before them.
+
+    Raises:
+        ValueError: torchrun started the processes again and shares its store.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("TORCHELASTIC_MAX_RESTARTS") == "0":
+        return
+    remedy = "start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment"
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        raise ValueError(f"torchrun cannot start processes again that share its store: {remedy}; --resume goes on")
+    logging.getLogger(__name__).warning(f"A restart of torchrun (--max-restarts) will not work: {remedy}.")
+
+
 def _join_torchrun(device: torch.device) -> None:
     """Join the process group of `torchrun` and make Detectron2's group of this machine's processes."""
+    _check_restart()
     local_rank = int(os.environ["LOCAL_RANK"])
     local_size = int(os.environ["LOCAL_WORLD_SIZE"])
     if device.type == "cuda":

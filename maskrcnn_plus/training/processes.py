@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch.distributed as dist
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from omegaconf import DictConfig
@@ -34,6 +35,16 @@ def on_main_process(action: Callable[[], Result]) -> Result | None:
     if shared is not None:
         raise error or shared
     return result
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give all processes the buffers of the main one, which are those of its checkpoints. A collective.
+
+    The statistics of batch norms are of the images that each process has seen.
+    """
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def create_distributed(cfg: DictConfig, model: nn.Module) -> nn.Module:

@@ -80,3 +80,20 @@ def test_num_gpus_needs_gpus(machine, device, gpus, message):
 def test_num_gpus_starts_detectron2s_processes(machine, device, gpus):
     launch(lambda args: None, arguments(gpus), device)
     assert machine == {"gpus": gpus}
+
+
+@pytest.mark.parametrize(
+    ("shared", "restarts", "count", "outcome"),
+    [("True", "3", "0", "said"), ("True", "3", "1", "refused"), ("True", "0", "0", ""), ("False", "3", "1", "")],
+)
+def test_a_restart_that_would_wait_for_ever_is_refused(machine, monkeypatch, caplog, shared, restarts, count, outcome):
+    under_torchrun(monkeypatch)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+    if outcome == "refused":
+        with pytest.raises(ValueError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+            launch(lambda args: None, arguments(), "cpu")
+        return
+    launch(lambda args: None, arguments(), "cpu")
+    assert ("will not work: start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in caplog.text) == bool(outcome)
