@@ -13,6 +13,7 @@ Examples:
         dataset.root=datasets/nuclei
     python tools/benchmark.py tracking --rounds 3
     python tools/benchmark.py stream --config-file coco/mask_rcnn_mobile --images datasets/coco/val2017 --size 480 640
+    python tools/benchmark.py cluster --count 1000000 --rate 2.5
     python tools/benchmark.py auto_scale --weights model_best.pth --images datasets/nuclei,datasets/other
 """
 
@@ -52,7 +53,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "what",
         choices=(
             *("roi_align", "cost", "masks", "training_step", "inference", "backbones", "tiling", "auto_scale"),
-            *("tracking", "stream"),
+            *("tracking", "stream", "cluster"),
         ),
     )
     parser.add_argument("--output", default="roi_align_cost.png", help="picture that cost draws")
@@ -90,7 +91,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--factors", default="0.3,0.5,1,2,3,4", help="of the size of images for auto_scale (default: %(default)s)"
     )
-    parser.add_argument("--count", type=int, help="of the images of a folder for auto_scale (default: all)")
+    parser.add_argument(
+        "--count", type=int, help="of the images of a folder for auto_scale (default: all), of the job for cluster"
+    )
+    parser.add_argument("--rate", type=float, default=1.0, help="images a second of a core, for cluster (default: 1)")
+    parser.add_argument("--objects", type=int, default=50, help="of an image, for cluster (default: 50)")
+    parser.add_argument("--megabytes", type=float, default=1.0, help="of an image, for cluster (default: 1)")
     parser.add_argument(
         "--sides", default="1500,3000,6000", help="of the mosaics for tiling, pixels (default: %(default)s)"
     )
@@ -136,6 +142,11 @@ def benchmark(args: argparse.Namespace) -> None:
     if args.what == "inference":
         options = {"precisions": args.precision, "processor_time": args.processor_time}
         benchmark_inference(args.images, tuple(args.size), args.rounds, device, **options)
+        return
+    if args.what == "cluster":
+        from benchmarks.cluster import benchmark_cluster  # needs the extra of that name
+
+        benchmark_cluster(args.count or 1_000_000, args.rate, args.objects, args.megabytes)
         return
     if args.what == "auto_scale":
         predictor = Predictor(args.weights or "", device=args.device)

@@ -53,7 +53,7 @@ class KeptTiles:
             return tiles
         end = len(head)
         for line in self._file:
-            tile = _read_tile(line)
+            tile = read_tile(line)
             if tile is None:
                 break
             tiles[tile.x, tile.y] = tile
@@ -92,7 +92,7 @@ class KeptTiles:
         self._file.flush()
 
 
-def _read_tile(line: bytes) -> TileObjects | None:
+def read_tile(line: bytes) -> TileObjects | None:
     """The tile of a line; None where it is damaged."""
     try:
         content: dict[str, Any] = json.loads(line)

@@ -1,4 +1,4 @@
-"""A short text that tells whether two predictors give the same results."""
+"""Short texts that tell whether two predictors, or two runs, give the same results."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from maskrcnn_plus.apps.predict_files.prediction_loop import FileOptions
+from maskrcnn_plus.data.channels import get_rule
 from maskrcnn_plus.inference.predictor import Predictor
 
 _CACHED = "input_args"  # of Detectron2's augmentations: the names of their arguments, noted at first use
@@ -28,6 +30,32 @@ def predictor_fingerprint(predictor: Predictor) -> str:
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())  # [bytes]
     digest.update(_described(predictor.mapper, vars(predictor.mapper)).encode())
     return digest.hexdigest()[:16]
+
+
+def describe_settings(predictor: Predictor, options: FileOptions) -> dict[str, str]:
+    """What results of an image depend on besides its file, as text by name."""
+    rule, formats = get_rule(predictor.mapper), set(options.formats)
+    settings = {
+        "model and weights": predictor_fingerprint(predictor),
+        "score_threshold": f"{predictor.score_threshold or 0:g}",
+        "tile": str(options.tile),
+        "pixel_size": "of the file" if options.pixel_size is None else f"{options.pixel_size:g}",
+    }
+    if {"cutouts", "background"} & formats:
+        settings |= {"background": options.background, "soft": str(options.soft)}
+    if "geojson" in formats and options.object_type != "detection":
+        settings["geojson's objects"] = options.object_type
+    if rule.select:
+        settings["channels"] = str(rule.select)
+    if rule.projection:
+        settings["projection"] = rule.projection
+    if options.roi:
+        settings["roi"] = str(options.roi)
+    if options.skip_background:
+        settings["empty tiles"] = "skipped"
+    if predictor.auto_scale is not None:
+        settings["diameter"] = predictor.auto_scale.describe()
+    return settings
 
 
 def _is_setting(value: Any) -> bool:

@@ -62,39 +62,59 @@ def list_inputs(
         ValueError: an entry that gives no file, or a list that is missing or empty.
     """
     entries = [entries] if isinstance(entries, (str, os.PathLike)) else entries
-    skipped = tuple(os.path.join(os.path.abspath(folder), "") for folder in leave_out)
     found: dict[str, tuple[str, str]] = {}  # absolute path -> path, folder that its name begins below
-    for entry, listed in _with_lists(map(os.fspath, entries)):
-        root = ""
-        if os.path.isdir(entry):
-            root = entry
-            pattern = os.path.join(glob.escape(entry), "**" if recursive else "", "*")
-            found_paths = [path for path in glob.glob(pattern, recursive=recursive) if not os.path.isdir(path)]
-            found_paths = [path for path in found_paths if not os.path.abspath(path).startswith(skipped)]
-            paths = [path for path in found_paths if path.lower().endswith(FOLDER_SUFFIXES)]
-            left_out = Counter(os.path.splitext(path)[1] or "without suffix" for path in set(found_paths) - set(paths))
-            if left_out:
-                kinds = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(left_out.items()))
-                logger.warning("input %s: left out, as their names are not of images or videos: %s", entry, kinds)
-            problem = f"no image or video ({' '.join(FOLDER_SUFFIXES)}) in the folder"
-            problem += "" if recursive else "; --recursive looks into its sub-folders"
-        elif "://" in entry or os.path.exists(entry):
-            paths, problem = [entry], ""
-        else:
-            paths = [path for path in glob.glob(entry, recursive=True) if not os.path.isdir(path)]
-            problem = "no such file or folder, and no file matches it as a pattern"
-        if not paths and listed:
-            paths = [entry]
-        if not paths:
-            raise ValueError(f"input {entry}: {problem}")
-        for path in sorted(paths, key=_natural):
+    for entry, listed in expand_lists(map(os.fspath, entries)):
+        for path, root in find_files(entry, recursive, leave_out, keep_missing=listed):
             found.setdefault(path if "://" in path else os.path.abspath(path), (path, root))
+    return name_files(found.values())
+
+
+def find_files(
+    entry: str, recursive: bool = False, leave_out: Sequence[str] = (), keep_missing: bool = False
+) -> list[tuple[str, str]]:
+    """Files of an entry, each with the folder that its name begins below; arguments as of `list_inputs`.
+
+    Raises:
+        ValueError: it gives no file, unless `keep_missing` takes it as one.
+    """
+    skipped = tuple(os.path.join(os.path.abspath(folder), "") for folder in leave_out)
+    root = ""
+    if os.path.isdir(entry):
+        root = entry
+        pattern = os.path.join(glob.escape(entry), "**" if recursive else "", "*")
+        found_paths = [path for path in glob.glob(pattern, recursive=recursive) if not os.path.isdir(path)]
+        found_paths = [path for path in found_paths if not os.path.abspath(path).startswith(skipped)]
+        paths = [path for path in found_paths if path.lower().endswith(FOLDER_SUFFIXES)]
+        left_out = Counter(os.path.splitext(path)[1] or "without suffix" for path in set(found_paths) - set(paths))
+        if left_out:
+            kinds = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(left_out.items()))
+            logger.warning("input %s: left out, as their names are not of images or videos: %s", entry, kinds)
+        problem = f"no image or video ({' '.join(FOLDER_SUFFIXES)}) in the folder"
+        problem += "" if recursive else "; --recursive looks into its sub-folders"
+    elif "://" in entry or os.path.exists(entry):
+        paths, problem = [entry], ""
+    else:
+        paths = [path for path in glob.glob(entry, recursive=True) if not os.path.isdir(path)]
+        problem = "no such file or folder, and no file matches it as a pattern"
+    if not paths and keep_missing:
+        paths = [entry]
+    if not paths:
+        raise ValueError(f"input {entry}: {problem}")
+    return [(path, root) for path in sorted(paths, key=natural_key)]
+
+
+def name_files(found: Iterable[tuple[str, str]]) -> list[InputFile]:
+    """Files with names for their results, of paths and the folders that names begin below."""
     names = _Names()
-    return [InputFile(path, names.reserve(path, root), k) for k, (path, root) in enumerate(found.values())]
+    return [InputFile(path, names.reserve(path, root), k) for k, (path, root) in enumerate(found)]
 
 
-def _with_lists(entries: Iterable[str]) -> Iterator[tuple[str, bool]]:
-    """The entries, and the lines of lists among them with True."""
+def expand_lists(entries: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    """The entries, and the lines of lists among them with True.
+
+    Raises:
+        ValueError: a list that is missing or empty.
+    """
     for entry in entries:
         if not entry.startswith("@") or os.path.lexists(entry):
             yield entry, False
@@ -109,7 +129,8 @@ def _with_lists(entries: Iterable[str]) -> Iterator[tuple[str, bool]]:
         yield from ((line, True) for line in lines)
 
 
-def _natural(path: str) -> list[tuple[bool, int, str]]:
+def natural_key(path: str) -> list[tuple[bool, int, str]]:
+    """Sort key: 2 before 10."""
     parts = re.split(r"([0-9]+)", path)
     return [(k % 2 == 0, int(part) if k % 2 else 0, part) for k, part in enumerate(parts)]
 

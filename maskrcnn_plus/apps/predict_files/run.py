@@ -15,15 +15,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from maskrcnn_plus.apps.predict_files.file_predictor import FileOptions, FilePredictor, RunSummary
-from maskrcnn_plus.apps.predict_files.fingerprint import predictor_fingerprint
+from maskrcnn_plus.apps.predict_files.file_predictor import FilePredictor, RunSummary
+from maskrcnn_plus.apps.predict_files.fingerprint import describe_settings
 from maskrcnn_plus.apps.predict_files.image_predictor import explain_no_objects, print_line
 from maskrcnn_plus.apps.predict_files.inputs import InputFile, list_inputs
 from maskrcnn_plus.apps.predict_files.merging import merged_files, write_merged
+from maskrcnn_plus.apps.predict_files.prediction_loop import FileOptions
 from maskrcnn_plus.apps.predict_files.records import Records, Shard
 from maskrcnn_plus.apps.predict_files.shards import ShardRecord
 from maskrcnn_plus.apps.predict_files.workers import Workers, predict_in_processes
-from maskrcnn_plus.data.channels import get_rule
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.inference.tile_choice import TileChoice
 from maskrcnn_plus.results import DEFAULT_FORMATS, FORMATS, check_formats
@@ -109,21 +109,7 @@ def predict_files(
         *(tuple(formats), pixel_size, tile, with_report, background, soft, object_type),
         *(roi, skip_background, batch_size, max_pixels),
     )
-    rule = get_rule(predictor.mapper)
-    depends = {
-        "model and weights": predictor_fingerprint(predictor),
-        "score_threshold": f"{predictor.score_threshold or 0:g}",
-        "tile": str(tile),
-        "pixel_size": "of the file" if pixel_size is None else f"{pixel_size:g}",
-        **({"background": background, "soft": str(soft)} if {"cutouts", "background"} & set(formats) else {}),
-        **({"geojson's objects": object_type} if "geojson" in formats and object_type != "detection" else {}),
-        **({"channels": str(rule.select)} if rule.select else {}),
-        **({"projection": rule.projection} if rule.projection else {}),
-        **({"roi": str(roi)} if roi else {}),
-        **({"empty tiles": "skipped"} if skip_background else {}),
-    }
-    if predictor.auto_scale is not None:
-        depends["diameter"] = predictor.auto_scale.describe()
+    depends = describe_settings(predictor, options)
     names = predictor.class_names
     with Records(folder, depends, sub_folders, merged_files(formats, with_report), overwrite, shard) as records:
         if shard is not None:

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from maskrcnn_plus.apps.predict_files.file_predictor import FileOptions, RunSummary
+from maskrcnn_plus.apps.predict_files.file_predictor import RunSummary, result_kinds
 from maskrcnn_plus.apps.predict_files.inputs import InputFile
 from maskrcnn_plus.apps.predict_files.merging import merged_files, write_merged
+from maskrcnn_plus.apps.predict_files.prediction_loop import FileOptions
 from maskrcnn_plus.apps.predict_files.records import Records, Shard
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.errors import UserError
@@ -76,7 +77,7 @@ class ShardRecord:
         listed = json.dumps([(file.path, file.name) for file in files]).encode()
         digest = hashlib.sha256(listed).hexdigest()[:16]
         about = None if report is None else dict(report)
-        common = (str(shard), digest, records.digest, options.formats, options.kinds, tuple(class_names), about)
+        common = (str(shard), digest, records.digest, options.formats, result_kinds(options), tuple(class_names), about)
         return cls(*common, path=str(path))
 
     def end(self, summary: RunSummary) -> None:

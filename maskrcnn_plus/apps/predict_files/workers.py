@@ -16,8 +16,9 @@ import cv2
 import torch
 
 from maskrcnn_plus.allocator import keep_freed_memory
-from maskrcnn_plus.apps.predict_files.file_predictor import FileOptions, FilePredictor, RunSummary
+from maskrcnn_plus.apps.predict_files.file_predictor import FilePredictor, RunSummary
 from maskrcnn_plus.apps.predict_files.inputs import InputFile
+from maskrcnn_plus.apps.predict_files.prediction_loop import FileOptions
 from maskrcnn_plus.apps.predict_files.records import Records
 from maskrcnn_plus.apps.predictor_source import PredictorSource
 from maskrcnn_plus.errors import UserError

@@ -1,0 +1,1 @@
+"""Prediction past one machine: Ray Data, inputs and results on object stores, Parquet tables."""

@@ -1,0 +1,83 @@
+"""The files of a job: local ones as `predict_files` finds them, and those of object stores by listing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from maskrcnn_plus.apps.cluster.stores import Store
+from maskrcnn_plus.apps.predict_files.inputs import FOLDER_SUFFIXES, expand_lists, find_files, name_files, natural_key
+from maskrcnn_plus.errors import UserError
+
+
+@dataclass(frozen=True)
+class ListedFile:
+    """A file to predict.
+
+    Attributes:
+        path: as it was found, or its address.
+        name: of its results.
+        bytes, changed: size, and time of change in ns; None where they are not known.
+    """
+
+    path: str
+    name: str
+    bytes: int | None
+    changed: int | None
+
+
+def list_files(entries: Sequence[str], recursive: bool, patience: float) -> list[ListedFile]:
+    """Files of all entries without repetition, in natural order within each.
+
+    Args:
+        entries: of `list_inputs`, and addresses of files and folders of a store ("s3://bucket/images/"). Lines of a
+            list are taken as files.
+        recursive: take the files in sub-folders of folders too.
+        patience: see `Store`.
+
+    Raises:
+        UserError, ValueError: an entry that gives no file.
+        OSError: a store does not answer.
+    """
+    found: dict[str, str] = {}  # path -> folder that its name begins below
+    facts: dict[str, tuple[int | None, int | None]] = {}
+    for entry, listed in expand_lists(entries):
+        if "://" not in entry:
+            for path, root in find_files(entry, recursive, keep_missing=listed):
+                found.setdefault(path, root)
+        elif listed:
+            found.setdefault(entry, "")
+        else:
+            for path, root, size, changed in _list_store(entry, recursive, patience):
+                found.setdefault(path, root)
+                facts[path] = size, changed
+    named = name_files(found.items())
+    return [ListedFile(file.path, file.name, *facts.get(file.path) or _local_facts(file.path)) for file in named]
+
+
+def _list_store(entry: str, recursive: bool, patience: float) -> Iterator[tuple[str, str, int, int | None]]:
+    """Path, root, size and time of change of the files of an address."""
+    store = Store(entry, patience)
+    files = store.list(recursive=recursive)
+    if not files:
+        folder, _, name = entry.rstrip("/").rpartition("/")
+        alone = [file for file in Store(folder, patience).list() if file.address == f"{folder}/{name}"]
+        if not alone:
+            raise UserError(f"input {entry}: no such file, and no file in such a folder")
+        yield alone[0].address, "", alone[0].bytes, alone[0].changed
+        return
+    images = [file for file in files if file.address.lower().endswith(FOLDER_SUFFIXES)]
+    if not images:
+        raise UserError(f"input {entry}: none of its {len(files)} files has the name of an image or video")
+    root = store.address.split("://", 1)[1]
+    for file in sorted(images, key=lambda each: natural_key(each.address)):
+        yield file.address, root, file.bytes, file.changed
+
+
+def _local_facts(path: str) -> tuple[int | None, int | None]:
+    try:
+        status = os.stat(path)
+    except OSError:  # named when it is predicted; of an address in a list nothing is known
+        return None, None
+    return status.st_size, status.st_mtime_ns
