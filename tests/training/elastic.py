@@ -58,7 +58,7 @@ def agent(folder: str, endpoint: str, kill_rank: int, kill_at: int, processes: i
         run_id="test",
         rdzv_backend="c10d",
         rdzv_endpoint=endpoint,
-        rdzv_configs={"timeout": 60, "last_call_timeout": 1, "keep_alive_interval": 1},
+        rdzv_configs={"timeout": 60, "last_call_timeout": 6, "keep_alive_interval": 1},
         max_restarts=3,
         monitor_interval=0.1,
         start_method="fork",

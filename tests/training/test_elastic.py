@@ -44,7 +44,7 @@ def test_a_killed_process_is_started_again_and_the_losses_are_those_of_an_uninte
 def test_a_run_goes_on_with_the_nodes_that_are_left(tmp_path):
     run(tmp_path, "node_lost")
     sizes = world_sizes(tmp_path)
-    assert sizes[:2] == [2, 2]
+    assert 2 in sizes
     assert sizes[-1] == 1
     losses = [entry["iteration"] for entry in entries(tmp_path) if "total_loss" in entry]
     assert losses == list(range(12))
