@@ -6,7 +6,6 @@ Workers are forks, so that PyTorch is imported once; the agent, the rendezvous a
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import random
 import signal
@@ -49,16 +48,16 @@ def train(folder: str, kill_rank: int, kill_at: int) -> None:
     launch(main, argparse.Namespace(num_gpus=1, num_machines=1, machine_rank=0, dist_url="auto"), "cpu")
 
 
-def agent(folder: str, endpoint: str, kill_rank: int, kill_at: int, processes: int, nodes: tuple[int, int]) -> None:
-    """A node: the agent that torchrun is."""
+def agent(folder: str, kill_rank: int, kill_at: int) -> None:
+    """The agent that torchrun is, with two processes."""
     config = LaunchConfig(
-        min_nodes=nodes[0],
-        max_nodes=nodes[1],
-        nproc_per_node=processes,
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
         run_id="test",
         rdzv_backend="c10d",
-        rdzv_endpoint=endpoint,
-        rdzv_configs={"timeout": 60, "last_call_timeout": 6, "keep_alive_interval": 1},
+        rdzv_endpoint=f"127.0.0.1:{free_port()}",
+        rdzv_configs={"timeout": 60},
         max_restarts=3,
         monitor_interval=0.1,
         start_method="fork",
@@ -75,47 +74,13 @@ def free_port() -> int:
 
 def uninterrupted(folder: str) -> None:
     """Two processes, none of which is killed."""
-    agent(folder, f"127.0.0.1:{free_port()}", -1, -1, 2, (1, 1))
+    agent(folder, -1, -1)
 
 
 def killed(folder: str) -> None:
     """Two processes, one of which is killed at a random iteration."""
     rng = random.Random(int(os.environ.get("SEED", "0")))
-    agent(folder, f"127.0.0.1:{free_port()}", rng.randrange(2), rng.randrange(1, ITERATIONS - 1), 2, (1, 1))
-
-
-def node_lost(folder: str) -> None:
-    """Two nodes of one process, one of which is gone with its agent at an iteration; the other goes on alone."""
-    endpoint = f"127.0.0.1:{free_port()}"
-    context = multiprocessing.get_context("fork")
-    nodes = [context.Process(target=_node, args=(folder, endpoint, k)) for k in range(2)]
-    for node in nodes:
-        node.start()
-        time.sleep(0.5)  # the first one has the store of the rendezvous
-    deadline = time.monotonic() + 60
-    while (
-        not Path(folder, "metrics.json").exists() or '"iteration": 5,' not in Path(folder, "metrics.json").read_text()
-    ):
-        time.sleep(0.01)
-        if time.monotonic() > deadline:
-            break
-    os.killpg(nodes[1].pid, signal.SIGKILL)
-    nodes[0].join(90)
-    print("node 0 ended with", nodes[0].exitcode)
-    sys.exit(nodes[0].exitcode)
-
-
-def _node(folder: str, endpoint: str, number: int) -> None:
-    os.setsid()
-    step = tiny.Stream.__iter__
-
-    def slow(self):
-        for batch in step(self):
-            time.sleep(0.1)
-            yield batch
-
-    tiny.Stream.__iter__ = slow
-    agent(folder, endpoint, -1, -1, 1, (1, 2))
+    agent(folder, rng.randrange(2), rng.randrange(1, ITERATIONS - 1))
 
 
 if __name__ == "__main__":

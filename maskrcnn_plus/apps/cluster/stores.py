@@ -201,9 +201,9 @@ def find_file_system(address: str) -> tuple[arrow.FileSystem, str]:
     if "://" not in address:
         return arrow.LocalFileSystem(), os.path.abspath(address)
     scheme, _, place = address.partition("://")
-    options = "?allow_delayed_open=true" if scheme == "s3" else ""  # one request for an object of a few MB
     try:
-        return arrow.FileSystem.from_uri(f"{scheme}://{quote(place)}{options}")
+        found, path = arrow.FileSystem.from_uri(f"{scheme}://{quote(place)}")
+        return (_patient_s3(found) if scheme == "s3" else found), path
     except (ArrowInvalid, ArrowNotImplementedError):
         pass  # fsspec may know it
     except OSError as error:
@@ -215,6 +215,16 @@ def find_file_system(address: str) -> tuple[arrow.FileSystem, str]:
     except (ValueError, ImportError, OSError) as error:
         raise UserError(f"{address}: neither pyarrow nor fsspec has such a file system: {error}") from error
     return arrow.PyFileSystem(arrow.FSSpecHandler(found)), path
+
+
+def _patient_s3(found: arrow.FileSystem) -> arrow.FileSystem:
+    """The same S3, which may take its time, with one request for an object of a few MB."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    scheme, separator, host = endpoint.rpartition("://")
+    options = {"endpoint_override": host, "scheme": scheme or "https"} if separator or host else {}
+    return arrow.S3FileSystem(
+        region=found.region, connect_timeout=10.0, request_timeout=30.0, allow_delayed_open=True, **options
+    )
 
 
 def _first_line(error: Exception) -> str:

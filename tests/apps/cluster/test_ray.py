@@ -61,7 +61,7 @@ def predict(server, folder, tool):
     """Run the command on the images of `folder`."""
 
     def predict(*arguments, output="tables", inputs=("in",)):
-        fixed = ["--input", *inputs, "--output", output, "--shard-size", "2", "--actors", "2", "--patience", "30"]
+        fixed = ["--input", *inputs, "--output", output, "--shard-size", "2", "--actors", "2", "--patience", "300"]
         return tool("predict_cluster", *MODEL, *fixed, *arguments)
 
     return predict
