@@ -18,6 +18,8 @@ from maskrcnn_plus.training.loggers import build_loggers
 
 logger = logging.getLogger(__name__)
 
+_OF_A_STEP = {"iteration", "time", "data_time", "eta_seconds", "lr", "grad_norm"}
+
 
 def build_writers(settings: Any, start_iter: int, config: Mapping[str, Any] | None = None) -> list[EventWriter]:
     """Console, `metrics.json`, TensorBoard, and the services of `logger`.
@@ -108,12 +110,17 @@ def _lines_before(path: str, iteration: int) -> Iterator[str]:
         entry = _entry(line)
         if entry is None:
             damaged.append(number)
-        # The evaluation after the last iteration has the number of the next one, by which a longer run goes on.
-        elif entry["iteration"] < iteration or (entry["iteration"] == iteration and "total_loss" not in entry):
+        # The evaluation after the last iteration has the number of the next one, by which a longer run goes on. So has
+        # what an iteration left that an error ended, such as the end of another process.
+        elif entry["iteration"] < iteration or (entry["iteration"] == iteration and _is_of_evaluation(entry)):
             yield line
     damaged = [number for number in damaged if number < len(lines)]
     if damaged:
         logger.warning(f"{path}: {len(damaged)} damaged lines are dropped, the first is line {damaged[0]}.")
+
+
+def _is_of_evaluation(entry: dict[str, Any]) -> bool:
+    return "total_loss" not in entry and bool(entry.keys() - _OF_A_STEP)
 
 
 def _entry(line: str) -> dict[str, Any] | None:

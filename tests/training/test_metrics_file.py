@@ -89,3 +89,15 @@ def test_files_that_cannot_be_drawn_are_named_in_a_line(text, message, plot, tmp
     assert message in error
     assert str(path) in error
     assert len(error.splitlines()) == 1
+
+
+def test_what_an_iteration_left_that_an_error_ended_is_dropped(tmp_path):
+    entries = [
+        {"iteration": 2, "total_loss": 1.0},
+        {"iteration": 3, "eta_seconds": 4.0},
+        {"iteration": 3, "a/mean": 1.0},
+    ]
+    (tmp_path / "metrics.json").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    build_writers(OmegaConf.create({"output_dir": str(tmp_path), "max_iter": 9}), 3)
+    kept = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert kept == [entries[0], entries[2]]
