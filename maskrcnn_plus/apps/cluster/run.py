@@ -234,7 +234,7 @@ class RayConnection:
         import ray
         import ray.data
 
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors come as exceptions
         if not ray.is_initialized():
             if self.actors.address is not None:
                 ray.init(address=self.actors.address, log_to_driver=False, logging_level=logging.ERROR)
