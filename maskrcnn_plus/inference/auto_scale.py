@@ -23,6 +23,7 @@ from maskrcnn_plus.data.diameter import ScaleToDiameter
 from maskrcnn_plus.data.image_windows import ImageWindows
 from maskrcnn_plus.data.mapper import InstanceMapper, to_tensor
 from maskrcnn_plus.inference.object_diameter import choose_parts, cut_window, estimate_diameter
+from maskrcnn_plus.masks.measure import rle_areas
 
 WHOLE_PIXELS = 2**24
 """Of larger images, parts are looked at."""
@@ -30,7 +31,13 @@ WHOLE_PIXELS = 2**24
 PART_SIDE = 2048
 """Pixels of a side of such a part."""
 
+_LEAST_SCORE = 0.5  # of objects whose diameter corrects the estimate
+_FAR = 0.3  # octaves
 _PROPOSALS, _PIXELS_EACH = (32, 256), 256  # of a look: their limits, and pixels for one
+
+
+class EstimatedDiameter(float):
+    """A diameter that was estimated before a prediction, which may show that it is wrong; a given one is as it is."""
 
 
 class AutoScale:
@@ -123,7 +130,29 @@ class AutoScale:
 
     def _estimate(self, parts: Sequence[np.ndarray]) -> float:
         found = estimate_diameter(parts, self.detect, self.scaling.diameter, self.scaling.limits)
-        return self.scaling.diameter / self.scaling.factor if found is None else found
+        return EstimatedDiameter(self.scaling.diameter / self.scaling.factor if found is None else found)
+
+
+def correct_diameter(found: Instances) -> float | None:
+    """The median diameter of what was found in an image, where the estimate that its scale follows from is far from it.
+
+    An estimate comes from boxes in parts of an image; what was found by it are masks in all of the image.
+
+    Args:
+        found: with `object_diameter`; `pred_masks_rle` where the model has masks.
+
+    Returns:
+        Pixels of the image, for another prediction; None where the diameter was given, or fits.
+    """
+    estimate, sure = found.object_diameter, (found.scores > _LEAST_SCORE).numpy()
+    if not isinstance(estimate, EstimatedDiameter) or not sure.any():
+        return None
+    if found.has("pred_masks_rle"):
+        areas = rle_areas(found.pred_masks_rle)[sure]
+    else:
+        areas = found.pred_boxes.area().numpy()[sure] * (math.pi / 4)
+    diameter = 2 * math.sqrt(float(np.median(areas)) / math.pi)
+    return diameter if diameter > 0 and abs(math.log2(diameter / estimate)) > _FAR else None
 
 
 def choose_diameter(auto_scale: AutoScale | None, diameter: float | None) -> AutoScale | None:

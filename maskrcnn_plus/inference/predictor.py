@@ -21,7 +21,7 @@ from torch import nn
 from maskrcnn_plus.data.channels import ChannelRule, get_rule
 from maskrcnn_plus.data.pixel_size import tiff_pixel_size
 from maskrcnn_plus.data.windows import ImageWindows
-from maskrcnn_plus.inference.auto_scale import AutoScale, choose_diameter
+from maskrcnn_plus.inference.auto_scale import AutoScale, choose_diameter, correct_diameter
 from maskrcnn_plus.inference.examples import (
     AnyImage,
     find_intensity_range,
@@ -257,10 +257,29 @@ class Predictor:
         soft_masks: bool,
         diameter: float | Sequence[float | None] | None,
     ) -> list[Predictions]:
-        """Results of images with names. An image waits until there are enough for its batch."""
+        """Results of images with names; those whose scale did not fit what was found at it are predicted once more."""
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, it must be at least 1")
-        diameters = diameter if isinstance(diameter, Sequence) else [diameter] * len(images)
+        diameters = list(diameter) if isinstance(diameter, Sequence) else [diameter] * len(images)
+        results = self._predict_once(images, batch_size, intensity_range, soft_masks, diameters)
+        corrected = {index: correct_diameter(found) for index, found in enumerate(results) if self.auto_scale}
+        corrected = {index: diameter for index, diameter in corrected.items() if diameter is not None}
+        if corrected:
+            again = [images[index] for index in corrected]
+            better = self._predict_once(again, batch_size, intensity_range, soft_masks, list(corrected.values()))
+            for index, found in zip(corrected, better, strict=True):
+                results[index] = found
+        return results
+
+    def _predict_once(
+        self,
+        images: list[tuple[AnyImage, str]],
+        batch_size: int,
+        intensity_range: tuple[float, float] | None,
+        soft_masks: bool,
+        diameters: list[float | None],
+    ) -> list[Predictions]:
+        """Results of images with names. An image waits until there are enough for its batch."""
         results: dict[int, Predictions] = {}
         waiting: dict[tuple[int, ...], dict[int, dict[str, Any]]] = defaultdict(dict)
         for index, ((image, name), diameter) in enumerate(zip(images, diameters, strict=True)):

@@ -61,6 +61,20 @@ def test_what_is_given_is_not_estimated():
         assert predictor.model.seen == [(220, 275)]
 
 
+@pytest.mark.parametrize(("factor", "times"), [(1.6, 2), (0.7, 2), (1.05, 1)])
+def test_an_estimate_that_what_is_found_contradicts_is_corrected(predictor, monkeypatch, factor, times):
+    image = draw_discs(400, 500, [40] * 8)
+    estimate = auto_scale.EstimatedDiameter(40 * factor)
+    monkeypatch.setattr(predictor.auto_scale, "_estimate", lambda _: estimate)
+    found = predictor.predict([image, image], batch_size=2)
+    assert len(predictor.model.seen) == 2 * times
+    for each in found:
+        assert each.object_diameter == pytest.approx(40 if times == 2 else estimate, rel=0.05)
+    predictor.model.seen.clear()
+    assert predictor.predict(image, diameter=40.0 * factor).object_diameter == 40.0 * factor  # a person knows better
+    assert len(predictor.model.seen) == 1
+
+
 def test_a_file_is_seen_as_its_pixels(predictor, tmp_path):
     image = draw_discs(300, 300, [15] * 10)
     cv2.imwrite(str(tmp_path / "a.png"), image)
