@@ -28,12 +28,13 @@ from maskrcnn_plus.apps.cluster.stores import Store
 from maskrcnn_plus.apps.cluster.tiles import SpreadImage, read_spread
 from maskrcnn_plus.apps.cluster.worker import Part, Worker
 from maskrcnn_plus.apps.predict_files.fingerprint import describe_settings
-from maskrcnn_plus.errors import UserError
+from maskrcnn_plus.errors import UserError, describe
 from maskrcnn_plus.locking import lock_folder
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
+_NUMBERS = ("images", "objects", "failures", "seconds")  # of a part, as of the job
 _AT_ONCE = 16  # requests to a store
 _STARTS = 4
 
@@ -126,7 +127,9 @@ def _run(job: Job, manifest: Manifest, store: Store, actors: Actors, progress: b
     ):
 
         def take(result: dict[str, Any]) -> None:
-            for name in ("images", "objects", "failures", "seconds"):
+            if result["error"]:
+                raise UserError(result["error"])
+            for name in _NUMBERS:
                 setattr(summary, name, getattr(summary, name) + result[name])
             bar.update(int(result["files"]))
 
@@ -160,15 +163,20 @@ class _Predict:
     """The actor of Ray Data."""
 
     def __init__(self, job: Job, manifest: Manifest, parts: Sequence[Part]) -> None:
-        self.worker, self.parts = Worker(job, manifest), parts
+        self.job, self.manifest, self.parts = job, manifest, parts
+        self.worker: Worker | None = None  # with the model, from the first part on
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         results = [self._do(self.parts[int(index)]) for index in batch["id"]]
         return {key: [result[key] for result in results] for key in results[0]}
 
     def _do(self, part: Part) -> dict[str, Any]:
-        files = self.worker.manifest.size_of(part.index) if part.image is None else 0
-        return {"files": files, **self.worker.do(part)}
+        files = self.manifest.size_of(part.index) if part.image is None else 0
+        try:
+            self.worker = self.worker or Worker(self.job, self.manifest)
+            return {"error": "", "files": files, **self.worker.do(part)}
+        except (UserError, OSError) as error:  # a result, as Ray keeps the class and the cause of no exception
+            return {"error": describe(error), "files": 0, **dict.fromkeys(_NUMBERS, 0)}
 
 
 class RayConnection:
@@ -202,16 +210,11 @@ class RayConnection:
             count: of the rows.
             take: called with each result.
 
-        Raises:
-            UserError, OSError: of an actor, as of a full disk.
         """
         if not count:
             return
-        try:
-            for row in self._dataset(actor, arguments, count).iter_rows():
-                take(row)
-        except Exception as error:
-            raise _cause(error) from error
+        for row in self._dataset(actor, arguments, count).iter_rows():
+            take(row)
 
     def _dataset(self, actor: type, arguments: tuple[Any, ...], count: int) -> Dataset:
         ray = self._connect()
@@ -283,18 +286,3 @@ def check_ray() -> None:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What an actor raised, out of what Ray makes of it."""
-    seen: list[BaseException] = []
-    pending = [error]
-    while pending:
-        each = pending.pop(0)
-        if each in seen or each is None:
-            continue
-        seen.append(each)
-        if isinstance(each, UserError | OSError) and not type(each).__module__.startswith("ray"):
-            return each
-        pending += [getattr(each, "cause", None), each.__cause__, each.__context__]
-    return error

@@ -49,6 +49,7 @@ def run_job(kills: Counter) -> int:
             time.sleep(0.05)  # from here on shards are predicted
         time.sleep(random.uniform(0, 6))
         target = TARGETS[sum(kills.values()) % len(TARGETS)]
+        victim = None
         try:
             victim = find(script, target) if start < 6 else None
             if victim is not None:
