@@ -1,4 +1,4 @@
-"""Images of rectangles and a model that finds them, for the tests of prediction on a cluster."""
+"""Images of rectangles and a model that finds them, for the tests of prediction in shards and on a cluster."""
 
 import cv2
 import numpy as np
@@ -19,6 +19,9 @@ class GreyValues(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, batch):
+        if os.path.exists("batches.txt"):
+            with open("batches.txt", "a") as file:
+                file.write(f"{len(batch)}\\n")
         return [{"instances": self.find(entry["image"][0])} for entry in batch]
 
     def find(self, image):

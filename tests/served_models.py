@@ -101,7 +101,7 @@ def serving(predictor, **settings):
     assert not app.service.folder.exists()
 
 
-def wait_until(condition, seconds=20):
+def wait_until(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"

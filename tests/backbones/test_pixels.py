@@ -12,7 +12,13 @@ from maskrcnn_plus.config import list_configs, load_config
 IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])  # torchvision's and most of timm's
 HALF = ([127.5] * 3, [127.5] * 3)  # of the EfficientNet-Lites, by their authors
 CAFFE = ([103.53, 116.28, 123.675], [1.0] * 3)  # of Detectron2's model zoo, BGR
-RGB = ("coco/mask_rcnn_convnext", "coco/mask_rcnn_eff", "coco/mask_rcnn_swin", "coco/mask_rcnn_vitb")
+RGB = (
+    "coco/mask_rcnn_convnext",
+    "coco/mask_rcnn_eff",
+    "coco/mask_rcnn_mobile",
+    "coco/mask_rcnn_swin",
+    "coco/mask_rcnn_vitb",
+)
 ZOO_RGB = ("zoo/torchvision", "zoo/mmdet_mask_rcnn_r50_fpn", "nuclei/mask_rcnn_r50_fpn_torchvision")
 
 

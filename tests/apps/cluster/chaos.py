@@ -25,7 +25,7 @@ import torch  # noqa: E402
 from cluster_images import CONFIG, MODEL, draw  # noqa: E402
 from fork_server import Script  # noqa: E402
 
-IMAGES = 60
+IMAGES = 240
 TARGETS = ("actor", "worker", "driver")
 
 
@@ -47,7 +47,7 @@ def run_job(kills: Counter) -> int:
         script = Script(ROOT / "tools/predict_cluster.py", *arguments, cwd=os.getcwd(), environment=environment)
         while script.poll() is None and not list(Path("tables").glob("attempt-*")):
             time.sleep(0.05)  # from here on shards are predicted
-        time.sleep(random.uniform(0, 6))
+        time.sleep(random.uniform(0, 3))
         target = TARGETS[sum(kills.values()) % len(TARGETS)]
         victim = None
         try:

@@ -27,7 +27,7 @@ TABLES_ALONE = FileOptions(())
 
 def start(output, inputs=("in",), options=TABLES_ALONE, **settings):
     """The worker and the number of shards of a new job, or of one that goes on."""
-    job = Job(SOURCE, options, str(output), os.getcwd(), shard_size=4, patience=20.0, **settings)
+    job = Job(SOURCE, options, str(output), os.getcwd(), shard_size=4, patience=120.0, **settings)
     manifest = plan_job(job.store(), list_files(inputs, False, 20.0), {"tile": "auto"}, 4, (["cell"], None), False)
     return Worker(job, manifest), manifest.shards
 

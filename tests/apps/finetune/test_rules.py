@@ -71,14 +71,14 @@ def test_objects_are_brought_to_a_size_that_the_network_sees_well(diameter, scal
     assert low < plan.get("dataset.scale") < high
 
 
-@pytest.mark.parametrize(("diameter", "scale"), [(11, 2.0), (22, 1.0), (60, 0.37), (220, 0.1), (2, 4.0)])
+@pytest.mark.parametrize(("diameter", "scale"), [(14, 2.0), (28, 1.0), (76, 0.37), (280, 0.1), (2, 4.0)])
 def test_objects_get_the_diameter_that_the_weights_have_learned(diameter, scale):
     plan = Plan("common/any_data", [])
     plan.take_model("nuclei/generalist")
-    assert plan.diameter == 22
+    assert plan.diameter == 28
     rules.scale(plan, data(diameter))
     assert plan.get("dataset.scale") == pytest.approx(scale, rel=0.05)
-    assert "median of 22, which the weights have learned" in plan.lines()[0]
+    assert "median of 28, which the weights have learned" in plan.lines()[0]
     assert decide(data(60), "dataset.scale=3.0").get("dataset.scale") == 3.0
 
 

@@ -93,6 +93,6 @@ def test_a_checkpoint_that_brings_objects_to_one_diameter_says_which(tmp_path):
     described = describe(get_config("nuclei/generalist"), ["nucleus"])
     torch.save({"model": {"a": torch.zeros(1)}, DESCRIPTION: described}, path)
     plan = plan_for(path)
-    assert plan.diameter == 22
+    assert plan.diameter == 28
     assert plan.get("dataloader.test.mapper.augmentations.0.scale") == plan.get("dataset.scale")  # its own is fixed
     assert plan_for(None).diameter is None

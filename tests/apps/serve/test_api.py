@@ -146,8 +146,9 @@ def test_those_who_ask_together_get_each_their_own(predictor):
     bodies[5] = bodies[5][: len(bodies[5]) // 2]
     with serving(predictor, batch_size=4) as (client, service), ThreadPoolExecutor(12) as pool:
         predictor.model.gate.clear()
-        answers = [pool.submit(client.post, "/v1/predict", content=body) for body in bodies]
-        wait_until(lambda: service.worker.num_taken == len(bodies))
+        answers = [pool.submit(client.post, "/v1/predict", content=bodies[0])]
+        wait_until(lambda: len(service.worker._running) == 1)
+        answers += [pool.submit(client.post, "/v1/predict", content=body) for body in bodies[1:]]
         wait_until(lambda: len(service.worker._waiting) == len(bodies) - 1)
         predictor.model.gate.set()
         answers = [answer.result() for answer in answers]
