@@ -108,6 +108,8 @@ def test_inputs_and_results_on_an_object_store(folder, s3, tool):
 
 def test_a_list_of_addresses_names_what_is_gone(folder, s3):
     (s3.folder / "bucket/a.png").write_bytes((folder / "in/3.png").read_bytes())
+    (s3.folder / "bucket/texts").mkdir()
+    (s3.folder / "bucket/texts/a.txt").touch()
     (folder / "files.txt").write_text("s3://bucket/a.png\ns3://bucket/gone.png\nin/0.png\n")
     worker, shards = start("tables", ["@files.txt"])
     assert finish(worker, shards) == {"images": 2, "objects": 5, "failures": 1}
@@ -115,8 +117,6 @@ def test_a_list_of_addresses_names_what_is_gone(folder, s3):
     assert failure["file_name"] == "s3://bucket/gone.png"
     with pytest.raises(UserError, match="s3://bucket/nothing/: no such file"):
         list_files(["s3://bucket/nothing/"], False, 20.0)
-    (s3.folder / "bucket/texts").mkdir()
-    (s3.folder / "bucket/texts/a.txt").touch()
     with pytest.raises(UserError, match="none of its 1 files has the name of an image"):
         list_files(["s3://bucket/texts"], False, 20.0)
 
