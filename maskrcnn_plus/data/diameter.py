@@ -29,7 +29,12 @@ def median_diameter(annotations: Sequence[dict[str, Any]]) -> float | None:
         Pixels; None where there is no object with an area or a box, but for crowds.
     """
     areas = [_area(each) for each in annotations if not each.get("iscrowd", 0) and ("area" in each or "bbox" in each)]
-    return 2 * math.sqrt(float(np.median(areas)) / math.pi) if areas else None
+    return disc_diameter(np.median(areas)) if areas else None
+
+
+def disc_diameter(area: float) -> float:
+    """The diameter of a disc of this area."""
+    return 2 * math.sqrt(float(area) / math.pi)
 
 
 class MeasuredInput(AugInput):

@@ -19,7 +19,7 @@ import torch
 from detectron2.structures import Instances
 from torch import nn
 
-from maskrcnn_plus.data.diameter import ScaleToDiameter
+from maskrcnn_plus.data.diameter import ScaleToDiameter, disc_diameter
 from maskrcnn_plus.data.image_windows import ImageWindows
 from maskrcnn_plus.data.mapper import InstanceMapper, to_tensor
 from maskrcnn_plus.inference.object_diameter import choose_parts, cut_window, estimate_diameter
@@ -144,14 +144,17 @@ def correct_diameter(found: Instances) -> float | None:
     Returns:
         Pixels of the image, for another prediction; None where the diameter was given, or fits.
     """
-    estimate, sure = found.object_diameter, (found.scores > _LEAST_SCORE).numpy()
-    if not isinstance(estimate, EstimatedDiameter) or not sure.any():
+    estimate = found.object_diameter
+    if not isinstance(estimate, EstimatedDiameter):
+        return None
+    sure = (found.scores > _LEAST_SCORE).numpy()
+    if not sure.any():
         return None
     if found.has("pred_masks_rle"):
         areas = rle_areas(found.pred_masks_rle)[sure]
     else:
         areas = found.pred_boxes.area().numpy()[sure] * (math.pi / 4)
-    diameter = 2 * math.sqrt(float(np.median(areas)) / math.pi)
+    diameter = disc_diameter(np.median(areas))
     return diameter if diameter > 0 and abs(math.log2(diameter / estimate)) > _FAR else None
 
 

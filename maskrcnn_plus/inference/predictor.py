@@ -262,8 +262,7 @@ class Predictor:
             raise ValueError(f"batch_size is {batch_size}, it must be at least 1")
         diameters = list(diameter) if isinstance(diameter, Sequence) else [diameter] * len(images)
         results = self._predict_once(images, batch_size, intensity_range, soft_masks, diameters)
-        corrected = {index: correct_diameter(found) for index, found in enumerate(results) if self.auto_scale}
-        corrected = {index: diameter for index, diameter in corrected.items() if diameter is not None}
+        corrected = {index: new for index, found in enumerate(results) if (new := correct_diameter(found)) is not None}
         if corrected:
             again = [images[index] for index in corrected]
             better = self._predict_once(again, batch_size, intensity_range, soft_masks, list(corrected.values()))

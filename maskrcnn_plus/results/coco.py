@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from maskrcnn_plus.arrays import as_array
 from maskrcnn_plus.atomic import write_atomically
@@ -49,12 +49,22 @@ def merge_coco(path: str | Path, parts: Sequence[str | Path]) -> None:
         path: the file to write.
         parts: a file of `coco_results` an image.
     """
+    write_coco(path, (json.loads(Path(part).read_bytes()) for part in parts))
 
-    def write(file):
+
+def write_coco(path: str | Path, images: Iterable[Sequence[dict[str, Any]]]) -> None:
+    """Write the entries of images as one list, in which `image_id` counts the images from 1.
+
+    Args:
+        path: the file to write.
+        images: entries as of `coco_results` for each image, of which one is in memory at a time.
+    """
+
+    def write(file: IO[bytes]) -> None:
         file.write(b"[")
         first = True
-        for image_id, part in enumerate(parts, start=1):
-            for entry in json.loads(Path(part).read_bytes()):
+        for image_id, entries in enumerate(images, start=1):
+            for entry in entries:
                 file.write((b"" if first else b",\n") + json.dumps({**entry, "image_id": image_id}).encode())
                 first = False
         file.write(b"]\n")

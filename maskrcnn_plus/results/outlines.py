@@ -63,14 +63,19 @@ def mask_polygons(mask: np.ndarray) -> list[Polygon]:
     holes = []
     for ring in rings:
         corners, part = corners_of_edges[ring], int(parts[tuple(pixels_of_edges[ring[0]])])
-        x, y = corners.T
-        if (x * np.roll(y, -1) - np.roll(x, -1) * y).sum() > 0:
+        if double_area(corners) > 0:
             polygons[part] = [corners]
         else:
             holes.append((part, corners))
     for part, corners in holes:
         polygons[part].append(corners)
     return list(polygons.values())
+
+
+def double_area(ring: np.ndarray) -> float:
+    """Twice the area within a ring of corners (x, y) [K, 2]; negative for a hole's."""
+    x, y = ring.T
+    return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum())
 
 
 def _pieces(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -115,6 +115,12 @@ def draw_overlay(
     return cv2.cvtColor(canvas, cv2.COLOR_BGR2RGB)
 
 
+def reduced_picture(image: ImageWindows, factor: int = 1, channels: int = 3) -> np.ndarray:
+    """An image to look at, reduced by a whole factor: [h, w, 3] uint8 RGB; see `make_picture`."""
+    picked = image.pick(ChannelRule(3 if channels == 1 else channels))
+    return display_image(picked.reduced(factor), channels, image.name)
+
+
 def make_picture(image: ImageWindows, instances: Instances, channels: int = 3) -> tuple[np.ndarray, Instances]:
     """An image to draw on, and its instances, both reduced by a whole factor where the image is huge.
 
@@ -132,8 +138,7 @@ def make_picture(image: ImageWindows, instances: Instances, channels: int = 3) -
     """
     height, width = image.shape[:2]
     factor = max(math.ceil(math.sqrt(height * width / MAX_PIXELS)), math.ceil(max(height, width) / MAX_SIDE))
-    image = image.pick(ChannelRule(3 if channels == 1 else channels))
-    shown = display_image(image.reduced(factor), channels, image.name)
+    shown = reduced_picture(image, factor, channels)
     if factor == 1:
         return shown, instances
     size = shown.shape[:2]

@@ -185,3 +185,24 @@ class Predictions(Instances):
     def _with_facts(self, instances: Instances) -> Predictions:
         facts = {name: getattr(self, name) for name in _OF_THE_IMAGE}
         return Predictions(instances.image_size, **facts, **instances.get_fields())
+
+
+def coco_fields(entries: Sequence[dict[str, Any]], classes: Sequence[int], size: tuple[int, int]) -> dict[str, Any]:
+    """Fields of `Instances` from entries with `bbox` (XYWH), `score` and `segmentation`, as `coco_results` has them.
+
+    Args:
+        entries: of the N objects of an image.
+        classes: index of the class of each.
+        size: (height, width) of the image.
+
+    Raises:
+        ValueError: a mask is corrupt, or of another size than the image.
+    """
+    boxes = torch.tensor([entry["bbox"] for entry in entries], dtype=torch.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return {
+        "pred_boxes": Boxes(boxes),
+        "scores": torch.tensor([entry["score"] for entry in entries], dtype=torch.float32),
+        "pred_classes": torch.tensor(classes, dtype=torch.int64),
+        "pred_masks_rle": RLEMasks([entry["segmentation"] for entry in entries], size),
+    }

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from maskrcnn_plus.atomic import write_atomically
-from maskrcnn_plus.results.outlines import Polygon, rle_polygons
+from maskrcnn_plus.results.outlines import double_area, rle_polygons
 from maskrcnn_plus.results.overlay import class_label
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def yolo_lines(
     lines, changed = [], 0
     for category, polygons in zip(categories, rle_polygons(rles), strict=True):
         if polygons:
-            lines.append(yolo_line(category, max(polygons, key=_outer_area)[0], height, width))
+            largest = max((polygon[0] for polygon in polygons), key=double_area)
+            lines.append(yolo_line(category, largest, height, width))
             changed += len(polygons) > 1 or len(polygons[0]) > 1
     return lines, changed
 
@@ -91,8 +92,3 @@ def data_yaml(splits: dict[str, str], class_names: Sequence[str]) -> bytes:
     """
     content = {**splits, "names": dict(enumerate(class_names))}
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode()
-
-
-def _outer_area(polygon: Polygon) -> float:
-    x, y = polygon[0].T
-    return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum())

@@ -1,7 +1,7 @@
 """A run in shards, in processes and in batches gives what one run gives; what is not whole is refused by name."""
 
 import fcntl
-import importlib.util
+import importlib
 import json
 import multiprocessing
 import os
@@ -18,17 +18,12 @@ import torch
 from maskrcnn_plus.apps.predict_files import workers
 from maskrcnn_plus.apps.predict_files.records import Shard
 
-ROOT = Path(__file__).resolve().parents[2]
-
 CONFIG = cluster_images.CONFIG.replace("score_threshold=0.25", "score_threshold=0.5")
 
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("predict_tool", ROOT / "tools" / "predict.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("predict")
 
 
 def draw(path, values, size=(60, 60)):
@@ -136,7 +131,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, Killed])
 def test_a_shard_that_was_stopped_goes_on_and_is_not_joined_before(run, tool, tmp_path, capsys, monkeypatch, end):
-    module = "maskrcnn_plus.apps.predict_files.file_predictor.write_results"
+    module = "maskrcnn_plus.apps.predict_files.prediction_loop.write_results"
     from maskrcnn_plus.results import write_results
 
     calls = []

@@ -1,12 +1,9 @@
 """A model whose objects are known beforehand, for the configs of the tools' tests, and tools/predict.py with it."""
 
-import importlib.util
-from pathlib import Path
+import importlib
 
 import pytest
 import torch
-
-ROOT = Path(__file__).resolve().parents[2]
 
 GREY_VALUES = """
 import torch
@@ -63,10 +60,7 @@ dataset = dict(thing_classes=["cell"], score_threshold=0.5)
 
 @pytest.fixture(scope="session")
 def predict():
-    spec = importlib.util.spec_from_file_location("predict_tool", ROOT / "tools" / "predict.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("predict")
 
 
 @pytest.fixture

@@ -1,10 +1,9 @@
 """Weights on annotated images of a folder, with a model that finds an object for each grey value."""
 
-import importlib.util
+import importlib
 import json
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +14,6 @@ from maskrcnn_plus.apps.evaluate import evaluate_records, read_evaluation_data, 
 from maskrcnn_plus.config import get_config
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.inference.predictor import Predictor
-
-ROOT = Path(__file__).resolve().parents[2]
 
 CONFIG = """
 dataloader = dict(test=dict(mapper=L(InstanceMapper)(is_train=False, augmentations=[], percentiles=None)))
@@ -145,10 +142,7 @@ def test_a_model_that_finds_nothing_and_images_without_objects(folder, predictor
 
 @pytest.fixture(scope="module")
 def evaluate():
-    spec = importlib.util.spec_from_file_location("evaluate_tool", ROOT / "tools" / "evaluate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("evaluate")
 
 
 def test_the_command(evaluate, folder, predictor, tmp_path, capsys):

@@ -246,7 +246,7 @@ def test_interruption_keeps_what_is_done_and_the_same_command_goes_on(run, tmp_p
             raise KeyboardInterrupt
         return write_results(*arguments, **options)
 
-    monkeypatch.setattr("maskrcnn_plus.apps.predict_files.file_predictor.write_results", interrupted)
+    monkeypatch.setattr("maskrcnn_plus.apps.predict_files.prediction_loop.write_results", interrupted)
     assert run("--input", "in", "--report") == 130
     assert [entry["file_name"] for entry in results(tmp_path)] == [os.path.join("in", f"{k}.png") for k in (0, 1)]
     assert "interrupted, 2 files left" in capsys.readouterr().err

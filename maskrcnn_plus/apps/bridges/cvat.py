@@ -17,6 +17,7 @@ from PIL import Image
 from maskrcnn_plus.apps.bridges.detector import Detector
 from maskrcnn_plus.errors import UserError
 from maskrcnn_plus.masks.measure import rle_boxes
+from maskrcnn_plus.results.cvat import row_runs
 from maskrcnn_plus.results.outlines import rle_crops, rle_polygons
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class MaskFunction:
         crops = rle_crops(found.pred_masks_rle)
         for (_, _, mask), (x0, y0, x1, y1), label, score in zip(crops, boxes, labels, scores, strict=True):
             if mask.size:
-                yield self._cvat.mask(label, [*_run_lengths(mask), x0, y0, x1 - 1, y1 - 1], score=score)
+                yield self._cvat.mask(label, [*row_runs(mask), x0, y0, x1 - 1, y1 - 1], score=score)
 
     def _polygons(self, found: Instances, labels: list[int], scores: list[float]) -> Iterator[LabeledShapeRequest]:
         for group, (polygons, label, score) in enumerate(
@@ -72,14 +73,6 @@ class MaskFunction:
             parts = {"group": group} if len(polygons) > 1 else {}  # holds the parts of an object together
             for outer, *_ in polygons:
                 yield self._cvat.polygon(label, outer.ravel().astype(float).tolist(), score=score, **parts)
-
-
-def _run_lengths(mask: np.ndarray) -> list[int]:
-    """Lengths of the runs of a mask [h, w] bool, row by row, background first, as CVAT codes masks."""
-    pixels = mask.ravel()
-    ends = np.append(np.flatnonzero(pixels[1:] != pixels[:-1]) + 1, pixels.size)
-    lengths = np.diff(ends, prepend=0).tolist()
-    return [0, *lengths] if pixels[0] else lengths
 
 
 def create(

@@ -8,11 +8,9 @@ import os
 import numpy as np
 from detectron2.structures import Instances
 
-from maskrcnn_plus.data.channels import get_rule
+from maskrcnn_plus.apps.predict_files.image_predictor import ImagePredictor
 from maskrcnn_plus.data.windows import open_windows
 from maskrcnn_plus.inference.predictor import Predictor
-from maskrcnn_plus.inference.tile_choice import TileChoice
-from maskrcnn_plus.inference.tiling import predict_tiled
 from maskrcnn_plus.masks.rle_masks import encode_masks
 
 
@@ -43,7 +41,7 @@ class Detector:
             ValueError: as of `Predictor` and `TileChoice`.
         """
         self.predictor = Predictor(weights, score_threshold=score_threshold, device=device, diameter=diameter)
-        self.tiles = TileChoice(self.predictor, tile)
+        self.images = ImagePredictor(self.predictor, tile)
         self.class_names, self.score_threshold = self.predictor.class_names, self.predictor.score_threshold
 
     def __call__(self, image: np.ndarray | str | os.PathLike, score_threshold: float | None = None) -> Instances:
@@ -59,15 +57,15 @@ class Detector:
         Raises:
             ImageReadError: the image cannot be used.
         """
-        predictor = copy.copy(self.predictor)
+        images = copy.copy(self.images)
+        images.predictor = predictor = copy.copy(self.predictor)
         if score_threshold is not None:
             predictor.score_threshold = score_threshold
-        with open_windows(image, rule=get_rule(predictor.mapper)) as windows:
-            diameter = predictor.find_diameter(windows)
-            options = self.tiles.options(*windows.shape[:2], diameter)
+        with open_windows(image, rule=images.rule) as windows:
+            diameter, options = images.find_scale(windows)
             if options is None:
-                found = predictor.predict(windows, diameter=diameter)
+                found = encode_masks(predictor.predict(windows, diameter=diameter))
             else:
-                found = predict_tiled(predictor, windows, diameter=diameter, progress=False, **options)
+                found = images.predict_tiled(windows, diameter, {**options, "progress": False})
         found.image = image if isinstance(image, np.ndarray) else os.fspath(image)
-        return encode_masks(found)
+        return found

@@ -23,7 +23,7 @@ from detectron2.structures import Instances
 from maskrcnn_plus.apps.bridges.detector import Detector
 from maskrcnn_plus.data.formats.brush import encode_brush
 from maskrcnn_plus.errors import UserError
-from maskrcnn_plus.results.outlines import rle_polygons
+from maskrcnn_plus.results.outlines import double_area, rle_polygons
 from maskrcnn_plus.results.overlay import class_label
 
 logger = logging.getLogger(__name__)
@@ -134,13 +134,8 @@ def _polygons(instances: Instances) -> Iterator[dict[str, Any] | None]:
     """Outlines of the largest part of each object, without holes, which its polygons do not have."""
     per_cent = 100 / np.array(instances.image_size[::-1])
     for polygons in rle_polygons(instances.pred_masks_rle):
-        rings = sorted((polygon[0] for polygon in polygons), key=_area)
+        rings = sorted((polygon[0] for polygon in polygons), key=double_area)
         yield {"points": (rings[-1] * per_cent).tolist(), "closed": True} if rings else None
-
-
-def _area(ring: np.ndarray) -> float:
-    x, y = ring.T
-    return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum())
 
 
 def make_backend(weights: str | Callable[[str], Instances], **options: Any) -> type:

@@ -7,13 +7,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from maskrcnn_plus.apps.cluster.job import Manifest, read_manifest, shard_name
 from maskrcnn_plus.apps.cluster.stores import Store
 from maskrcnn_plus.apps.cluster.tables import from_parquet, iterate_images, to_predictions
-from maskrcnn_plus.apps.cluster.tiles import read_spread
+from maskrcnn_plus.apps.cluster.tiles import list_spread
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.errors import UserError
 from maskrcnn_plus.results import MERGED, write_results
+from maskrcnn_plus.results.coco import write_coco
 
 FORMATS = ("labels", "csv", "geojson", "counts")
 """Formats that are made of the tables, without pixels; a csv file has no intensities then."""
@@ -44,10 +47,9 @@ class Tables:
         names = [shard_name("images", k).rpartition("/")[2] for k in range(self.manifest.shards)]
         missing = [str(k) for k, name in enumerate(names) if name not in there]
         self._spread: dict[int, list[str]] = {}
-        for file in self.store.list("spread"):
-            for image in read_spread(self.store.read(f"spread/{file.address.rpartition('/')[2]}")):
-                self._spread.setdefault(image.position // self.manifest.shard_size, []).append(image.key)
-                missing += [image.path] * (f"{image.key}.parquet" not in there)
+        for image in list_spread(self.store):
+            self._spread.setdefault(image.position // self.manifest.shard_size, []).append(image.key)
+            missing += [image.path] * (f"{image.key}.parquet" not in there)
         if missing:
             more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
             raise UserError(
@@ -57,8 +59,6 @@ class Tables:
 
     def images(self) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
         """The row of each image with those of its objects, in the order of the plan; one shard is in memory."""
-        import pyarrow as pa
-
         for shard in range(self.manifest.shards):
             tables = []
             for kind in ("objects", "images"):
@@ -96,23 +96,17 @@ def merge_predictions(address: str, output: str | Path, formats: Sequence[str] =
     counts = {"images": 0, "objects": 0}
     parts: dict[str, list[Path]] = {kind: [] for kind in formats}
 
-    def write(file: Any) -> None:
-        file.write(b"[")
-        first = True
+    def entries() -> Iterator[list[dict[str, Any]]]:
         for image, objects in tables.images():
             counts["images"] += 1
             counts["objects"] += len(objects)
-            for row in objects:
-                entry = {**coco_entry(row), "image_id": counts["images"]}
-                file.write((b"" if first else b",\n") + json.dumps(entry).encode())
-                first = False
+            yield [coco_entry(row) for row in objects]
             if formats:
                 found = to_predictions(image, objects, names, ids)
                 for kind, path in write_results(folder, image["name"], found, formats=formats).items():
                     parts[kind].append(path)
-        file.write(b"]\n")
 
-    write_atomically(folder / "predictions.json", write, durable=True)
+    write_coco(folder / "predictions.json", entries())
     for kind, paths in parts.items():
         if kind in MERGED:
             name, merge = MERGED[kind]

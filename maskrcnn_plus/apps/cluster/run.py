@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,9 +25,10 @@ from tqdm import tqdm
 from maskrcnn_plus.apps.cluster.inputs import list_files
 from maskrcnn_plus.apps.cluster.job import Job, Manifest, plan_job, shard_name
 from maskrcnn_plus.apps.cluster.stores import Store
-from maskrcnn_plus.apps.cluster.tiles import SpreadImage, read_spread
+from maskrcnn_plus.apps.cluster.tiles import list_spread
 from maskrcnn_plus.apps.cluster.worker import Part, Worker
 from maskrcnn_plus.apps.predict_files.fingerprint import describe_settings
+from maskrcnn_plus.apps.predict_files.workers import count_cores
 from maskrcnn_plus.errors import UserError, describe
 from maskrcnn_plus.locking import lock_folder
 
@@ -137,16 +138,10 @@ def _run(job: Job, manifest: Manifest, store: Store, actors: Actors, progress: b
             ray.map(_Predict, (job, manifest, parts), len(parts), take)
 
         do([Part(k) for k in pending])
-        huge = [image for image in _spread_images(store) if f"{image.key}.parquet" not in done]
+        huge = [image for image in list_spread(store) if f"{image.key}.parquet" not in done]
         do([Part(group, image) for image in huge for group in range(image.groups)])
         do([Part(None, image) for image in huge])
     return summary
-
-
-def _spread_images(store: Store) -> Iterator[SpreadImage]:
-    """The huge images of all shards."""
-    for file in store.list("spread"):
-        yield from read_spread(store.read(file.address.removeprefix(store.address + "/")))
 
 
 def _count_rows(store: Store, names: Sequence[str]) -> list[int]:
@@ -242,7 +237,7 @@ class RayConnection:
             if self.actors.address is not None:
                 ray.init(address=self.actors.address, log_to_driver=False, logging_level=logging.ERROR)
             else:
-                start_ray((self.actors.number or max(_cores() // self.actors.cpus, 1)) * self.actors.cpus)
+                start_ray((self.actors.number or max(count_cores() // self.actors.cpus, 1)) * self.actors.cpus)
             self._started = True
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
@@ -282,7 +277,3 @@ def check_ray() -> None:
         import ray.data  # noqa: F401
     except ImportError as error:
         raise UserError(f"Ray is missing ({error}): pip install 'maskrcnn_plus[cluster]'") from error
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -18,7 +18,6 @@ from maskrcnn_plus.data.pixel_size import tiff_pixel_size
 from maskrcnn_plus.data.windows import ImageWindows
 from maskrcnn_plus.inference.kept_tiles import KeptTiles
 from maskrcnn_plus.inference.predictor import Predictor
-from maskrcnn_plus.results import write_results
 
 
 class ShardLoop(PredictionLoop):
@@ -83,21 +82,7 @@ class ShardLoop(PredictionLoop):
         try:
             instances = self.images.place(instances, taken.windows)
             if options.formats:
-                write_results(
-                    self._output,
-                    image.name,
-                    instances,
-                    taken.windows,
-                    formats=options.formats,
-                    class_names=self.predictor.class_names,
-                    pixel_size=pixel_size,
-                    channels=self.images.channels,
-                    file_name=path,
-                    source=None if image.number else image.path,
-                    background=options.background,
-                    soft=options.soft,
-                    object_type=options.object_type,
-                )
+                self.write_files(self._output, taken, instances, options.formats, pixel_size, path)
         except ValueError as error:
             self.fail(taken.name, error, image.path, taken.position)
             return

@@ -17,14 +17,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 
 from maskrcnn_plus.arrays import as_array
 from maskrcnn_plus.masks.measure import rle_areas
-from maskrcnn_plus.masks.rle_masks import RLEMasks
 from maskrcnn_plus.results.overlay import class_label
-from maskrcnn_plus.results.predictions import Predictions
+from maskrcnn_plus.results.predictions import Predictions, coco_fields
 
 _OF_FILE = 1 << 32
 
@@ -160,8 +158,6 @@ def to_predictions(
         ValueError: a mask is corrupt, or of another size than the image.
     """
     size = image["height"], image["width"]
-    boxes = np.array([row["bbox"] for row in objects], dtype=np.float32).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
     classes = {class_label(class_names, k): k for k in range(len(class_names))}
     return Predictions(
         size,
@@ -169,8 +165,5 @@ def to_predictions(
         category_ids=category_ids,
         pixel_size=image["pixel_size"],
         object_diameter=image["object_diameter"],
-        pred_boxes=Boxes(torch.from_numpy(boxes)),
-        scores=torch.tensor([row["score"] for row in objects], dtype=torch.float32),
-        pred_classes=torch.tensor([classes[row["class"]] for row in objects], dtype=torch.int64),
-        pred_masks_rle=RLEMasks([row["segmentation"] for row in objects], size),
+        **coco_fields(objects, [classes[row["class"]] for row in objects], size),
     )

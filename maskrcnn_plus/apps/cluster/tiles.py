@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -98,6 +99,12 @@ def plan_spread(
 def read_spread(content: bytes) -> list[SpreadImage]:
     """The images of a file of a shard."""
     return [from_plain(each, SpreadImage) for each in json.loads(content)]
+
+
+def list_spread(store: Store) -> Iterator[SpreadImage]:
+    """The huge images of all shards."""
+    for file in store.list("spread"):
+        yield from read_spread(store.read(f"spread/{file.address.rpartition('/')[2]}"))
 
 
 class GroupTiles(KeptTiles):

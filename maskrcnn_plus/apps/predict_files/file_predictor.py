@@ -19,7 +19,6 @@ from maskrcnn_plus.data.images import read_image
 from maskrcnn_plus.data.pixel_size import tiff_pixel_size
 from maskrcnn_plus.data.windows import ImageWindows
 from maskrcnn_plus.inference.predictor import Predictor
-from maskrcnn_plus.results import write_results
 from maskrcnn_plus.results.annotation_sets import ANNOTATION_SETS
 from maskrcnn_plus.results.overlay import draw_overlay, make_picture
 from maskrcnn_plus.results.report import ReportEntry, report_entry
@@ -117,21 +116,8 @@ class FilePredictor(PredictionLoop):
             pixel_size = tiff_pixel_size(image.path)
         try:
             instances = self.images.place(instances, taken.windows)
-            files = write_results(
-                self.records.output,
-                image.name,
-                instances,
-                taken.windows,
-                formats=[kind for kind in options.formats if kind != "label-tiff" or not image.number],
-                class_names=self.predictor.class_names,
-                pixel_size=pixel_size,
-                channels=self.images.channels,
-                file_name=image.path,
-                source=None if image.number else image.path,
-                background=options.background,
-                soft=options.soft,
-                object_type=options.object_type,
-            )
+            formats = [kind for kind in options.formats if kind != "label-tiff" or not image.number]
+            files = self.write_files(self.records.output, taken, instances, formats, pixel_size, image.path)
             if "label-tiff" in options.formats and image.number:
                 files["label-tiff"] = write_plane(self.records.output, image, instances)
             facts = {"objects": len(instances)}

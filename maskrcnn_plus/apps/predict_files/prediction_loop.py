@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from detectron2.structures import Instances
@@ -20,6 +21,7 @@ from maskrcnn_plus.apps.predict_files.sources import SourceImage, iterate_images
 from maskrcnn_plus.data.limits import pixel_limit
 from maskrcnn_plus.data.windows import ImageWindows
 from maskrcnn_plus.inference.predictor import Predictor
+from maskrcnn_plus.results import write_results
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,33 @@ class PredictionLoop(ABC):
     def predict_tiled(self, taken: TakenImage, part: ImageWindows, tiles: dict[str, Any]) -> Instances | None:
         """Predict what of an image is to be predicted by tiles; None leaves it to others."""
         return self.images.predict_tiled(part, taken.diameter, tiles)
+
+    def write_files(
+        self,
+        folder: Path,
+        taken: TakenImage,
+        instances: Instances,
+        formats: Sequence[str],
+        pixel_size: float | None,
+        file_name: str,
+    ) -> dict[str, Path]:
+        """Write results of an image as the options say; arguments and errors as of `write_results`."""
+        image, options = taken.image, self.options
+        return write_results(
+            folder,
+            image.name,
+            instances,
+            taken.windows,
+            formats=formats,
+            class_names=self.predictor.class_names,
+            pixel_size=pixel_size,
+            channels=self.images.channels,
+            file_name=file_name,
+            source=None if image.number else image.path,
+            background=options.background,
+            soft=options.soft,
+            object_type=options.object_type,
+        )
 
     def end_file(self, file: InputFile, count: int) -> None:  # noqa: B027 - there need be nothing to do
         """Called when a file of `count` images was gone through; images may be waiting for their batch."""

@@ -43,9 +43,14 @@ class Workers:
             raise ValueError(f"workers is {self.number}, it must be at least 1")
 
 
+def count_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def share_of_cores(processes: int) -> int:
     """Threads of each of several processes, at least 1 and no more than `OMP_NUM_THREADS` says."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = count_cores()
     limit = os.environ.get("OMP_NUM_THREADS", "")
     return max(min(cores // processes, int(limit) if limit.isdigit() else cores), 1)
 

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from maskrcnn_plus.apps.predict_files.sources import SourceImage
-from maskrcnn_plus.data.channels import ChannelRule, get_rule
+from maskrcnn_plus.data.channels import get_rule
 from maskrcnn_plus.data.limits import pixel_limit
 from maskrcnn_plus.data.pixel_size import tiff_pixel_size
 from maskrcnn_plus.inference.predictor import Predictor
@@ -24,7 +24,7 @@ from maskrcnn_plus.masks.measure import rle_areas
 from maskrcnn_plus.results import write_results
 from maskrcnn_plus.results.geojson import write_geojson
 from maskrcnn_plus.results.outlines import rle_polygons
-from maskrcnn_plus.results.overlay import BASE_COLOURS, class_label, class_shades, display_image
+from maskrcnn_plus.results.overlay import BASE_COLOURS, class_label, class_shades, reduced_picture
 from maskrcnn_plus.results.predictions import Predictions
 
 DOWNLOADS = {
@@ -127,8 +127,7 @@ def draw_picture(image: SourceImage, predictor: Predictor, max_pixels: int) -> b
     channels = get_rule(predictor.mapper).count or 3
     with _pixels, pixel_limit(max_pixels), image.open() as windows:
         factor = math.ceil(max(windows.shape[:2]) / PICTURE_SIDE)
-        picked = windows.pick(ChannelRule(3 if channels == 1 else channels))
-        shown = display_image(picked.reduced(factor), channels, windows.name)
+        shown = reduced_picture(windows, factor, channels)
     return cv2.imencode(".jpg", shown[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
 
 

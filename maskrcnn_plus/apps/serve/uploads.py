@@ -98,12 +98,14 @@ async def receive(request: Request, parent: Path, name: str, settings: Settings)
     try:
         if form:
             data = await MultiPartParser(request.headers, body, max_files=1, max_fields=8).parse()
-            async with _Closing(data):
+            try:
                 files = [value for value in data.values() if not isinstance(value, str)]
                 if not files:
                     raise HTTPException(400, "The form has no file: send one image, such as curl -F file=@image.png.")
                 upload = Upload(parent, files[0].filename or name)
                 await run_in_threadpool(_copy, files[0].file, upload.path)
+            finally:
+                await data.close()
         else:
             upload = Upload(parent, name)
             with open(upload.path, "wb") as file:
@@ -120,19 +122,6 @@ async def receive(request: Request, parent: Path, name: str, settings: Settings)
             raise HTTPException(400, "The client went away.") from error
         raise
     return upload
-
-
-class _Closing:
-    """Closes the files of a form."""
-
-    def __init__(self, data) -> None:
-        self._data = data
-
-    async def __aenter__(self) -> None:
-        return None
-
-    async def __aexit__(self, *_) -> None:
-        await self._data.close()
 
 
 def _copy(source, path: Path) -> None:

@@ -10,17 +10,15 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 
 from maskrcnn_plus.apps.predict_files.inputs import InputFile
 from maskrcnn_plus.apps.predict_files.sources import SourceImage, iterate_images
 from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.frames import VIDEO_SUFFIXES
 from maskrcnn_plus.errors import UserError
-from maskrcnn_plus.masks.rle_masks import RLEMasks
 from maskrcnn_plus.results import FORMATS
+from maskrcnn_plus.results.predictions import coco_fields
 
 
 @dataclass
@@ -144,15 +142,7 @@ class StoredFrames:
                     f"{self._name}: frame {number} has {other[0]} x {other[1]} pixels (height x width), others have "
                     f"{size[0]} x {size[1]}: --track needs frames of one size"
                 )
-            boxes = np.array([entry["bbox"] for entry in entries], dtype=np.float32).reshape(-1, 4)  # XYWH
-            boxes[:, 2:] += boxes[:, :2]
             classes = [entry["category_id"] for entry in entries]
             if self._classes is not None:
                 classes = [self._classes[each] for each in classes]
-            yield Instances(
-                size,
-                pred_boxes=Boxes(torch.from_numpy(boxes)),
-                scores=torch.tensor([entry["score"] for entry in entries], dtype=torch.float32),
-                pred_classes=torch.tensor(classes, dtype=torch.int64),
-                pred_masks_rle=RLEMasks([entry["segmentation"] for entry in entries], size),
-            )
+            yield Instances(size, **coco_fields(entries, classes, size))

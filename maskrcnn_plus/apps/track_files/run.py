@@ -27,7 +27,7 @@ from maskrcnn_plus.apps.predict_files.inputs import list_inputs
 from maskrcnn_plus.apps.predict_files.run import RunSummary, predict_files
 from maskrcnn_plus.apps.track_files.films import Film, StoredFrames, list_films
 from maskrcnn_plus.atomic import write_atomically
-from maskrcnn_plus.data.channels import ChannelRule, get_rule
+from maskrcnn_plus.data.channels import get_rule
 from maskrcnn_plus.data.frames import read_frame_rate
 from maskrcnn_plus.data.limits import pixel_limit
 from maskrcnn_plus.data.pixel_size import Calibration, tiff_calibration
@@ -39,7 +39,7 @@ from maskrcnn_plus.locking import lock_folder
 from maskrcnn_plus.masks.label_map import label_type, rles_to_label_map
 from maskrcnn_plus.results import FORMATS
 from maskrcnn_plus.results.label_tiff import write_planes
-from maskrcnn_plus.results.overlay import display_image
+from maskrcnn_plus.results.overlay import reduced_picture
 from maskrcnn_plus.results.track_film import TrackPainter, write_film
 from maskrcnn_plus.results.tracks import TrackCounts, TrackedFrame, merge_rows, write_rows, write_track_table
 
@@ -243,8 +243,7 @@ class _Run:
                 with suppress(ValueError, OSError):  # as above
                     if image is not None:
                         with image.open() as windows:
-                            shown = windows.pick(ChannelRule(3 if channels == 1 else channels))
-                            picture = display_image(shown.reduced(1), channels, windows.name)
+                            picture = reduced_picture(windows, channels=channels)
                 yield painter.draw(picture, frame)
 
 

@@ -255,4 +255,6 @@ def test_a_token_is_asked_for_once(visit, predictor):
 def test_the_openapi_page_works_without_another_host(visit, predictor):
     with listening(predictor) as (url, _):
         page = visit(f"{url}/docs")
-        page.get_by_text("/v1/predict").first.wait_for()
+        path = page.get_by_text("/v1/predict").first
+        path.wait_for()
+        assert path.is_visible()
