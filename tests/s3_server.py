@@ -79,13 +79,14 @@ class Handler(BaseHTTPRequestHandler):
         self.bucket, _, self.key = unquote(url.path)[1:].partition("/")
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if f"Credential={KEY}/" not in self.headers.get("Authorization", ""):
-            return self._refuse(403, "InvalidAccessKeyId")
-        if not (self.folder / self.bucket).is_dir():
-            return self._refuse(404, "NoSuchBucket")
-        self.file = self.folder / self.bucket / self.key
-        getattr(self, "_" + self.command.lower())()
+            self._refuse(403, "InvalidAccessKeyId")
+        elif not (self.folder / self.bucket).is_dir():
+            self._refuse(404, "NoSuchBucket")
+        else:
+            self.file = self.folder / self.bucket / self.key
+            getattr(self, "_" + self.command.lower())()
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _do  # noqa: N815
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _do
 
     def _get(self) -> None:
         if not self.key:
