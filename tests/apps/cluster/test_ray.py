@@ -10,7 +10,6 @@ import os
 import time
 
 import pytest
-import s3_server
 from cluster_images import MODEL
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the extra cluster)")
@@ -18,6 +17,7 @@ ray = pytest.importorskip("ray", reason="Ray is not installed (the extra cluster
 from ray._private import services  # noqa: E402
 
 from maskrcnn_plus.apps.cluster.run import start_ray  # noqa: E402
+from maskrcnn_plus.apps.cluster.stores import Store, read_address  # noqa: E402
 
 
 def waiting(get_node):
@@ -37,23 +37,20 @@ def waiting(get_node):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(tmp_path_factory, s3_of_session):
     """A Ray for the tests of this process, on the loopback address alone, and the S3 server that its actors know."""
-    server = s3_server.S3Server(tmp_path_factory.mktemp("s3"))
-    (server.folder / "bucket/in").mkdir(parents=True)
+    s3_of_session.start()
     base = tmp_path_factory.getbasetemp()
     with open((base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "ray.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("RAY_worker_niceness", "0")  # they are what is waited for
-            for name, value in server.environment.items():
+            for name, value in s3_of_session.environment.items():
                 patch.setenv(name, value)
-            server.start()
             patch.setattr(services, "get_node", waiting(services.get_node))
             start_ray(2, object_store_memory=100 * 2**20)
-            yield server
+            yield
             ray.shutdown()
-            server.stop()
 
 
 @pytest.fixture
@@ -68,22 +65,22 @@ def predict(server, folder, tool):
 
 
 def contents(folder):
-    """Tables by name."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.parquet")}
+    """Tables by address."""
+    files = [file.address for file in Store(folder).list(recursive=True) if file.address.endswith(".parquet")]
+    return {address: read_address(address) for address in files}
 
 
 def test_a_job_equals_one_process_object_by_object_and_is_done_once(predict, folder, server, tool, capsys):
-    s3 = server
     for path in (folder / "in").iterdir():
-        (s3.folder / "bucket/in" / path.name).write_bytes(path.read_bytes())
+        Store("s3://bucket/in").write(path.name, path.read_bytes())
     assert predict("--format", "labels", inputs=["s3://bucket/in"], output="s3://bucket/tables") == 1
     assert "11 files, 10 images and 55 objects in " in (out := capsys.readouterr().out)
     assert "1 failed; tables in s3://bucket/tables" in out
-    before = contents(s3.folder / "bucket/tables")
+    before = contents("s3://bucket/tables")
     assert len(before) == 3 * 6 + 1
     assert predict("--format", "labels", inputs=["s3://bucket/in"], output="s3://bucket/tables") == 1
     assert "11 files (11 of them by an earlier run), 0 images and 0 objects" in capsys.readouterr().out
-    assert contents(s3.folder / "bucket/tables") == before
+    assert contents("s3://bucket/tables") == before
     assert predict("--format", "counts", inputs=["s3://bucket/in"], output="s3://bucket/tables") == 2
     assert "results of other settings: formats (labels before, counts now)" in capsys.readouterr().err
     assert tool("merge_predictions", "--input", "s3://bucket/tables", "--output", "merged") == 0

@@ -73,7 +73,7 @@ def test_what_waiting_does_not_mend_is_told_at_once(s3, tmp_path, monkeypatch):
         Store("s3://nowhere", patience=300).write("a", b"1")
     with pytest.raises(UserError, match="neither pyarrow nor fsspec"):
         Store("nosuch://bucket")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "wrong")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(PermissionError, match="s3://bucket/a"):
         Store("s3://bucket", patience=300).read("a")
     assert time.monotonic() - begun < 60

@@ -86,15 +86,14 @@ def test_a_shard_is_done_once_and_one_that_was_cut_short_again(folder):
 
 
 def test_inputs_and_results_on_an_object_store(folder, s3, tool):
-    source = s3.folder / "bucket/plates/one"
-    source.mkdir(parents=True)
+    source = Store("s3://bucket/plates/one")
     for path in (folder / "in").iterdir():
-        (source / path.name).write_bytes(path.read_bytes())
-    (source / "readme.txt").write_text("not an image")
+        source.write(path.name, path.read_bytes())
+    source.write("readme.txt", b"not an image")
     options = FileOptions(("counts", "labels"))
     worker, shards = start("s3://bucket/results", ["s3://bucket/plates/one"], options)
     assert finish(worker, shards) == {"images": 10, "objects": 55, "failures": 1}
-    assert (s3.folder / "bucket/results/formats/labels/7.png").stat().st_size
+    assert Store("s3://bucket/results").read("formats/labels/7.png").startswith(b"\x89PNG")
     merge_predictions("s3://bucket/results", "merged")
     entries = json.loads((folder / "merged/predictions.json").read_text())
     assert {entry["file_name"] for entry in entries} == {f"s3://bucket/plates/one/{k}.png" for k in range(10)}
@@ -107,9 +106,8 @@ def test_inputs_and_results_on_an_object_store(folder, s3, tool):
 
 
 def test_a_list_of_addresses_names_what_is_gone(folder, s3):
-    (s3.folder / "bucket/a.png").write_bytes((folder / "in/3.png").read_bytes())
-    (s3.folder / "bucket/texts").mkdir()
-    (s3.folder / "bucket/texts/a.txt").touch()
+    Store("s3://bucket").write("a.png", (folder / "in/3.png").read_bytes())
+    Store("s3://bucket").write("texts/a.txt", b"")
     (folder / "files.txt").write_text("s3://bucket/a.png\ns3://bucket/gone.png\nin/0.png\n")
     worker, shards = start("tables", ["@files.txt"])
     assert finish(worker, shards) == {"images": 2, "objects": 5, "failures": 1}
