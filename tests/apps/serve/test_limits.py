@@ -169,14 +169,13 @@ def test_the_page_may_load_nothing_from_elsewhere(client):
 
 
 def test_what_is_running_is_given_up_when_the_server_ends(predictor):
-    with serving(predictor) as (client, service), ThreadPoolExecutor(2) as pool:
-        predictor.model.gate.clear()
-        keys = [client.post("/page/images", content=png(draw())).json()["images"][0]["id"] for _ in range(2)]
-        wait_until(lambda: client.get(f"/page/images/{keys[0]}").json()["state"] == "running")
-        assert client.get(f"/page/images/{keys[1]}").json() == {
-            "state": "waiting",
-            "tiles": None,
-            "note": "",
-            "ahead": 0,
-        }
-        pool.submit(lambda: (wait_until(lambda: not service.worker.is_alive), predictor.model.gate.set()))
+    with ThreadPoolExecutor(1) as pool:
+        with serving(predictor) as (client, service):
+            predictor.model.gate.clear()
+            keys = [client.post("/page/images", content=png(draw())).json()["images"][0]["id"] for _ in range(2)]
+            wait_until(lambda: client.get(f"/page/images/{keys[0]}").json()["state"] == "running")
+            waiting = {"state": "waiting", "tiles": None, "note": "", "ahead": 0}
+            assert client.get(f"/page/images/{keys[1]}").json() == waiting
+            opened = pool.submit(lambda: (wait_until(lambda: not service.worker.is_alive), predictor.model.gate.set()))
+        opened.result()
+    assert predictor.model.calls == [1]  # the other was not predicted
