@@ -46,6 +46,17 @@ def test_an_object_that_is_hidden_is_found_again_where_it_comes_out():
     assert identities(MaskTracker(memory=3), film(hidden=4)) == {1: [1, 2]}
 
 
+def test_an_object_keeps_its_speed_below_another_of_which_little_shows():
+    """It passes below a wall that is wider than itself and moves on: what shows of it moves by other amounts."""
+
+    def film():
+        for k in range(24):
+            yield rectangles((2 + 3 * k, 16, 12, 12), (30, 4, 16, 40))
+
+    assert identities(MaskTracker(), film()) == {1: [1], 2: [2]}
+    assert len(identities(ByteTracker(), film())[1]) > 1
+
+
 def test_an_identity_is_not_given_to_another_object_far_away():
     film = [rectangles((2, 2, 10, 10))] * 3 + [rectangles((60, 40, 10, 10))] * 3
     assert identities(MaskTracker(), film) == {1: [1, 2]}
@@ -130,6 +141,13 @@ def test_identities_of_moving_nuclei_are_kept(films):
     assert perfect > by_boxes
     rough, _ = mean_scores(lambda: MaskTracker(divisions=True), films[:1], dropped=0.1, jitter=1.0)
     assert 0.8 < rough < perfect  # a tenth of the objects is missing: at most 0.947
+
+
+def test_identities_are_kept_in_a_crowd():
+    film = [labels for _, labels in film_nuclei(10, 45, height=192, width=192, count=22)]
+    score, switches = identity_scores(*follow(MaskTracker(divisions=True), film))
+    assert score >= 0.95
+    assert switches <= 5
 
 
 def test_the_scores_are_those_of_an_independent_implementation(films):
