@@ -36,6 +36,8 @@ ANY_SIZE_OPTIONS = {
     module: {"strict_img_size": False}
     for module in ("swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr")
 }
+# What a network is made of -> its `size_divisibility` and the multiple that it takes, found once in a process.
+_SIZE_RULES: dict[tuple, tuple[int, int]] = {}
 
 
 @BACKBONE_REGISTRY.register()
@@ -109,7 +111,10 @@ class TimmBackbone(Backbone):
         if built != list(net.feature_info.out_indices):
             net = _create_network(name, in_chans=in_chans, out_indices=tuple(built), **options)
             _drop_unused_blocks(net)
-        self._size_divisibility, self._side_multiple = _size_rules(net, name, in_chans)
+        made_of = (name, in_chans, tuple(built), str(sorted(options.items())))
+        if made_of not in _SIZE_RULES:
+            _SIZE_RULES[made_of] = _find_size_rules(net, name, in_chans)
+        self._size_divisibility, self._side_multiple = _SIZE_RULES[made_of]
 
         load_backbone_weights(net, name, weights, in_chans=in_chans, options=options)
         if freeze_index is not None:
@@ -271,7 +276,7 @@ def _drop_unused_blocks(net: nn.Module) -> None:
         del net.blocks[int(last_module.split(".")[1]) + 1 :]
 
 
-def _size_rules(net: nn.Module, name: str, in_chans: int) -> tuple[int, int]:
+def _find_size_rules(net: nn.Module, name: str, in_chans: int) -> tuple[int, int]:
     """What sides must be multiples of: for feature maps of exactly side / stride, and to be taken at all.
 
     Found by running the network on small images.

@@ -72,7 +72,7 @@ def environment() -> Path:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "1"]
     try:
         done = subprocess.run(
-            [*command, "--no-deps", "--target", str(making), *PACKAGES],
+            [*command, "--no-deps", "--no-compile", "--target", str(making), *PACKAGES],
             capture_output=True,
             text=True,
             timeout=300,
