@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 from detectron2.data.transforms import Augmentation
 from fvcore.transforms.transform import Transform
 
 from maskrcnn_plus.arguments import check_arguments, check_range
+from maskrcnn_plus.data.pixels import resize_pixels
 from maskrcnn_plus.masks.polygons import clip_polygon
 
 
@@ -48,11 +48,7 @@ class CropResizeTransform(Transform):
         """Transform an image [H, W] or [H, W, C]: area average when shrinking, else linear interpolation."""
         x, y, width, height = self.crop
         cut = np.ascontiguousarray(img[y : y + height, x : x + width])
-        rows, columns = self.resized
-        if (rows, columns) != (height, width):
-            shrinks = rows <= height and columns <= width
-            cut = cv2.resize(cut, (columns, rows), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-        return self._pad(cut.reshape(rows, columns, *img.shape[2:]), self.pad_value)
+        return self._pad(resize_pixels(cut, self.resized), self.pad_value)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         """Transform a label image [H, W] of any dtype: each output pixel takes the label below its centre."""

@@ -5,14 +5,24 @@ Shape shorthand: H, W image height and width, C channels (RGB order for colour).
 
 import math
 
+import cv2
 import numpy as np
 
 from maskrcnn_plus.data.channels import ChannelRule, as_rule, get_array_alpha
 from maskrcnn_plus.data.pillow_files import Decoded
 from maskrcnn_plus.data.read_error import ImageReadError
 
-__all__ = ["ImageReadError", "check_percentiles", "intensity_range", "match_channels", "prepare_image", "rescale"]
+__all__ = [
+    "ImageReadError",
+    "check_percentiles",
+    "intensity_range",
+    "match_channels",
+    "prepare_image",
+    "rescale",
+    "resize_pixels",
+]
 
+_AREA_CHANNELS = 4  # that OpenCV averages at once
 _LUMA_601 = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
@@ -155,3 +165,26 @@ def rescale(
         f"{path}: the value range of {pixels.dtype} pixels ({pixels.min()}..{pixels.max()}) is unknown. Set "
         "percentiles (dataset.percentiles), such as (1, 99.8), or save the image as 8-bit, 16-bit or as float in 0..1."
     )
+
+
+def resize_pixels(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize an image: area average where neither side grows, else linear interpolation.
+
+    Args:
+        image: [H, W] or [H, W, C], of any number of channels.
+        size: (h, w).
+
+    Returns:
+        [h, w] or [h, w, C] of the same type.
+    """
+    (height, width), (rows, columns) = image.shape[:2], size
+    if (rows, columns) == (height, width):
+        return image
+    area = rows <= height and columns <= width
+    channels = image.shape[2] if image.ndim == 3 else 1
+    if area and channels > _AREA_CHANNELS:
+        parts = np.split(image, range(_AREA_CHANNELS, channels, _AREA_CHANNELS), axis=2)
+        return np.concatenate([resize_pixels(part, size) for part in parts], axis=2)
+    method = cv2.INTER_AREA if area else cv2.INTER_LINEAR
+    resized = cv2.resize(np.ascontiguousarray(image), (columns, rows), interpolation=method)
+    return resized.reshape(rows, columns, *image.shape[2:])  # OpenCV drops a single channel

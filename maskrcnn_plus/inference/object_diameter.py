@@ -28,6 +28,8 @@ import cv2
 import numpy as np
 from detectron2.structures import Instances
 
+from maskrcnn_plus.data.pixels import resize_pixels
+
 LOOK_PIXELS = 320**2
 """Most pixels of the network's input in one look."""
 
@@ -217,9 +219,7 @@ def _look(
     for index, (part, window) in enumerate(zip(parts, windows, strict=True)):
         x, y, width, height = window
         size = max(round(width * scale), 1), max(round(height * scale), 1)
-        shrinks = size[0] <= width and size[1] <= height
-        seen = cv2.resize(cut_window(part, window), size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-        instances = detect(seen.reshape(size[1], size[0], part.shape[2]))
+        instances = detect(resize_pixels(cut_window(part, window), size[::-1]))
         boxes, scores = instances.pred_boxes.tensor.numpy().astype(np.float64), instances.scores.numpy()
         near, far = (x > 0, y > 0), (x + width < part.shape[1], y + height < part.shape[0])
         cut = ((boxes[:, :2] < 1) & near).any(axis=1) | ((boxes[:, 2:] > np.array(size) - 1) & far).any(axis=1)
@@ -289,9 +289,8 @@ def _contrast(image: np.ndarray) -> np.ndarray:
     """Magnitude of the gradients of an image that is made small, float32 [h, w]."""
     height, width = image.shape[:2]
     factor = min(_CONTRAST_SIDE / max(height, width), 1.0)
-    size = max(round(width * factor), 1), max(round(height * factor), 1)
-    small = cv2.resize(np.ascontiguousarray(image), size, interpolation=cv2.INTER_AREA)
-    grey = small.reshape(*size[::-1], -1).mean(axis=2, dtype=np.float32)
+    size = max(round(height * factor), 1), max(round(width * factor), 1)
+    grey = resize_pixels(image, size).reshape(*size, -1).mean(axis=2, dtype=np.float32)
     across, down = np.diff(grey, axis=1, append=grey[:, -1:]), np.diff(grey, axis=0, append=grey[-1:])
     return np.abs(across) + np.abs(down)
 

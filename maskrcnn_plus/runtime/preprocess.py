@@ -13,7 +13,7 @@ from PIL import Image
 
 from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.images import read_image
-from maskrcnn_plus.data.pixels import prepare_image
+from maskrcnn_plus.data.pixels import prepare_image, resize_pixels
 from maskrcnn_plus.model_folder import Preprocessing
 
 
@@ -67,6 +67,7 @@ def resize(pixels: np.ndarray, rule: str, size: tuple[int, int]) -> np.ndarray:
         return np.asarray(image.resize((columns, rows), Image.Resampling.BILINEAR)).reshape(rows, columns, channels)
     if rule == "torchvision":
         pixels = pixels.astype(np.float32)
-    shrinks = rule == "scale" and rows <= height and columns <= width
-    resized = cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    if rule == "scale":
+        return resize_pixels(pixels, size)
+    resized = cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_LINEAR)
     return resized.reshape(rows, columns, channels)  # OpenCV drops a single channel

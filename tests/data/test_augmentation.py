@@ -90,6 +90,14 @@ def test_scale_crop_of_a_ramp_shows_the_coordinates_it_reports():
         assert np.allclose(transform.apply_coords(np.stack([source, source], 1))[:, 0], x)
 
 
+@pytest.mark.parametrize("scale", [0.6, 1.5])
+def test_scale_crop_of_many_channels_is_that_of_each(scale):
+    image = np.random.default_rng(0).random((90, 110, 7), dtype=np.float32)
+    transform = RandomScaleCrop(64, (scale, scale)).get_transform(image)
+    alone = [transform.apply_image(np.ascontiguousarray(image[:, :, k])) for k in range(7)]
+    assert np.allclose(transform.apply_image(image), np.stack(alone, axis=2), atol=1e-6)
+
+
 def test_scale_crop_windows_stay_inside_the_source_and_reach_every_border():
     image = np.zeros((100, 140), np.uint8)
     augmentation = RandomScaleCrop((32, 48), (0.5, 2.0))

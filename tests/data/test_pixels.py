@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from maskrcnn_plus.data.pixels import ImageReadError, intensity_range, prepare_image
+from maskrcnn_plus.data.pixels import ImageReadError, intensity_range, prepare_image, resize_pixels
 
 
 def image(*shape, dtype=np.uint8, seed=0):
@@ -74,3 +74,18 @@ def test_unusable_images_are_named(pixels, message):
 def test_wrong_limits_are_refused(limits):
     with pytest.raises(ValueError, match="low <= high"):
         prepare_image(image(4, 4), 1, (1, 99), limits=limits)
+
+
+@pytest.mark.parametrize("channels", [0, 1, 2, 3, 4, 5, 8, 11])
+def test_images_of_any_number_of_channels_shrink_to_means_and_grow(channels):
+    shape = (40, 60, channels) if channels else (40, 60)
+    pixels = np.random.default_rng(1).random(shape, dtype=np.float32)
+    means = pixels.reshape(20, 2, 20, 3, *shape[2:]).mean(axis=(1, 3))
+    assert np.allclose(resize_pixels(pixels, (20, 20)), means, atol=1e-6)
+    grown = resize_pixels(pixels, (80, 60))  # from one row to the next in steps of a quarter and three
+    assert grown.shape == (80, *shape[1:])
+    assert np.allclose(grown[1:-1:2], 0.75 * pixels[:-1] + 0.25 * pixels[1:], atol=1e-6)
+    assert resize_pixels(pixels, (40, 60)) is pixels
+    deep = (60_000 * pixels).astype(np.uint16)
+    assert resize_pixels(deep, (30, 41)).dtype == np.uint16
+    assert resize_pixels(deep, (30, 41)).shape == (30, 41, *shape[2:])
