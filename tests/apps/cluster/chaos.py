@@ -59,9 +59,10 @@ def run_job(kills: Counter) -> int:
             pass
         text = script.communicate(timeout=900)
         print(f"  start {start}: killed {target if victim else 'nothing'}, exit code {script.returncode}", flush=True)
-        if script.returncode in (0, 1):
+        if script.returncode in (0, 1) and "; tables in tables" in text:
             return start
-        if script.returncode != -signal.SIGKILL:
+        # A node whose own processes end takes its driver along, which exits with 1 and says nothing.
+        if script.returncode not in (1, -signal.SIGKILL):
             print(text[-2000:], flush=True)
     raise AssertionError("the job did not end")
 
