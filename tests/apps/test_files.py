@@ -1,7 +1,4 @@
-"""Runs over many files: what is done is not done again, what broke off is made whole, what is not ours stays.
-
-The model finds an object for each grey value of its input image above 0, the bounding box of that value.
-"""
+"""Runs over many files: what is done is not done again, what broke off is made whole, what is not ours stays."""
 
 import fcntl
 import json
@@ -11,33 +8,13 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-import torch
 from detectron2.config import LazyCall as L
-from detectron2.structures import Boxes, Instances
+from grey_values import GreyValues
 from omegaconf import OmegaConf
-from torch import nn
 
 from maskrcnn_plus.apps.predict_files.run import predict_files
 from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.inference.predictor import Predictor
-
-
-class GreyValues(nn.Module):
-    def __init__(self, parameter=0.0):
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor([parameter]))
-
-    def forward(self, batch):
-        image = batch[0]["image"][0]
-        values = [v for v in image.unique().tolist() if v > 0]
-        masks, boxes = torch.zeros(len(values), *image.shape, dtype=torch.bool), torch.zeros(len(values), 4)
-        for k, value in enumerate(values):
-            y, x = torch.where(image == value)
-            boxes[k] = torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1])
-            masks[k, y.min() : y.max() + 1, x.min() : x.max() + 1] = True
-        instances = Instances(image.shape, pred_masks=masks, pred_boxes=Boxes(boxes), scores=torch.tensor(values) / 255)
-        instances.pred_classes = torch.zeros(len(values), dtype=torch.int64)
-        return [{"instances": instances}]
 
 
 def predictor_of(parameter=0.0, **mapper):
