@@ -88,15 +88,15 @@ def tiff(image, **options):
 
 
 @contextmanager
-def serving(predictor, **settings):
-    """A `TestClient` of a running application, and its service."""
+def serving(predictor, root_path="", **settings):
+    """A `TestClient` of a running application, whose server knows the path above it, and its service."""
     from fastapi.testclient import TestClient
 
     from maskrcnn_plus.apps.serve.app import create_app
     from maskrcnn_plus.apps.serve.settings import Settings
 
     app = create_app(predictor, Settings(**settings))
-    with TestClient(app, base_url="http://127.0.0.1") as client:
+    with TestClient(app, base_url="http://127.0.0.1", root_path=root_path) as client:
         yield client, app.service
     assert not app.service.folder.exists()
 
@@ -120,23 +120,42 @@ def finished(client, key):
     return states[-1]
 
 
+class Proxy:
+    """ASGI middleware like a proxy that forwards what lies below a path, without that path."""
+
+    def __init__(self, app, path):
+        self.app, self.path = app, path
+
+    async def __call__(self, scope, receive, send):
+        from starlette.responses import PlainTextResponse
+
+        if scope["type"] == "http":
+            if not scope["path"].startswith(f"{self.path}/"):
+                await PlainTextResponse("of another server", 404)(scope, receive, send)
+                return
+            path = scope["path"].removeprefix(self.path)
+            scope = {**scope, "path": path, "raw_path": path.encode()}
+        await self.app(scope, receive, send)
+
+
 @contextmanager
-def listening(predictor, **settings):
-    """The address of a server in a thread of this process, and its service."""
+def listening(predictor, below="", **settings):
+    """The address of a server in a thread of this process, `below` a path of a proxy, and its service."""
     import uvicorn
 
     from maskrcnn_plus.apps.serve.app import create_app
     from maskrcnn_plus.apps.serve.settings import Settings
 
     app = create_app(predictor, Settings(**settings))
+    served = Proxy(app, below) if below else app
     server = uvicorn.Server(
-        uvicorn.Config(app, port=0, log_level="warning", lifespan="on", timeout_graceful_shutdown=2)
+        uvicorn.Config(served, port=0, log_level="warning", lifespan="on", timeout_graceful_shutdown=2)
     )
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         wait_until(lambda: server.started or not thread.is_alive())
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", app.service
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}{below}", app.service
     finally:
         server.should_exit = True
         thread.join(30)

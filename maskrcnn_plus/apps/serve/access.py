@@ -54,8 +54,8 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path = scope["path"]
-        policy = _POLICY.format(inline=" 'unsafe-inline'" if path in ("/docs", "/redoc") else "")
+        path = _path(scope)
+        policy = _POLICY.format(inline=" 'unsafe-inline'" if path == "/docs" else "")
 
         async def send_with_headers(message: dict) -> None:
             if message["type"] == "http.response.start":
@@ -74,7 +74,7 @@ class Guard:
 
     def _refuse(self, scope: dict) -> Response | None:
         headers = {key.decode("latin-1"): value.decode("utf-8", "replace") for key, value in scope["headers"]}
-        settings, path = self.settings, scope["path"]
+        settings, path = self.settings, _path(scope)
         if settings.only_local and settings.token is None and _host(headers.get("host", "")) not in _LOCAL:
             return JSONResponse(
                 {"detail": "This server answers requests to localhost only; with --token it has any name."}, 403
@@ -99,6 +99,11 @@ class Guard:
         return cookie is not None and hmac.compare_digest(
             cookie.value.encode(), make_cookie(self.settings.token).encode()
         )
+
+
+def _path(scope: dict) -> str:
+    """Of a request, below the application's own."""
+    return scope["path"].removeprefix(scope.get("root_path", ""))
 
 
 def _host(header: str) -> str:

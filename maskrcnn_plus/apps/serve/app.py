@@ -7,8 +7,10 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 from maskrcnn_plus import __version__
@@ -49,11 +51,25 @@ def create_app(predictor: Predictor, settings: Settings | None = None, title: st
                 await tidying
             await asyncio.to_thread(service.close)
 
-    app = FastAPIOffline(title="maskrcnn_plus", version=__version__, lifespan=lifespan)
+    options = {"servers": [{"url": "."}], "redirect_slashes": False}  # redirections would leave the path of a proxy
+    app = FastAPIOffline(None, None, title="maskrcnn_plus", version=__version__, lifespan=lifespan, **options)
+    app.add_api_route("/docs", _show_openapi, include_in_schema=False)
     app.include_router(api.make_router(service))
     app.include_router(page.make_router(service, title))
     app.mount("/static", StaticFiles(directory=page.STATIC), name="static")
     return Guard(GZipMiddleware(app, minimum_size=2048, compresslevel=4), service)
+
+
+async def _show_openapi() -> Response:
+    """The OpenAPI page; as on all pages, addresses are relative."""
+    files = "static-offline-docs/swagger-ui"
+    return get_swagger_ui_html(
+        openapi_url="openapi.json",
+        title="maskrcnn_plus: HTTP API",
+        swagger_js_url=f"{files}-bundle.js",
+        swagger_css_url=f"{files}.css",
+        swagger_favicon_url="static/favicon.svg",
+    )
 
 
 async def _tidy(service: Service) -> None:

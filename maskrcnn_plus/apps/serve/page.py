@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response
-from starlette.responses import FileResponse, RedirectResponse
+from starlette.responses import FileResponse, RedirectResponse, StreamingResponse
 
 from maskrcnn_plus.apps.serve.access import COOKIE, is_token, make_cookie
 from maskrcnn_plus.apps.serve.answers import DOWNLOADS, draw_picture, select, to_outlines, write_download
+from maskrcnn_plus.apps.serve.archive import zip_files
 from maskrcnn_plus.apps.serve.service import Kept, Service
 from maskrcnn_plus.data.synthetic_nuclei import STAINS, render_nuclei
 from maskrcnn_plus.results.labels import encode_png
 
 STATIC = Path(__file__).parent / "static"
 
+_Kind = Literal[tuple(DOWNLOADS)]
+_Score = Annotated[float, Query(ge=0, le=1)]
+_Area = Annotated[int, Query(ge=0)]
 _EXAMPLE_SIDE = 320
 _PRIVATE = {"Cache-Control": "private, max-age=3600"}
 
@@ -46,8 +50,9 @@ def make_router(service: Service, title: str) -> APIRouter:
         if settings.token is None or not is_token(given, settings.token):
             return FileResponse(STATIC / "login.html", 401, headers={"Cache-Control": "no-cache"})
         answer = RedirectResponse("./", 303)
-        secure = request.url.scheme == "https"
-        answer.set_cookie(COOKIE, make_cookie(settings.token), httponly=True, samesite="strict", secure=secure)
+        # Without a path the cookie is for the folder of this address: other servers of the host have their own.
+        options = {"path": None, "httponly": True, "samesite": "strict", "secure": request.url.scheme == "https"}
+        answer.set_cookie(COOKIE, make_cookie(settings.token), **options)
         return answer
 
     @router.get("/page/config")
@@ -73,19 +78,14 @@ def make_router(service: Service, title: str) -> APIRouter:
     async def add(request: Request, name: str = "image") -> dict[str, Any]:
         upload, jobs = await service.submit(request, name, all_pages=True)
         keys = service.keep(upload, jobs)
-        return {
-            "images": [
-                {"id": key, "name": upload.name if len(jobs) == 1 else f"{upload.name}, {job.image.part}"}
-                for key, job in zip(keys, jobs, strict=True)
-            ]
-        }
+        return {"images": [{"id": key, "name": Kept(job, upload).name} for key, job in zip(keys, jobs, strict=True)]}
 
     @router.get("/page/images/{key}")
     async def status(key: str) -> dict[str, Any]:
         kept = service.get(key)
         job, facts = kept.job, {}
         if job.state == "failed":
-            facts["error"] = kept.upload.explain(job.future.exception())
+            facts["error"] = kept.error
         elif job.state == "waiting":
             facts["ahead"] = service.worker.num_ahead(job)
         return {"state": job.state, "tiles": job.tiles, "note": job.note, **facts}
@@ -104,26 +104,34 @@ def make_router(service: Service, title: str) -> APIRouter:
         content = _reading(kept, draw_picture, kept.job.image, predictor, settings.max_pixels)
         return Response(content, media_type="image/jpeg", headers=_PRIVATE)
 
-    @router.get("/page/images/{key}/download/{kind}")
-    def download(
-        key: str, kind: str, min_score: float = Query(0, ge=0, le=1), min_area: int = Query(0, ge=0)
-    ) -> Response:
-        if kind not in DOWNLOADS:
-            raise HTTPException(404, f"There is no format {kind!r}.")
+    def write(key: str, kind: str, min_score: float, min_area: int) -> tuple[str, bytes]:
         kept = service.get(key)
         found = select(_result(kept), min_score, min_area)
         options = kept.job.image, kept.upload.name, kind, predictor, service.folder, settings.max_pixels
-        name, content = _reading(kept, write_download, found, *options)
-        disposition = f"attachment; filename*=UTF-8''{quote(name)}"
+        return _reading(kept, write_download, found, *options)
+
+    @router.get("/page/images/{key}/download/{kind}")
+    def download(key: str, kind: _Kind, min_score: _Score = 0, min_area: _Area = 0) -> Response:
+        name, content = write(key, kind, min_score, min_area)
         media_type = "image/tiff" if name.endswith(".tif") else DOWNLOADS[kind]
-        return Response(content, media_type=media_type, headers={"Content-Disposition": disposition})
+        return Response(content, media_type=media_type, headers=_attached(name))
+
+    @router.get("/page/download/{kind}.zip")
+    def download_all(ids: str, kind: _Kind, min_score: _Score = 0, min_area: _Area = 0) -> Response:
+        pieces = zip_files(ids.split(","), lambda key: write(key, kind, min_score, min_area))
+        return StreamingResponse(pieces, media_type="application/zip", headers=_attached(f"{kind}.zip"))
 
     return router
 
 
+def _attached(name: str) -> dict[str, str]:
+    return {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name)}"}
+
+
 def _result(kept: Kept) -> Any:
     if kept.job.state != "done":
-        raise HTTPException(409, f"There is no result: {kept.job.state}.")
+        reason = f": {kept.error}" if kept.job.state == "failed" else ""
+        raise HTTPException(409, f"{kept.name}: there is no result, it is {kept.job.state}{reason}")
     return kept.job.future.result()
 
 

@@ -31,6 +31,16 @@ class Kept:
     upload: Upload
     used: float = field(default_factory=time.monotonic)
 
+    @property
+    def name(self) -> str:
+        """For people."""
+        return ", ".join(filter(None, (self.upload.name, self.job.image.part)))
+
+    @property
+    def error(self) -> str:
+        """Why its prediction failed."""
+        return self.upload.explain(self.job.future.exception())
+
 
 class Service:
     """A model, its worker, and the images that the page keeps.

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import zipfile
 
 import cv2
 import numpy as np
@@ -164,6 +165,26 @@ def test_downloads_are_those_of_the_command_line(visit, predictor, tmp_path, mon
         assert len(download("CSV")[0].splitlines()) == 1 + left
 
 
+def test_all_images_are_downloaded_as_one_zip(visit, predictor):
+    with listening(predictor) as (url, _):
+        page = visit(url, expected=["400"])
+        drop(page, ("a.png", png(rectangles())))
+        page.wait_for_selector("#rows tr")
+        assert page.locator("#all").is_hidden()  # there is one image
+        drop(page, ("b.png", png(draw())), ("cut.png", png(draw())[:150]))
+        page.wait_for_selector(".chip.failed")
+        page.wait_for_selector(".chip.done >> nth=1")
+        assert page.inner_text("#all").startswith("All images, one zip: 2, 1 failed")
+        page.fill("#score", "0.5")
+        with page.expect_download() as waiting:
+            page.locator("#all").get_by_role("link", name="CSV").click()
+        assert waiting.value.suggested_filename == "csv.zip"
+        with zipfile.ZipFile(waiting.value.path()) as archive:
+            assert archive.namelist() == ["a_csv.csv", "b_csv.csv", "missing.txt"]
+            assert len(archive.read("a_csv.csv").splitlines()) == 1 + 2
+            assert archive.read("missing.txt").startswith(b"cut.png: ")
+
+
 def test_a_broken_file_is_told_and_the_others_go_on(visit, predictor):
     with listening(predictor) as (url, _):
         page = visit(url, expected=["400"])
@@ -227,7 +248,7 @@ def test_on_a_phone_all_is_within_its_width(visit, predictor):
         page.wait_for_selector("#rows tr")
         assert page.evaluate("() => document.documentElement.scrollWidth") == 390
         small = page.evaluate(
-            "() => [...document.querySelectorAll('button, .button, #links a')].filter((each) => each.offsetHeight"
+            "() => [...document.querySelectorAll('button, .button, .links a')].filter((each) => each.offsetHeight"
             " && each.offsetHeight < 30).map((each) => each.outerHTML)"
         )
         assert small == []
@@ -258,3 +279,34 @@ def test_the_openapi_page_works_without_another_host(visit, predictor):
         path = page.get_by_text("/v1/predict").first
         path.wait_for()
         assert path.is_visible()
+
+
+def test_everything_works_below_a_path_of_a_proxy(visit, predictor, tmp_path):
+    with listening(predictor, below="/seg", token="sesame") as (url, _):
+        page = visit(f"{url}/", expected=["401"])
+        requests = []
+        page.on("request", lambda request: requests.append(request.url))
+        page.fill("input[name=token]", "sesame")
+        page.click("text=Go on")
+        page.wait_for_selector("#examples img")
+        drop(page, ("a.png", png(rectangles())), ("b.png", png(rectangles())))
+        page.wait_for_selector(".chip.done >> nth=1")
+        page.wait_for_selector("#rows tr")
+        for block in ("#links", "#all-links"):
+            with page.expect_download() as waiting:
+                page.locator(block).get_by_role("link", name="CSV").click()
+            assert waiting.value.path().stat().st_size > 100
+        page.reload()
+        page.wait_for_selector("#rows tr")
+        assert [cookie["path"] for cookie in page.context.cookies()] == ["/seg"]
+
+        page.click("text=HTTP API")
+        page.get_by_text("/v1/predict").first.click()
+        page.get_by_role("button", name="Try it out").click()
+        (tmp_path / "a.png").write_bytes(png(rectangles()))
+        page.set_input_files("input[type=file]", tmp_path / "a.png")
+        page.get_by_role("button", name="Execute").click()
+        page.wait_for_selector(".live-responses-table .response-col_status >> text=200")
+        assert f"{url}/v1/predict?" in page.inner_text(".request-url")
+        assert len(requests) > 15
+        assert [each for each in requests if not each.startswith((f"{url}/", "data:", "blob:"))] == []

@@ -141,6 +141,22 @@ def test_a_person_gets_in_by_the_form(predictor):
         assert client.get("/page/config", headers={"cookie": "maskrcnn_plus=" + "0" * 64}).status_code == 401
 
 
+def test_a_path_above_the_application_changes_nothing(predictor):
+    """As where another application mounts it, or its server is told the path of a proxy."""
+    with serving(predictor, root_path="/seg", token="sesame") as (client, _):
+        assert client.get("/seg/healthz").status_code == 200
+        assert client.get("/seg/page/config").status_code == 401
+        answer = client.get("/seg/", headers={"accept": "text/html"})
+        assert (answer.url.path, "Token" in answer.text) == ("/seg/login", True)
+        assert client.post("/seg/login", data={"token": "sesame"}).url.path == "/seg/"
+        assert "'unsafe-inline'" in client.get("/seg/docs").headers["content-security-policy"]
+        assert client.post("/seg/v1/predict", content=png(draw())).status_code == 200
+        assert '{path="/v1/predict",status="200"} 1.0' in client.get("/seg/metrics").text
+        assert client.get("/seg/page/config").status_code == 200
+        client.base_url = "http://127.0.0.1/other"  # of the same host: it is shown no cookie
+        assert "cookie" not in client.build_request("GET", "/").headers
+
+
 @pytest.mark.parametrize(("given", "same"), [("token", True), ("token ", False), ("", False), ("tökén", False)])
 def test_tokens_are_compared_whole(given, same):
     assert is_token(given, "token") is same

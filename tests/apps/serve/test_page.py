@@ -1,5 +1,8 @@
 """The requests of the page: progress, outlines, and downloads that are the files of tools/predict.py."""
 
+import io
+import zipfile
+
 import cv2
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from served_models import draw, finished, make_predictor, png, serving, tiff, wa
 
 from maskrcnn_plus.apps.predict_files.run import predict_files
 from maskrcnn_plus.apps.serve.answers import DOWNLOADS
+from maskrcnn_plus.apps.serve.archive import MISSING, zip_files
 
 FOLDERS = {"overlay": "overlays"}
 
@@ -49,6 +53,50 @@ def test_downloads_have_what_the_sliders_leave(client, tmp_path):
     largest = found.pred_masks[int(found.pred_masks.flatten(1).sum(1).argmax())].numpy()
     assert ((labels > 0) == largest).all()
     assert len(predictor_calls(client)) == 1
+
+
+def test_one_zip_has_the_downloads_of_all_images(client):
+    stack = tiff(np.stack([draw(3), draw(4)]), photometric="minisblack", metadata={"axes": "TYX"}, ome=True)
+    noise = png(np.random.default_rng(0).integers(0, 255, (300, 300), dtype=np.uint8))
+    files = [("a.png", png(draw(1))), ("a.png", png(draw(2))), ("A.png", png(draw(5))), ("s.tif", stack)]
+    keys = [key for name, content in files for key in add(client, content, name)]
+    (cut,) = add(client, noise[: len(noise) // 2], "cut.png")
+    for key in (*keys, cut):
+        finished(client, key)
+    query = {"min_score": 0.6, "min_area": 20}
+    for kind in DOWNLOADS:
+        options = {"ids": ",".join([keys[0], cut, *keys[1:], "gone"]), **query}
+        answer = client.get(f"/page/download/{kind}.zip", params=options)
+        assert answer.headers["content-disposition"].endswith(f"''{kind}.zip")
+        with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+            *names, last = archive.namelist()
+            found = [archive.read(name) for name in names]
+            problems = archive.read(MISSING).decode().splitlines()
+        singles = [client.get(f"/page/images/{key}/download/{kind}", params=query) for key in keys]
+        assert found == [single.content for single in singles]
+        suffix = names[0].removeprefix(f"a_{kind}")
+        beginnings = [f"a_{kind}", f"a_{kind}_2", f"A_{kind}_3", f"s_p0001_{kind}", f"s_p0002_{kind}"]
+        assert names == [f"{each}{suffix}" for each in beginnings]
+        assert (last, len(problems)) == (MISSING, 2)
+        assert problems[0].startswith("cut.png: there is no result, it is failed: ")
+        assert "not kept any more" in problems[1]
+    assert client.get("/page/download/exe.zip?ids=a").status_code == 422
+
+
+def test_a_zip_is_sent_while_it_is_written():
+    """Of many files one is in memory."""
+    asked = []
+
+    def write(key):
+        asked.append(key)
+        return "labels.png", np.random.default_rng(len(asked)).bytes(100_000)
+
+    pieces = zip_files([str(number) for number in range(20)], write)
+    for number in range(1, 21):
+        assert 100_000 < len(next(pieces)) < 110_000
+        assert len(asked) == number
+    assert len(next(pieces)) < 10_000
+    assert next(pieces, None) is None
 
 
 def predictor_calls(client):

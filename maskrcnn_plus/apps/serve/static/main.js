@@ -5,7 +5,7 @@ import { Panel } from "./panel.js";
 import { Viewer } from "./viewer.js";
 
 const POLL = 400; // milliseconds
-const STORED = "maskrcnn_plus images";
+const STORED = `maskrcnn_plus images ${location.pathname}`; // of this server among those of the host
 
 const element = (id) => document.getElementById(id);
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
@@ -112,6 +112,7 @@ function describeState(image) {
 function showProgress(image) {
   image.chip.querySelector(".state").textContent = image.state === "failed" ? "failed" : describeState(image);
   image.chip.className = `chip ${image.state}`;
+  panel.setImages(images);
   if (image !== current) return;
   const busy = ["sending", "refused", "waiting", "running"].includes(image.state);
   element("progress").hidden = image.state === "done" && Boolean(image.view);
@@ -147,6 +148,7 @@ function drop(image) {
   image.view?.picture.close();
   images.splice(images.indexOf(image), 1);
   image.chip.remove();
+  panel.setImages(images);
   store();
   if (image === current) show(images.at(-1) ?? null);
 }

@@ -1,4 +1,4 @@
-// Beside the image: the sliders, the histogram, the table and the downloads of one image.
+// Beside the image: the sliders, the histogram, the table and the downloads, of one image and of all.
 
 const ROWS = 100; // of the table at once
 const BINS = 24;
@@ -17,6 +17,7 @@ export class Panel {
     this.sorting = { key: "id", down: false };
     this.rows = ROWS;
     this.image = null;
+    this.ids = "";
     element("score").min = this.leastScore;
     element("score").value = this.leastScore;
     element("score").addEventListener("input", () => {
@@ -110,14 +111,34 @@ export class Panel {
     const query = new URLSearchParams();
     if (this.minScore > this.leastScore) query.set("min_score", this.minScore);
     if (this.minArea) query.set("min_area", this.minArea);
+    this.fillLinks("links", (kind) => `page/images/${this.image.id}/download/${kind}?${query}`);
+    query.set("ids", this.ids);
+    this.fillLinks("all-links", (kind) => `page/download/${kind}.zip?${query}`);
+  }
+
+  fillLinks(id, address) {
     const links = this.config.downloads.map((kind) => {
       const link = document.createElement("a");
-      link.href = `page/images/${this.image.id}/download/${kind}?${query}`;
+      link.href = address(kind);
       link.download = "";
       link.textContent = NAMES[kind] ?? kind;
       return link;
     });
-    element("links").replaceChildren(...links);
+    element(id).replaceChildren(...links);
+  }
+
+  // images: all of the page, each with id and state; told whenever one of them changes.
+  setImages(images) {
+    const count = (state) => images.filter((image) => image.state === state).length;
+    const [done, failed] = [count("done"), count("failed")];
+    const parts = [[done, ""], [failed, " failed"], [images.length - done - failed, " not finished"]];
+    element("all").hidden = images.length < 2 || !done;
+    element("all-count").textContent = parts.filter(([many]) => many).map(([many, what]) => many + what).join(", ");
+    const ended = images.filter(({ id, state }) => id && (state === "done" || state === "failed"));
+    const ids = ended.map(({ id }) => id).join(",");
+    if (ids === this.ids) return; // a link that is replaced while it is clicked does nothing
+    this.ids = ids;
+    if (this.image) this.setLinks();
   }
 
   drawHistogram() {
