@@ -28,6 +28,14 @@ def test_unknown_names_are_told_with_the_known(nuclei_zoo, name, hint):
         local_path(f"maskrcnn_plus://{name}")
 
 
+def test_a_name_alone_is_told_what_it_lacks_unless_a_file_has_it(nuclei_zoo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match=r"nuclei does not exist\. Did you mean maskrcnn_plus://nuclei\?"):
+        local_path("nuclei")
+    (tmp_path / "nuclei").touch()
+    assert local_path("nuclei") == "nuclei"
+
+
 def test_names_are_no_paths(nuclei_zoo):
     for name in ("../nuclei", "nuclei.safetensors", "zoo.json", "/etc/passwd"):
         with pytest.raises(WeightsError, match="no such model"):

@@ -31,15 +31,18 @@ def local_path(source: str) -> str:
             their hash is checked.
 
     Raises:
-        WeightsError: the package or torchvision has no such model or weights, or the download failed; it says what
-            to do instead.
+        WeightsError: the package or torchvision has no such model or weights, the download failed, or the source is
+            the bare name of a shipped model; it says what to do instead.
     """
     if source.startswith(zoo.SCHEME):
         return str(zoo.find_model_file(source.removeprefix(zoo.SCHEME)))
     if source.startswith(_TORCHVISION):
         return _torchvision_file(source)
     if not is_elsewhere(source):
-        return os.path.expanduser(source)
+        path = os.path.expanduser(source)
+        if not os.path.exists(path) and source in zoo.read_table():
+            raise WeightsError(f"Weights file {source} does not exist. Did you mean {zoo.SCHEME}{source}?")
+        return path
     try:
         return PathManager.get_local_path(source)
     except (OSError, RuntimeError, ValueError, AssertionError, http.client.HTTPException) as error:

@@ -2,7 +2,7 @@
 
 Cellpose (Stringer et al., Nature Methods 18:100, 2021) trains and predicts at a common diameter too, and estimates it
 by a network of its own; here the detector does it (`maskrcnn_plus.inference.object_diameter`). Of images that are too
-large to look at as a whole, those parts are looked at that have the highest contrast.
+large to look at as a whole, those parts are looked at that have the fullest texture.
 
 Shape shorthand: [h, w, C] an image or a part of one in 0..255.
 """
@@ -22,7 +22,8 @@ from torch import nn
 from maskrcnn_plus.data.diameter import ScaleToDiameter, disc_diameter
 from maskrcnn_plus.data.image_windows import ImageWindows
 from maskrcnn_plus.data.mapper import InstanceMapper, to_tensor
-from maskrcnn_plus.inference.object_diameter import choose_parts, cut_window, estimate_diameter
+from maskrcnn_plus.inference.object_diameter import estimate_diameter
+from maskrcnn_plus.inference.texture import choose_parts, cut_window
 from maskrcnn_plus.masks.measure import rle_areas
 
 WHOLE_PIXELS = 2**24
@@ -31,6 +32,7 @@ WHOLE_PIXELS = 2**24
 PART_SIDE = 2048
 """Pixels of a side of such a part."""
 
+_LARGEST = 128  # diameter that is looked for in parts: from afar, a round piece of tissue looks like one object
 _LEAST_SCORE = 0.5  # of objects whose diameter corrects the estimate
 _FAR = 0.3  # octaves
 _PROPOSALS, _PIXELS_EACH = (32, 256), 256  # of a look: their limits, and pixels for one
@@ -97,7 +99,8 @@ class AutoScale:
         height, width = image.shape[:2]
         if height * width <= WHOLE_PIXELS:
             return self._estimate([image])
-        return self._estimate([cut_window(image, part) for part in choose_parts(image, height, width, PART_SIDE)])
+        parts = choose_parts(image, height, width, PART_SIDE)
+        return self._estimate([cut_window(image, part) for part in parts], _LARGEST)
 
     def find_in_windows(self, windows: ImageWindows, limits: Callable[[], tuple[float, float] | None]) -> float:
         """As `find`, for an image of any size, of which parts are read.
@@ -117,9 +120,8 @@ class AutoScale:
         small = windows.reduced(-(-max(height, width) // PART_SIDE))
         parts = choose_parts(small, height, width, PART_SIDE)
         grey_values = limits()
-        return self._estimate(
-            [self.mapper.prepare(windows.read(*part), windows.name, grey_values, True) for part in parts]
-        )
+        pixels = [self.mapper.prepare(windows.read(*part), windows.name, grey_values, True) for part in parts]
+        return self._estimate(pixels, _LARGEST)
 
     @torch.inference_mode()
     def detect(self, image: np.ndarray) -> Instances:
@@ -128,8 +130,10 @@ class AutoScale:
         example = {"image": to_tensor(image), "height": height, "width": width}
         return _boxes_only(self.model, height * width)([example])[0]["instances"].to("cpu")
 
-    def _estimate(self, parts: Sequence[np.ndarray]) -> float:
-        found = estimate_diameter(parts, self.detect, self.scaling.diameter, self.scaling.limits)
+    def _estimate(self, parts: Sequence[np.ndarray], largest: float = math.inf) -> float:
+        least, most = self.scaling.limits
+        limits = min(max(least, self.scaling.diameter / largest), most), most
+        found = estimate_diameter(parts, self.detect, self.scaling.diameter, limits)
         return EstimatedDiameter(self.scaling.diameter / self.scaling.factor if found is None else found)
 
 

@@ -24,6 +24,8 @@ from maskrcnn_plus.data.images import read_image
 from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.data.pixels import ImageReadError, intensity_range, match_channels, prepare_image
 from maskrcnn_plus.data.windows import ImageWindows, open_windows
+from maskrcnn_plus.inference.auto_scale import PART_SIDE, WHOLE_PIXELS
+from maskrcnn_plus.inference.texture import find_full
 
 AnyImage = str | os.PathLike | np.ndarray | ImageWindows
 """A path, an array [H, W] or [H, W, C] in RGB order, or an image of `open_windows`, which is read as a whole."""
@@ -81,7 +83,11 @@ def find_intensity_range(
         raise ImageReadError(
             f"{windows.name}: some pixel values are NaN or infinite. Replace them before saving the file."
         )
-    return intensity_range(match_channels(windows.name, sample, rule.count), percentiles)
+    pixels = match_channels(windows.name, sample, rule.count)
+    height, width = picked.shape[:2]
+    if windows is image and height * width > WHOLE_PIXELS:  # a slide may have less tissue than the percentiles cut off
+        pixels = pixels[find_full(sample, height, width, PART_SIDE)]
+    return intensity_range(pixels, percentiles)
 
 
 def make_example(

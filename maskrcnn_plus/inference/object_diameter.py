@@ -2,7 +2,7 @@
 
 1. A look is a prediction of boxes at one scale. The first one sees the longer side of the image as 64 pixels, each
    further one twice as large. A look has at most `LOOK_PIXELS` pixels: where the image has more, it sees a window of
-   the look before, there where most was found, or, if nothing was, where contrast is highest.
+   the look before, there where most was found, or, if nothing was, where texture is fullest.
 2. The evidence of a look is the sum of (2 score - 1)^2 of what it finds, less for what is far from the wanted
    diameter (half at 1.2 octaves). Objects of about this size have the highest scores, smaller ones are not seen, and
    clumps that look like objects from afar, or parts that do so from near, have lower ones. So evidence has a maximum at
@@ -29,12 +29,12 @@ import numpy as np
 from detectron2.structures import Instances
 
 from maskrcnn_plus.data.pixels import resize_pixels
+from maskrcnn_plus.inference.texture import Window, cut_window, find_texture
 
 LOOK_PIXELS = 320**2
 """Most pixels of the network's input in one look."""
 
-_PARTS = 4  # of a large image
-_FIRST_SIDE, _CONTRAST_SIDE = 64, 128
+_FIRST_SIDE, _TEXTURE_SIDE = 64, 128
 _LEAST_SCORE, _LEAST_EVIDENCE, _SURE_EVIDENCE = 0.5, 0.1, 2.0
 _SPREAD = 1.0  # octaves: deviation of diameters that the network sees well
 _GAIN, _FALLS = 1.05, 0.6  # of the best evidence: what is better, and where the looks end
@@ -46,9 +46,6 @@ _CLOSE = 0.75  # octaves from the scale of the best look to that of the estimate
 
 Detect = Callable[[np.ndarray], Instances]
 """[h, w, C] -> `pred_boxes` (xyxy, pixels) and `scores` of the objects that the network sees in it."""
-
-Window = tuple[int, int, int, int]
-"""x, y, width, height in pixels of a part."""
 
 
 @dataclass
@@ -250,52 +247,18 @@ def next_windows(
             min(height, max(int(side), int(side**2 / width), 1)),
         )
         found = before.richest(index, size) if before else None
-        chosen.append(found or _most_contrast(part, window, size))
+        chosen.append(found or _most_texture(part, window, size))
     return chosen
 
 
-def choose_parts(small: np.ndarray, height: int, width: int, side: int) -> list[Window]:
-    """The parts of a large image with the highest contrast, as (x, y, width, height), the best first.
-
-    Args:
-        small: the image at any scale, [h, w, C].
-        height, width: of the image, pixels.
-        side: of a part.
-    """
-    rows, columns = -(-height // side), -(-width // side)
-    contrast = cv2.resize(_contrast(small), (columns, rows), interpolation=cv2.INTER_AREA)
-    order = np.argsort(-contrast.ravel(), kind="stable")[:_PARTS]
-    size = min(width, side), min(height, side)
-    return [
-        (min(int(index % columns) * side, width - size[0]), min(int(index // columns) * side, height - size[1]), *size)
-        for index in order
-    ]
-
-
-def _most_contrast(part: np.ndarray, window: Window, size: tuple[int, int]) -> Window:
-    """The window of (width, height) within another in which contrast is highest."""
+def _most_texture(part: np.ndarray, window: Window, size: tuple[int, int]) -> Window:
+    """The window of (width, height) within another in which texture is fullest."""
     x, y, width, height = window
-    contrast = _contrast(cut_window(part, window))
-    factors = contrast.shape[1] / width, contrast.shape[0] / height
+    texture = find_texture(cut_window(part, window), _TEXTURE_SIDE)
+    factors = texture.shape[1] / width, texture.shape[0] / height
     kernel = [max(round(length * factor), 1) for length, factor in zip(size, factors, strict=True)]
-    sums = cv2.boxFilter(contrast, -1, kernel, anchor=(0, 0), borderType=cv2.BORDER_ISOLATED | cv2.BORDER_CONSTANT)
+    sums = cv2.boxFilter(texture, -1, kernel, anchor=(0, 0), borderType=cv2.BORDER_ISOLATED | cv2.BORDER_CONSTANT)
     row, column = np.unravel_index(int(sums.argmax()), sums.shape)
     left = min(int(column / factors[0]), width - size[0])
     top = min(int(row / factors[1]), height - size[1])
     return x + left, y + top, *size
-
-
-def _contrast(image: np.ndarray) -> np.ndarray:
-    """Magnitude of the gradients of an image that is made small, float32 [h, w]."""
-    height, width = image.shape[:2]
-    factor = min(_CONTRAST_SIDE / max(height, width), 1.0)
-    size = max(round(height * factor), 1), max(round(width * factor), 1)
-    grey = resize_pixels(image, size).reshape(*size, -1).mean(axis=2, dtype=np.float32)
-    across, down = np.diff(grey, axis=1, append=grey[:, -1:]), np.diff(grey, axis=0, append=grey[-1:])
-    return np.abs(across) + np.abs(down)
-
-
-def cut_window(image: np.ndarray, window: Window) -> np.ndarray:
-    """A window of an image, contiguous [height, width, C]."""
-    x, y, width, height = window
-    return np.ascontiguousarray(image[y : y + height, x : x + width])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from disc_finder import LEARNED, DiscFinder, draw_discs
 
-from maskrcnn_plus.inference.object_diameter import LOOK_PIXELS, choose_parts, estimate_diameter
+from maskrcnn_plus.inference.object_diameter import LOOK_PIXELS, estimate_diameter
 
 LIMITS = (0.02, 4.0)
 
@@ -88,16 +88,6 @@ def test_clumps_that_look_like_objects_from_afar_are_not_taken_for_them():
 def test_the_same_again():
     image = draw_discs(500, 500, [14] * 60)
     assert estimate(image) == estimate(image)
-
-
-def test_parts_are_those_with_something_in_them():
-    small = np.zeros((64, 128, 1), np.uint8)
-    small[40:, 100:] = np.random.default_rng(0).integers(0, 255, (24, 28, 1))
-    parts = choose_parts(small, 6400, 12800, 2048)
-    x, y, *size = parts[0]
-    assert (x + size[0], y + size[1], size) == (12800, 6400, [2048, 2048])
-    assert all(x + width <= 12800 and y + height <= 6400 for x, y, width, height in parts)
-    assert choose_parts(small, 1000, 9000, 2048)[0][2:] == (2048, 1000)
 
 
 def test_several_parts_are_one_image():

@@ -94,7 +94,11 @@ def sniff(path: Path, name: str | None = None) -> list[str]:
         looked = "".join(f"\n  {name}: {reader.LOOKED_FOR}" for name, reader in FORMATS.items())
         here = sorted(os.listdir(path)) if path.is_dir() else [path.name]
         shown = ", ".join(here[:_SHOWN]) + (f" and {len(here) - _SHOWN} more" if len(here) > _SHOWN else "")
-        raise DataError(f"{path}: no annotations recognised. Looked for:{looked}\nHere lie: {shown or 'no files'}.")
+        raise DataError(
+            f"{path}: no annotations recognised. Looked for:{looked}\nHere lie: {shown or 'no files'}.\n"
+            "Not annotated yet? tools/predict.py --format labelme (cvat, imagej, coco-dataset) writes what a model, "
+            "such as maskrcnn_plus://nuclei, finds, to be corrected."
+        )
     return found
 
 
