@@ -54,7 +54,8 @@ class TiffWindows(ImageWindows):
     def _read(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Put a window together from the segments that it touches."""
         grain_rows, grain_columns = self._grain
-        down, across = (-(-side // grain) for side, grain in zip(self.shape[:2], self._grain, strict=True))
+        sides = self._key.shaped[2:4]  # of the page: a crop has another shape
+        down, across = (-(-side // grain) for side, grain in zip(sides, self._grain, strict=True))
         window = np.zeros((height, width, self._all_channels), dtype=self.dtype)
         with reading(self.name):
             for number in range(len(self._pages)):

@@ -49,6 +49,9 @@ def assert_reads_as(source, whole, page=None):
             x, y = RNG.integers(0, width), RNG.integers(0, height)
             w, h = RNG.integers(1, width - x + 1), RNG.integers(1, height - y + 1)
             np.testing.assert_array_equal(windows.read(x, y, w, h), whole[y : y + h, x : x + w])
+            right, down = w // 3, h // 3
+            inner = windows.crop(x, y, w, h).read(right, down, w - right, h - down)
+            np.testing.assert_array_equal(inner, whole[y + down : y + h, x + right : x + w])
         np.testing.assert_array_equal(windows.read(0, 0, width, height), whole)
         np.testing.assert_array_equal(windows.sample(), whole)
 
