@@ -42,6 +42,22 @@ def tiny_config(kind: str, detections: int = 40, classes: tuple[str, ...] = ("ro
     return cfg
 
 
+def coco_config(name: str) -> DictConfig:
+    """A config of COCO's 80 classes with narrow heads and without a download."""
+    cfg = get_config(f"coco/{name}")
+    model, heads = cfg.model, cfg.model.roi_heads
+    body = model.backbone.get("bottom_up") or model.backbone.net
+    body.weights = ""
+    model.backbone.out_channels = model.proposal_generator.head.in_channels = 16
+    model.proposal_generator.pre_nms_topk = model.proposal_generator.post_nms_topk = (200, 100)
+    for head, side in ((heads.box_head, 7), (heads.mask_head, 14)):
+        head.input_shape = L(ShapeSpec)(channels=16, height=side, width=side)
+    heads.box_head.fc_dims = [32]
+    heads.box_predictor.update(input_shape=L(ShapeSpec)(channels=32), test_score_thresh=0.05)
+    heads.mask_head.conv_dims = [16, 16, 16]
+    return cfg
+
+
 def save_checkpoint(path, cfg: DictConfig) -> str:
     """Weights whose detections are many and clear."""
     torch.manual_seed(0)

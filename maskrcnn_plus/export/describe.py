@@ -12,6 +12,7 @@ from detectron2.structures import ImageList
 
 from maskrcnn_plus.checkpoints.description import package_version
 from maskrcnn_plus.data.augmentation import ScaleImage
+from maskrcnn_plus.data.diameter import ScaleToDiameter
 from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.data.resize import InterpolateShortestEdge
 from maskrcnn_plus.data.resize_mmcv import MMCVResize
@@ -47,7 +48,7 @@ def describe_model(
     Raises:
         UserError: the mapper does something that a description cannot tell, or the number of objects has no limit.
     """
-    model, mapper = predictor.model, predictor.mapper
+    model = predictor.model
     maximum = predictor.max_objects
     if maximum is None or maximum < 1:
         raise UserError(
@@ -59,7 +60,7 @@ def describe_model(
         precision=precision,
         class_names=tuple(predictor.class_names),
         category_ids=None if predictor.category_ids is None else tuple(predictor.category_ids),
-        preprocessing=_preprocessing(model, mapper, inside_graph, by_config=kind == "hybrid"),
+        preprocessing=_preprocessing(predictor, inside_graph, by_config=kind == "hybrid"),
         postprocessing=Postprocessing(
             max_objects=maximum,
             score_threshold=None if predictor.score_threshold is None else float(predictor.score_threshold),
@@ -74,11 +75,12 @@ def describe_model(
     )
 
 
-def _preprocessing(model: Any, mapper: Any, inside_graph: bool, by_config: bool) -> Preprocessing:
+def _preprocessing(predictor: Predictor, inside_graph: bool, by_config: bool) -> Preprocessing:
+    model, mapper = predictor.model, predictor.mapper
     mean, std = ([float(value) for value in values.flatten()] for values in (model.pixel_mean, model.pixel_std))
     common = {
         "channels": len(mean),
-        "resize": _resize(mapper, by_config),
+        "resize": _resize(predictor, by_config),
         "pixel_mean": tuple(mean),
         "pixel_std": tuple(std),
         "pad_to_multiple": max(int(getattr(model.backbone, "size_divisibility", 1)), 1),
@@ -103,8 +105,9 @@ def get_square_size(backbone: Any) -> int:
     return int(getattr(backbone, "padding_constraints", {}).get("square_size", 0)) if pads else 0
 
 
-def _resize(mapper: Any, by_config: bool) -> Resize:
+def _resize(predictor: Predictor, by_config: bool) -> Resize:
     """The only augmentation of a mapper; with `by_config` others are left to the config to tell."""
+    mapper, auto_scale = predictor.mapper, predictor.auto_scale
     if not isinstance(mapper, InstanceMapper | DatasetMapper):
         raise UserError(
             f"dataloader.test.mapper is a {type(mapper).__name__}, whose work an exported model cannot describe: set "
@@ -122,6 +125,13 @@ def _resize(mapper: Any, by_config: bool) -> Resize:
         return Resize(_RULES[kind], short_side=int(lengths.pop()), max_size=int(step.max_size))
     if by_config:
         return Resize("config")
+    if kind is ScaleToDiameter and not others:
+        if auto_scale.diameter is None:
+            raise UserError(
+                "this model finds the diameter of the objects of each image before it looks for them, which one graph "
+                "cannot: make the Predictor with a diameter, as its images have it."
+            )
+        return Resize("scale", float(auto_scale.scale(auto_scale.diameter)), max_size=auto_scale.max_size)
     names = ", ".join(type(each).__name__ for each in steps)
     raise UserError(
         f"dataloader.test.mapper.augmentations ({names}): an exported model knows one resizing to one size, of "

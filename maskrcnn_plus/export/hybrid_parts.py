@@ -5,6 +5,7 @@ Shape shorthand: N images, L levels, R RoIs of all images, C channels, K classes
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -112,6 +113,8 @@ def convert(candidate: Candidate, examples: Sequence[Sequence[Tensor]]) -> Any:
     except Exception as error:  # whatever tracer and converter make of a network
         lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")] or [type(error).__name__]
         reason = next((line for line in lines if line.startswith("No conversion rule")), lines[0])
+        if "Exception:" in lines[:-1]:  # of the network itself, in the words of OpenVINO's tracer
+            reason = lines[lines.index("Exception:") + 1]
         raise UserError(f"{name} cannot be exported to OpenVINO: {reason[:300]}") from error
     for index, output in enumerate(graph.outputs):
         output.get_tensor().set_names({f"output_{index}"})
@@ -120,9 +123,13 @@ def convert(candidate: Candidate, examples: Sequence[Sequence[Tensor]]) -> Any:
         difference = _largest_difference(candidate, run, example)
         if not difference <= _TOLERANCE:
             sizes = ", ".join(str(list(each.shape)) for each in example)
+            traced = ", ".join(str(list(each.shape)) for each in examples[0])
+            why = f"relative difference {difference:.1e}"
+            if math.isinf(difference):
+                why = f"its trace holds for {traced} alone"
             raise UserError(
                 f"{name} cannot be exported to OpenVINO: for an input of {sizes} the graph gives something else than "
-                f"PyTorch (relative difference {difference:.1e})."
+                f"PyTorch ({why})."
             )
     return graph
 

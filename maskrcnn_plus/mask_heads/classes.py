@@ -43,4 +43,5 @@ def select_class(values: Tensor, rows: Tensor) -> Tensor:
     """
     if values.shape[1] == 1:
         return values[:, 0]
-    return values[torch.arange(len(values), device=values.device), rows]
+    # Not len(values), which a trace keeps.
+    return values[torch.arange(values.shape[0], device=values.device), rows]

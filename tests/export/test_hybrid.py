@@ -5,8 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
+import same_objects
 import torch
-from hybrid_models import IN_PART, KINDS, save_checkpoint, tiny_config
+from hybrid_models import IN_PART, KINDS, coco_config, save_checkpoint, tiny_config
 
 from maskrcnn_plus.apps.predict_files.fingerprint import predictor_fingerprint
 from maskrcnn_plus.checkpoints.description import described_config, read_description
@@ -172,6 +173,45 @@ def test_what_an_exported_model_cannot_do_is_said(exported):
         Predictor(folder, precision="int4")
 
 
+def swin_config():
+    cfg = coco_config("mask_rcnn_swin_t_fpn")
+    cfg.model.backbone.bottom_up.options = {"depths": [1, 1, 2, 1], "embed_dim": 16, "num_heads": [1, 2, 2, 2]}
+    return cfg
+
+
+def convnext_config():
+    cfg = coco_config("mask_rcnn_convnext_t_fpn")
+    cfg.model.backbone.bottom_up.options = {"depths": [1, 1, 2, 1], "dims": [16, 16, 32, 32]}
+    return cfg
+
+
+@pytest.mark.parametrize("make_config", [swin_config, convnext_config])
+def test_transformers_and_their_like_with_80_classes(make_config, tmp_path):
+    cfg = make_config()
+    cfg.dataloader.test.mapper.augmentations[0].update(short_edge_length=64, max_size=200)
+    weights = save_checkpoint(tmp_path / "model.pth", cfg)
+    assert not export(weights, tmp_path / "exported").staying
+    original, exported = Predictor(weights, score_threshold=0.0), Predictor(tmp_path / "exported", score_threshold=0.0)
+    found, expected = ([model.predict(image) for image in images()] for model in (exported, original))
+    same_objects.assert_same(found, expected)
+    assert len({k for each in expected for k in each.pred_classes.tolist()}) > 10
+
+
+def test_a_plain_vit_is_refused_by_name(tmp_path):
+    cfg = coco_config("mask_rcnn_vitb_simple_pyramid")
+    cfg.model.backbone.square_pad = 0
+    net = {"name": "vit_tiny_patch16_224", "window_size": 3, "global_blocks": [1]}
+    cfg.model.backbone.net.update(**net, options={"depth": 2, "embed_dim": 32, "num_heads": 2})
+    cfg.model.proposal_generator.head.conv_dims = [-1]
+    cfg.model.roi_heads.box_head.conv_dims = [16]
+    cfg.model.pixel_mean = cfg.model.pixel_std = [100.0] * 3
+    weights = save_checkpoint(tmp_path / "model.pth", cfg)
+    with pytest.raises(
+        UserError, match=r"backbone \(SimpleFeaturePyramid\) cannot be .*its trace holds for \[1, 3, 64, 96\] alone"
+    ):
+        export(weights, tmp_path / "exported")
+
+
 class Odd(torch.nn.Module):
     """Its trace does not hold for images of other sizes."""
 
@@ -187,3 +227,5 @@ def test_a_network_whose_trace_does_not_hold_is_refused_by_name():
         UserError, match=r"backbone \(Odd\) cannot be exported to OpenVINO: for an input of \[1, 3, 8, 9\]"
     ):
         convert(candidate, [[torch.ones(1, 3, 8, side)] for side in (8, 9)])
+    with pytest.raises(UserError, match=r"backbone \(Odd\) cannot be exported to OpenVINO: .*Dimension out of range"):
+        convert(candidate, [[torch.ones(3)]])
