@@ -24,7 +24,7 @@ def measure(found, expected):
 
 
 def assert_same(found, expected, masks=0.999):
-    """Lists of predictions are the same: boxes to 0.01 px, scores to 1e-4, and a share of the masks to an IoU of 0.99."""
+    """Lists of predictions agree: boxes to 0.01 px, scores to 1e-4, and of the masks a share to an IoU of 0.99."""
     assert [len(each) for each in found] == [len(each) for each in expected]
     measured = [measure(*pair) for pair in zip(found, expected, strict=True) if len(pair[1])]
     boxes, scores, ious = np.concatenate(measured).T

@@ -201,7 +201,7 @@ class WholeGraph(nn.Module):
 
 def pool(pooler: nn.Module, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
     """RoI features [K, channels, P, Q] of boxes [K, 4] of one image."""
-    rois = torch.cat([torch.zeros_like(boxes[:, :1]), boxes], dim=1)
+    rois = torch.cat([boxes[:, :1] * 0, boxes], dim=1)  # a trace may keep the number of `zeros_like`
     options = pooler.output_size, max(pooler.sampling_ratio, 0), pooler.aligned
 
     def align(level: int, rois: Tensor) -> Tensor:
@@ -225,10 +225,8 @@ def assign_levels(boxes: Tensor, pooler: PyramidROIAlign) -> Tensor:
     runtimes round differently."""
     sides = boxes[:, 2:] - boxes[:, :2]
     ratio = (sides[:, 0] * sides[:, 1]).sqrt() / pooler.canonical_box_size + 1e-8
-    levels = torch.zeros_like(ratio, dtype=torch.int64)
-    for level in range(pooler.min_level + 1, pooler.max_level + 1):
-        levels = levels + (ratio >= 2.0 ** (level - pooler.canonical_level)).to(torch.int64)
-    return levels
+    levels = range(pooler.min_level + 1, pooler.max_level + 1)
+    return sum((ratio >= 2.0 ** (level - pooler.canonical_level)).to(torch.int64) for level in levels)
 
 
 class _NonMaxSuppression(torch.autograd.Function):
