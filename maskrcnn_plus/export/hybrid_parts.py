@@ -18,6 +18,7 @@ from detectron2.modeling.roi_heads import BaseMaskRCNNHead
 from torch import Tensor, nn
 
 from maskrcnn_plus.errors import UserError
+from maskrcnn_plus.export.parts import refuse_plain_vits
 from maskrcnn_plus.inference.exported_parts import ExportedPart
 from maskrcnn_plus.inference.openvino_graph import Graph, import_openvino
 from maskrcnn_plus.mask_heads import MaskScoringHead
@@ -58,7 +59,11 @@ def find_parts(model: nn.Module) -> tuple[list[Candidate], list[str]]:
 
     Returns:
         The candidates, the body first, and a sentence on each part with weights that stays in PyTorch.
+
+    Raises:
+        UserError: naming a backbone that cannot be exported.
     """
+    refuse_plain_vits(model)
     found, staying = [_body(model)], []
     if not found[0].part.head:
         staying.append(f"{type(model.proposal_generator).__name__} stays in PyTorch")

@@ -12,6 +12,7 @@ from detectron2.modeling.roi_heads import CascadeROIHeads, MaskRCNNConvUpsampleH
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from torch import Tensor, nn
 
+from maskrcnn_plus.backbones import PlainViT
 from maskrcnn_plus.errors import UserError
 from maskrcnn_plus.mask_heads import BoundaryMaskHead, MaskScoringHead
 from maskrcnn_plus.mask_rcnn import MaskRCNNPlus
@@ -47,6 +48,7 @@ def get_parts(model: nn.Module) -> ModelParts:
     Raises:
         UserError: a part that cannot be exported; the message has its config key and its class.
     """
+    refuse_plain_vits(model)
     _check("model", model, (GeneralizedRCNN, MaskRCNNPlus))
     _check("model.proposal_generator", model.proposal_generator, (RPN, BatchedRPN, IoUAwareRPN, CascadeRPN))
     _check(
@@ -78,6 +80,20 @@ def get_parts(model: nn.Module) -> ModelParts:
         heads.mask_head if heads.mask_on else None,
         mask_logits,
     )
+
+
+def refuse_plain_vits(model: nn.Module) -> None:
+    """A trace keeps the windows and position embeddings of one image size, and runs on others unchecked.
+
+    Raises:
+        UserError: there is a plain ViT in the model.
+    """
+    name = next((name for name, each in model.named_modules() if isinstance(each, PlainViT)), None)
+    if name is not None:
+        raise UserError(
+            f"model.{name} (PlainViT) cannot be exported: its windows and position embeddings follow the size of the "
+            "image, which a graph cannot."
+        )
 
 
 def _get_mask_logits(key: str, head: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -19,6 +19,7 @@ openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed: pi
 
 from maskrcnn_plus.export.hybrid import HybridModel  # noqa: E402
 from maskrcnn_plus.export.hybrid_parts import Candidate, _BodyNetwork, convert  # noqa: E402
+from maskrcnn_plus.export.whole import export_whole  # noqa: E402
 from maskrcnn_plus.inference.exported_parts import ExportedPart  # noqa: E402
 
 SIZES = ((64, 96), (101, 67))
@@ -205,11 +206,11 @@ def test_a_plain_vit_is_refused_by_name(tmp_path):
     cfg.model.proposal_generator.head.conv_dims = [-1]
     cfg.model.roi_heads.box_head.conv_dims = [16]
     cfg.model.pixel_mean = cfg.model.pixel_std = [100.0] * 3
-    weights = save_checkpoint(tmp_path / "model.pth", cfg)
-    with pytest.raises(
-        UserError, match=r"backbone \(SimpleFeaturePyramid\) cannot be .*its trace holds for \[1, 3, 64, 96\] alone"
-    ):
-        export(weights, tmp_path / "exported")
+    predictor = Predictor(cfg, "random", device="cpu", optimize=False)
+    with pytest.raises(UserError, match=r"model\.backbone\.net \(PlainViT\) cannot be exported"):
+        HybridModel(predictor, {})
+    with pytest.raises(UserError, match=r"model\.backbone\.net \(PlainViT\) cannot be exported"):
+        export_whole(predictor, tmp_path)
 
 
 class Odd(torch.nn.Module):
