@@ -228,5 +228,7 @@ def test_a_network_whose_trace_does_not_hold_is_refused_by_name():
         UserError, match=r"backbone \(Odd\) cannot be exported to OpenVINO: for an input of \[1, 3, 8, 9\]"
     ):
         convert(candidate, [[torch.ones(1, 3, 8, side)] for side in (8, 9)])
-    with pytest.raises(UserError, match=r"backbone \(Odd\) cannot be exported to OpenVINO: .*Dimension out of range"):
-        convert(candidate, [[torch.ones(3)]])
+    odd = torch.nn.Conv2d(4, 4, 1)
+    candidate = Candidate(part, odd, _BodyNetwork(odd, ("p2",), None, ()), odd)
+    with pytest.raises(UserError, match=r"backbone \(Conv2d\) cannot be exported to OpenVINO: .*to have 4 channels"):
+        convert(candidate, [[torch.ones(1, 3, 8, 8)]])
