@@ -42,6 +42,10 @@ IMAGE_SUFFIXES = (
     *(".dcm", ".dicom"),
 )
 
+MICROSCOPE_SUFFIXES = (".czi", ".ims", ".lif", ".mrxs", ".nd2", ".oib", ".oif", ".vsi", ".zvi")
+MICROSCOPE_REMEDY = "Save it as OME-TIFF, with the microscope's program, QuPath, or Fiji (Plugins > Bio-Formats)."
+"""For files of microscopes' and slide scanners' own formats, which are not read."""
+
 _POINTER = b"version https://git-lfs"
 _POINTER_BYTES = 1024
 
@@ -176,6 +180,11 @@ def reading(path: str) -> Iterator[str]:
     except ImageReadError:
         raise
     except FileNotFoundError as error:
+        if "://" in os.fspath(path):
+            raise ImageReadError(
+                f"{path}: nothing is read at this address. predict_cluster reads object stores (s3://, gs://, ...); "
+                "copy other files to this machine."
+            ) from error
         target = os.readlink(path) if os.path.islink(path) else None
         raise ImageReadError(
             f"{path}: there is no such file. Check the path and the data set's root folder."
@@ -194,6 +203,10 @@ def reading(path: str) -> Iterator[str]:
             "parts, or in smaller pieces."
         ) from error
     except Exception as error:  # decoders raise all sorts of things on damaged files
+        if os.path.splitext(path)[1].lower() in MICROSCOPE_SUFFIXES:
+            raise ImageReadError(
+                f"{path}: a microscope's or slide scanner's own format, which is not read. {MICROSCOPE_REMEDY}"
+            ) from error
         raise ImageReadError(
             f"{path}: cannot be read ({type(error).__name__}: {error}). The file is damaged, truncated or not an "
             f"image of the formats {', '.join(FORMATS)}: open it in an image viewer and save it again as PNG or TIFF, "

@@ -50,6 +50,13 @@ def test_an_entry_without_files_is_refused(touch, entry):
         list_inputs(["a.png", entry])
 
 
+def test_microscopes_own_files_are_left_out_with_the_remedy(touch, caplog):
+    touch("in/a.png", "in/b.nd2", "in/notes.txt")
+    assert [file.path for file in list_inputs(["in"])] == [os.path.join("in", "a.png")]
+    assert "left out, as their names are not of images or videos: .nd2 (1), .txt (1)" in caplog.messages[0]
+    assert "Save it as OME-TIFF" in caplog.messages[0]
+
+
 def test_sub_folders_are_kept(touch):
     touch("in/b/x.png", "in/a/b/x.png", "in/x.png")
     assert names_of("in", recursive=True) == ["a/b/x", "b/x", "x"]

@@ -189,6 +189,12 @@ def test_files_that_cannot_be_opened(tmp_path, monkeypatch):
     with pytest.raises(ImageReadError, match=r"pointer\.png: .*git lfs pull"):
         read_image_size(str(tmp_path / "pointer.png"))
 
+    with pytest.raises(ImageReadError, match=r"s3://bucket/a\.png: .*predict_cluster reads object stores"):
+        read_image("s3://bucket/a.png")
+    (tmp_path / "plate.CZI").write_bytes(b"ZISRAWFILE" + bytes(100))
+    with pytest.raises(ImageReadError, match=r"plate\.CZI: .*Save it as OME-TIFF"):
+        read_image(str(tmp_path / "plate.CZI"))
+
     def refuse(*args):
         raise PermissionError("denied")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from maskrcnn_plus.data.frames import VIDEO_SUFFIXES
-from maskrcnn_plus.data.images import IMAGE_SUFFIXES
+from maskrcnn_plus.data.images import IMAGE_SUFFIXES, MICROSCOPE_REMEDY, MICROSCOPE_SUFFIXES
 from maskrcnn_plus.data.slide_files import SLIDE_SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,8 @@ def find_files(
         left_out = Counter(os.path.splitext(path)[1] or "without suffix" for path in set(found_paths) - set(paths))
         if left_out:
             kinds = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(left_out.items()))
-            logger.warning("input %s: left out, as their names are not of images or videos: %s", entry, kinds)
+            remedy = f". {MICROSCOPE_REMEDY}" if set(left_out) & set(MICROSCOPE_SUFFIXES) else ""
+            logger.warning("input %s: left out, as their names are not of images or videos: %s%s", entry, kinds, remedy)
         problem = f"no image or video ({' '.join(FOLDER_SUFFIXES)}) in the folder"
         problem += "" if recursive else "; --recursive looks into its sub-folders"
     elif "://" in entry or os.path.exists(entry):
