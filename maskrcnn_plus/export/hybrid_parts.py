@@ -63,7 +63,7 @@ def find_parts(model: nn.Module) -> tuple[list[Candidate], list[str]]:
     Raises:
         UserError: naming a backbone that cannot be exported.
     """
-    refuse_plain_vits(model)
+    refuse_plain_vits(model.backbone)
     found, staying = [_body(model)], []
     if not found[0].part.head:
         staying.append(f"{type(model.proposal_generator).__name__} stays in PyTorch")

@@ -48,7 +48,6 @@ def get_parts(model: nn.Module) -> ModelParts:
     Raises:
         UserError: a part that cannot be exported; the message has its config key and its class.
     """
-    refuse_plain_vits(model)
     _check("model", model, (GeneralizedRCNN, MaskRCNNPlus))
     _check("model.proposal_generator", model.proposal_generator, (RPN, BatchedRPN, IoUAwareRPN, CascadeRPN))
     _check(
@@ -56,6 +55,7 @@ def get_parts(model: nn.Module) -> ModelParts:
     )
     heads = model.roi_heads
     _check("model.roi_heads", heads, (StandardROIHeads, DenseROIHeads, *_CASCADES))
+    refuse_plain_vits(model.backbone)
     if heads.keypoint_on:
         raise _refusal("model.roi_heads.keypoint_head", heads.keypoint_head, ())
     cascade = type(heads) in _CASCADES
@@ -82,13 +82,13 @@ def get_parts(model: nn.Module) -> ModelParts:
     )
 
 
-def refuse_plain_vits(model: nn.Module) -> None:
+def refuse_plain_vits(backbone: nn.Module) -> None:
     """A trace keeps the windows and position embeddings of one image size, and runs on others unchecked.
 
     Raises:
-        UserError: there is a plain ViT in the model.
+        UserError: there is a plain ViT in `model.backbone`.
     """
-    name = next((name for name, each in model.named_modules() if isinstance(each, PlainViT)), None)
+    name = next((name for name, each in backbone.named_modules(prefix="backbone") if isinstance(each, PlainViT)), None)
     if name is not None:
         raise UserError(
             f"model.{name} (PlainViT) cannot be exported: its windows and position embeddings follow the size of the "
