@@ -90,6 +90,14 @@ def test_a_folder_stands_for_its_configs_and_the_command_for_its_plan(tool, tmp_
     assert make(again.base, again.variants, again.seeds, again.minutes, again.output, again.opts) == plan
 
 
+def test_networks_take_the_channels_that_are_picked(tool, tmp_path):
+    overrides = ["dataset.root=nowhere", "dataset.channels=[0,1,2,3,4]"]
+    plan = tool["plan"].make_plan("nuclei/mask_rcnn_lite0_fpn", [], [0], 2.0, tmp_path / "out", overrides)
+    cfg = plan.config(plan.base)
+    assert cfg.model.backbone.bottom_up.in_chans == len(cfg.model.pixel_mean) == 5
+    assert cfg.dataloader.test.mapper.channels == 5
+
+
 def test_overrides_of_a_run_reach_the_config(tool, plan, tmp_path):
     folder = tmp_path / "it's 1=2, a folder" / "seed_1"
     cfg = plan.config("b")

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.config import find_config, get_config, list_configs
 from maskrcnn_plus.evaluation import MatchingEvaluator
+from maskrcnn_plus.input_channels import follow_dataset_channels
 from maskrcnn_plus.overrides import apply_overrides
 
 FIXED = ("train.max_iter", "train.seed", "train.output_dir", "train.eval_period")
@@ -46,8 +47,10 @@ class Plan:
         return next(iter(self.variants))
 
     def config(self, name: str) -> DictConfig:
-        """The config of a variant with the overrides, a fresh copy."""
-        return apply_overrides(get_config(self.variants[name]), self.overrides)
+        """The config of a variant with the overrides, a fresh copy; its network takes the channels that are picked."""
+        cfg = apply_overrides(get_config(self.variants[name]), self.overrides)
+        follow_dataset_channels(cfg)
+        return cfg
 
     def folder(self, name: str, seed: int) -> Path:
         """Where the run of a variant with a seed is."""
