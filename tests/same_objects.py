@@ -3,6 +3,8 @@
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from maskrcnn_plus.masks.measure import rle_areas
+
 
 def measure(found, expected):
     """How far each expected object is from its nearest of the same class.
@@ -20,7 +22,7 @@ def measure(found, expected):
     masks = list(expected.pred_masks_rle)
     ious = coco_mask.iou(masks, list(found.pred_masks_rle), [0] * len(found))[np.arange(len(masks)), nearest]
     scores = np.abs(np.asarray(expected.scores) - np.asarray(found.scores)[nearest])
-    return np.stack([distance.min(1), scores, np.maximum(ious, coco_mask.area(masks) == 0)], axis=1)
+    return np.stack([distance.min(1), scores, np.maximum(ious, rle_areas(masks) == 0)], axis=1)
 
 
 def assert_same(found, expected, masks=0.999):

@@ -43,8 +43,9 @@ IMAGE_SUFFIXES = (
 )
 
 MICROSCOPE_SUFFIXES = (".czi", ".ims", ".lif", ".mrxs", ".nd2", ".oib", ".oif", ".vsi", ".zvi")
+"""Of microscopes' and slide scanners' own formats, which are not read."""
+
 MICROSCOPE_REMEDY = "Save it as OME-TIFF, with the microscope's program, QuPath, or Fiji (Plugins > Bio-Formats)."
-"""For files of microscopes' and slide scanners' own formats, which are not read."""
 
 _POINTER = b"version https://git-lfs"
 _POINTER_BYTES = 1024

@@ -32,10 +32,8 @@ from maskrcnn_plus.runtime.graphs import OUTPUTS, Graph, load_graph
 OPSET = 18
 PRECISIONS = {"onnx": ("fp32",), "openvino": ("fp32", "fp16")}
 _PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
-_TRACED, _CHECKED = (
-    (96, 160),
-    ((160, 96), (130, 230), (24, 20)),
-)  # height and width of images of noise, one of few objects
+# Height and width of images of noise; the last has few objects.
+_TRACED, _CHECKED = (96, 160), ((160, 96), (130, 230), (24, 20))
 
 
 def export_whole(predictor: Predictor, folder: str | os.PathLike, to: str = "onnx", precision: str = "fp32") -> Path:

@@ -51,9 +51,9 @@ def test_an_entry_without_files_is_refused(touch, entry):
 
 
 def test_microscopes_own_files_are_left_out_with_the_remedy(touch, caplog):
-    touch("in/a.png", "in/b.nd2", "in/notes.txt")
+    touch("in/a.png", "in/b.ND2", "in/notes.txt")
     assert [file.path for file in list_inputs(["in"])] == [os.path.join("in", "a.png")]
-    assert "left out, as their names are not of images or videos: .nd2 (1), .txt (1)" in caplog.messages[0]
+    assert "left out, as their names are not of images or videos: .ND2 (1), .txt (1)" in caplog.messages[0]
     assert "Save it as OME-TIFF" in caplog.messages[0]
 
 

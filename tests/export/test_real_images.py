@@ -31,8 +31,8 @@ def export_all(weights, place, **options):
     return Predictor(weights, device="cpu", **options), {**models, "hybrid": Predictor(place / "hybrid", **options)}
 
 
-def check(original, exported, images, least):
-    """All find the same, at least `least` objects."""
+def assert_all_find_the_same(original, exported, images, least):
+    """At least `least` objects."""
     expected = [original.predict(image) for image in images]
     assert sum(map(len, expected)) >= least
     for model in exported.values():
@@ -49,11 +49,11 @@ def coco_model(place):
 @pytest.mark.skipif(not (DATA / "coco_tiny").is_dir(), reason="the photographs of coco_tiny are not there")
 def test_photographs_of_80_classes(tmp_path):
     images = sorted(map(str, (DATA / "coco_tiny/images").iterdir()))[:3]
-    check(*export_all(coco_model(tmp_path), tmp_path), images, least=50)
+    assert_all_find_the_same(*export_all(coco_model(tmp_path), tmp_path), images, least=50)
 
 
 @pytest.mark.skipif(not (DATA / "nuclei_fluo").is_dir(), reason="the micrographs of nuclei_fluo are not there")
 def test_nuclei_by_the_shipped_model_at_a_diameter(tmp_path):
     names = json.loads((DATA / "nuclei_fluo/splits.json").read_text())["val"][:2]
     images = [str(DATA / f"nuclei_fluo/images/{name}.png") for name in names]
-    check(*export_all("maskrcnn_plus://nuclei", tmp_path, diameter=DIAMETER), images, least=20)
+    assert_all_find_the_same(*export_all("maskrcnn_plus://nuclei", tmp_path, diameter=DIAMETER), images, least=20)

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from pycocotools import mask as coco_mask
+from same_objects import measure
 from small_models import build_predictor, scoring_config, small_config, torchvision_config
 from torch import nn
 
@@ -59,16 +59,8 @@ def assert_same_objects(found, expected):
     assert abs(len(found) - len(expected)) <= len(expected) / 20
     if not len(expected):
         return
-    boxes, others = found.pred_boxes.tensor, expected.pred_boxes.tensor.numpy()
-    distance = np.abs(others[:, None] - boxes[None]).max(2)  # [N, M]
-    distance += 1e3 * (expected.pred_classes.numpy()[:, None] != found.pred_classes[None])
-    nearest = distance.argmin(1)
-    same = distance.min(1) < 0.01
-    same &= np.abs(expected.scores.numpy() - found.scores[nearest]) < 1e-4
-    ious = coco_mask.iou(list(expected.pred_masks_rle), list(found.pred_masks_rle), [0] * len(found))
-    overlap = ious[np.arange(len(nearest)), nearest]
-    empty = [not coco_mask.area(rle) for rle in expected.pred_masks_rle]
-    assert (same & ((overlap >= 0.99) | empty)).mean() >= 0.95
+    boxes, scores, ious = measure(found, expected).T
+    assert ((boxes < 0.01) & (scores < 1e-4) & (ious >= 0.99)).mean() >= 0.95
 
 
 def assert_exported(folder, predictor, images):

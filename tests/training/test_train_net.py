@@ -94,7 +94,7 @@ def test_run_leaves_checkpoint_metrics_events_and_best_weights(uninterrupted):
 def test_killed_runs_end_with_the_losses_of_an_uninterrupted_one(uninterrupted, tmp_path):
     seed = random.randrange(10**6)
     rng = random.Random(seed)
-    moments = sorted(rng.sample(range(1, ITERATIONS - 1), 2))
+    moments = sorted(rng.sample(range(1, ITERATIONS - 1), 3))
     for moment in moments:
         process = _start(tmp_path, "--resume", new_session=True)
         _wait_for(process, tmp_path, moment)

@@ -88,7 +88,8 @@ def find_files(
         left_out = Counter(os.path.splitext(path)[1] or "without suffix" for path in set(found_paths) - set(paths))
         if left_out:
             kinds = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(left_out.items()))
-            remedy = f". {MICROSCOPE_REMEDY}" if set(left_out) & set(MICROSCOPE_SUFFIXES) else ""
+            foreign = any(suffix.lower() in MICROSCOPE_SUFFIXES for suffix in left_out)
+            remedy = f". {MICROSCOPE_REMEDY}" if foreign else ""
             logger.warning("input %s: left out, as their names are not of images or videos: %s%s", entry, kinds, remedy)
         problem = f"no image or video ({' '.join(FOLDER_SUFFIXES)}) in the folder"
         problem += "" if recursive else "; --recursive looks into its sub-folders"
