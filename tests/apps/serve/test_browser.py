@@ -185,6 +185,17 @@ def test_all_images_are_downloaded_as_one_zip(visit, predictor):
             assert archive.read("missing.txt").startswith(b"cut.png: ")
 
 
+def test_a_file_that_is_given_before_the_server_has_answered_is_not_lost(visit, predictor):
+    with listening(predictor) as (url, _):
+        page, held = visit(url), []
+        page.route("**/page/config", lambda route: held.append(route))
+        page.reload()
+        drop(page, ("a.png", png(rectangles())))
+        held[0].continue_()
+        page.wait_for_selector("#rows tr")
+        assert page.inner_text("#count") == "3 objects"
+
+
 def test_a_broken_file_is_told_and_the_others_go_on(visit, predictor):
     with listening(predictor) as (url, _):
         page = visit(url, expected=["400"])

@@ -10,6 +10,30 @@ const STORED = `maskrcnn_plus images ${location.pathname}`; // of this server am
 const element = (id) => document.getElementById(id);
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
+// Files may be given before the server has answered.
+let begin;
+const ready = new Promise((resolve) => { begin = resolve; });
+function take(files) {
+  const kept = [...files];
+  ready.then(() => sendAll(kept));
+}
+element("files").addEventListener("change", (event) => {
+  take(event.target.files);
+  event.target.value = "";
+});
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  document.body.classList.add("dropping");
+});
+document.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) document.body.classList.remove("dropping");
+});
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("dropping");
+  take(event.dataTransfer.files);
+});
+
 const config = await getJson("page/config");
 const images = []; // id, name, state, tiles, error, note, chip, view
 let current = null;
@@ -222,10 +246,6 @@ async function sendAll(files) {
   }
 }
 
-element("files").addEventListener("change", (event) => {
-  sendAll(event.target.files);
-  event.target.value = "";
-});
 element("cancel").addEventListener("click", () => drop(current));
 element("fit").addEventListener("click", () => viewer.fit());
 element("larger").addEventListener("click", () => viewer.zoom(1.5));
@@ -234,18 +254,6 @@ element("masks").addEventListener("click", (event) => {
   viewer.showMasks = !viewer.showMasks;
   event.currentTarget.setAttribute("aria-pressed", String(viewer.showMasks));
   viewer.redraw();
-});
-document.addEventListener("dragover", (event) => {
-  event.preventDefault();
-  document.body.classList.add("dropping");
-});
-document.addEventListener("dragleave", (event) => {
-  if (!event.relatedTarget) document.body.classList.remove("dropping");
-});
-document.addEventListener("drop", (event) => {
-  event.preventDefault();
-  document.body.classList.remove("dropping");
-  sendAll(event.dataTransfer.files);
 });
 for (const stain of config.examples) {
   const button = document.createElement("button");
@@ -263,3 +271,4 @@ for (const { id, name } of JSON.parse(sessionStorage.getItem(STORED) ?? "[]")) {
   addChip(image);
   follow(image);
 }
+begin();
