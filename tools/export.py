@@ -51,6 +51,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--max-drop", type=float, help="of AP, of 1, that is allowed (default: 0.005 for int8, else 0.0005)"
     )
+    parser.add_argument(
+        "--diameter",
+        type=float,
+        metavar="PIXELS",
+        help="median diameter of the objects, for one graph of a model that brings them to one size",
+    )
     parser.add_argument("--config-file", help="a LazyConfig file or name (default: what the weights say)")
     return parser.parse_args(argv)
 
@@ -72,6 +78,7 @@ def export(args: argparse.Namespace) -> int:
         calibrate=args.calibrate,
         gate=args.gate,
         max_drop=args.max_drop,
+        diameter=args.diameter,
     )
     if result.comparison is not None:
         print(changes_table(result.comparison))

@@ -129,7 +129,7 @@ def _resize(predictor: Predictor, by_config: bool) -> Resize:
         if auto_scale.diameter is None:
             raise UserError(
                 "this model finds the diameter of the objects of each image before it looks for them, which one graph "
-                "cannot: make the Predictor with a diameter, as its images have it."
+                "cannot: give it the diameter that your images have, --diameter PIXELS (Predictor(diameter=...))."
             )
         return Resize("scale", float(auto_scale.scale(auto_scale.diameter)), max_size=auto_scale.max_size)
     names = ", ".join(type(each).__name__ for each in steps)

@@ -80,6 +80,7 @@ def export_model(
     calibrate: str | os.PathLike | None = None,
     gate: str | os.PathLike | None = None,
     max_drop: float | None = None,
+    diameter: float | None = None,
     progress: Callable[[str], None] = print,
 ) -> ExportResult:
     """Export a model, as graphs with this package's operators between them or as one graph.
@@ -99,6 +100,8 @@ def export_model(
             config.
         gate: annotated images of any format, of which the split "val" is taken; None takes those of the config.
         max_drop: of AP, of 1; None takes that of `MAX_DROP`.
+        diameter: median diameter of the objects of all images, pixels, for one graph of a model that brings objects to
+            one diameter: it cannot estimate it.
         progress: takes sentences.
 
     Raises:
@@ -111,6 +114,10 @@ def export_model(
         raise UserError(f"there is no format {to!r}, only {', '.join(FORMATS)}")
     if precision == "int8" and to != "hybrid":
         raise UserError("int8 is for OpenVINO graphs that Predictor runs: --to openvino without --whole")
+    if diameter is not None and to == "hybrid":
+        raise UserError(
+            "--diameter is for one graph (--to onnx, or --whole): a folder for Predictor takes it when it predicts"
+        )
     max_drop = MAX_DROP[precision] if max_drop is None else max_drop
     if not max_drop >= 0:
         raise UserError(f"max_drop is {max_drop}, it must be 0 or more")
@@ -120,9 +127,9 @@ def export_model(
     images, source = _calibration_images(cfg, calibrate) if precision == "int8" else ([], "")
     data, why = _gate_data(cfg, gate)
     progress(f"The gate: {why}" if data is None else f"The gate: {len(data.records)} images of {why}")
-    predictor = Predictor(cfg, weights, device="cpu", optimize=False)
+    predictor = Predictor(cfg, weights, device="cpu", optimize=False, diameter=diameter)
     size = sum(tensor.numel() * tensor.element_size() for tensor in predictor.model.state_dict().values())
-    original = Predictor(cfg, weights, device="cpu", score_threshold=0.0)
+    original = Predictor(cfg, weights, device="cpu", score_threshold=0.0, diameter=diameter)
     judge = Judge(original, data, max_drop, get_score_threshold(cfg))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export_", dir=folder.parent) as place:

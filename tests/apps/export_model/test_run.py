@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.config import LazyCall as L
 from hybrid_models import save_checkpoint, tiny_config
 from PIL import Image
+from same_objects import assert_same
 
+from maskrcnn_plus.data.diameter import ScaleToDiameter
 from maskrcnn_plus.errors import UserError
 from maskrcnn_plus.inference import int8
 from maskrcnn_plus.inference.predictor import Predictor
@@ -18,6 +21,7 @@ openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed: pi
 
 from maskrcnn_plus.apps.export_model import run  # noqa: E402
 from maskrcnn_plus.export.hybrid import HybridModel  # noqa: E402
+from maskrcnn_plus.runtime import ExportedModel  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +171,27 @@ def test_outputs_and_arguments_that_cannot_be(trained, tmp_path, tool, capsys):
         assert message in error
     assert tool.main(["--weights", str(data), "--output", str(tmp_path / "o")]) == 1
     assert "is a folder; --weights is the checkpoint" in capsys.readouterr().err
+
+
+def test_one_graph_of_a_model_that_scales_by_diameter_needs_one(trained, tool, tmp_path, capsys):
+    pytest.importorskip("onnx", reason="onnx is not installed: pip install 'maskrcnn_plus[export]'")
+    cfg, (fixed, data), folder = tiny_config("mask_rcnn_lite0_fpn"), trained, str(tmp_path / "whole")
+    cfg.dataloader.test.mapper.augmentations = [L(ScaleToDiameter)(diameter=24.0)]
+    weights = save_checkpoint(tmp_path / "model.pth", cfg)
+    arguments = ["--weights", weights, "--to", "onnx", "--gate", str(data), "--output", folder]
+    for refused, reason in (
+        (arguments, "--diameter PIXELS"),
+        (["--weights", weights, "--diameter", "16", "--output", folder], "takes it when it predicts"),
+        ([*arguments, "--diameter", "0"], "diameter"),
+        (["--weights", fixed, *arguments[2:], "--diameter", "16"], "set dataset.scale"),
+    ):
+        assert tool.main(refused) == 1
+        message = capsys.readouterr().err
+        assert reason in message
+        assert "Traceback" not in message
+
+    assert tool.main([*arguments, "--diameter", "16"]) == 0
+    image = str(data / "images" / "1.png")
+    expected = Predictor(weights, diameter=16.0).predict(image)
+    assert len(expected) > 5
+    assert_same([ExportedModel(folder, threads=1).predict(image)], [expected])
