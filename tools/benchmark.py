@@ -8,6 +8,7 @@ Examples:
     python tools/benchmark.py training_step --config-file nuclei/mask_rcnn_lite0_fpn dataset.root=datasets/nuclei
     python tools/benchmark.py inference --images datasets/coco/val2017 --size 800 1216
     python tools/benchmark.py inference --images datasets/coco/val2017 --precision openvino int8 --threads 1
+    python tools/benchmark.py inference --weights model_best.pth --images datasets/mine --precision bfloat16 int8
     python tools/benchmark.py backbones --names resnet50,convnext_tiny --size 800 1216
     python tools/benchmark.py tiling --config-file nuclei/mask_rcnn_lite0_fpn --weights model_best.pth \\
         dataset.root=datasets/nuclei
@@ -37,6 +38,7 @@ from benchmarks.films import benchmark_stream, benchmark_tracking
 from benchmarks.inference import benchmark_inference
 from benchmarks.masks import benchmark_masks
 from benchmarks.models import benchmark_training_step
+from benchmarks.precisions import benchmark_precisions
 from benchmarks.roi_align import benchmark_cost, benchmark_roi_align
 from benchmarks.tiling import benchmark_tiling
 
@@ -86,8 +88,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--weights",
-        help="checkpoint for auto_scale, and for tiling and stream (default: random, as the config builds the model)",
+        help="checkpoint for auto_scale, for inference instead of a comparison with torchvision, and for tiling and "
+        "stream (default: random, as the config builds the model)",
     )
+    parser.add_argument("--diameter", type=float, help="of the objects in pixels, for inference with --weights")
     parser.add_argument(
         "--factors", default="0.3,0.5,1,2,3,4", help="of the size of images for auto_scale (default: %(default)s)"
     )
@@ -141,6 +145,9 @@ def benchmark(args: argparse.Namespace) -> None:
         return
     if args.what == "inference":
         options = {"precisions": args.precision, "processor_time": args.processor_time}
+        if args.weights:
+            benchmark_precisions(args.weights, args.images, args.rounds, diameter=args.diameter, **options)
+            return
         benchmark_inference(args.images, tuple(args.size), args.rounds, device, **options)
         return
     if args.what == "cluster":

@@ -84,7 +84,8 @@ def export(args: argparse.Namespace) -> int:
         print(changes_table(result.comparison))
     for note in result.notes:
         print(f"  {note}")
-    print(result.gate)
+    if result.passed is not None:  # else it has been said
+        print(result.gate)
     if result.passed is False:
         print(f"export: failed; what differs is in {result.folder / PAGE_NAME}", file=sys.stderr)
         return 1

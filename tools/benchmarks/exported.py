@@ -20,23 +20,29 @@ PRECISIONS = ("bfloat16", "openvino", "openvino-bfloat16", "int8")
 
 
 def build_predictors(
-    config: DictConfig, weights: str, folder: str, images: Sequence[np.ndarray], precisions: Sequence[str]
+    config: DictConfig,
+    weights: str,
+    folder: str,
+    images: Sequence[np.ndarray | str],
+    precisions: Sequence[str],
+    **options: float | None,
 ) -> dict[str, Predictor]:
     """Predictors by name.
 
     Args:
         config, weights: of the model.
         folder: for the exported models.
-        images: [H, W, 3], that "int8" is calibrated on: its speed does not depend on them.
+        images: [H, W, 3] or files, that "int8" is calibrated on: its speed does not depend on them.
         precisions: of `PRECISIONS`.
+        options: of each `Predictor`.
     """
     found = {}
     if "bfloat16" in precisions:
-        found["bfloat16"] = Predictor(config, weights, device="cpu", score_threshold=0.0, precision="bfloat16")
+        found["bfloat16"] = Predictor(config, weights, device="cpu", precision="bfloat16", **options)
     exported = [name for name in precisions if name != "bfloat16"]
     if not exported:
         return found
-    predictor = Predictor(config, weights, device="cpu", score_threshold=0.0, optimize=False)
+    predictor = Predictor(config, weights, device="cpu", optimize=False, **options)
     hybrid = HybridModel(predictor, describe(config, list(config.dataset.thing_classes)))
     for name in exported:
         place, quantized, half_range = Path(folder) / name, {}, name == "int8" and saturates()
@@ -49,5 +55,5 @@ def build_predictors(
             }
         hybrid.write(place, "int8" if quantized else "fp32", quantized, {"safe_range": half_range})
         precision = "bfloat16" if name == "openvino-bfloat16" else None
-        found[name] = Predictor(config, str(place), score_threshold=0.0, precision=precision)
+        found[name] = Predictor(config, str(place), precision=precision, **options)
     return found

@@ -71,7 +71,7 @@ class Sides:
             weights = str(Path(folder) / "model.pth")
             torch.save(self.torchvision_model.state_dict(), weights)
             self.predictor = Predictor(config, weights, device=str(device), score_threshold=0.0)
-            self.others = build_predictors(config, weights, folder, [photograph], precisions)
+            self.others = build_predictors(config, weights, folder, [photograph], precisions, score_threshold=0.0)
             self.stock_model = instantiate(_stock(config)).eval().to(device)
             load_weights(self.stock_model, weights, class_names=config.dataset.thing_classes, strict=True)
 

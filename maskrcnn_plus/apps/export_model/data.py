@@ -37,6 +37,8 @@ def read_config_data(cfg: DictConfig, split: str) -> EvaluationData:
         DataError: they are not there, or the config does not say which they are; it says why.
     """
     node = next((found for key in DATA_SET_KEYS[split] if (found := OmegaConf.select(cfg, key)) is not None), None)
+    if node is None:
+        raise DataError("the config does not name the images")
     if isinstance(node, str):
         if node not in DatasetCatalog:
             raise DataError(f"the config's data set {node!r} is not registered here")
