@@ -86,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     if argv is None:  # a program of its own
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    return run_tool("predict_cluster", lambda: predict(args), overrides=args.opts)
+    code = run_tool("predict_cluster", lambda: predict(args), overrides=args.opts)
+    if code == 130:
+        print("The same command goes on with the shards that are missing.", file=sys.stderr)
+    return code
 
 
 def predict(args: argparse.Namespace) -> int:

@@ -78,14 +78,15 @@ def find_intensity_range(
         windows = stack.enter_context(open_windows(image)) if isinstance(image, np.ndarray) else image
         rule = get_rule(mapper)
         picked = windows.pick(rule)
-        sample = picked.read(0, 0, picked.shape[1], picked.shape[0]) if windows is not image else picked.sample()
+        height, width = picked.shape[:2]
+        is_huge = height * width > WHOLE_PIXELS
+        sample = picked.sample() if is_huge or windows is image else picked.read(0, 0, width, height)
     if sample.dtype.kind == "f" and not np.isfinite(sample).all():
         raise ImageReadError(
             f"{windows.name}: some pixel values are NaN or infinite. Replace them before saving the file."
         )
     pixels = match_channels(windows.name, sample, rule.count)
-    height, width = picked.shape[:2]
-    if windows is image and height * width > WHOLE_PIXELS:  # a slide may have less tissue than the percentiles cut off
+    if is_huge:  # a slide may have less tissue than the percentiles cut off
         pixels = pixels[find_full(sample, height, width, PART_SIDE)]
     return intensity_range(pixels, percentiles)
 

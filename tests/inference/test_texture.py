@@ -79,6 +79,7 @@ def test_grey_values_are_those_of_the_tissue(stain, marks):
     slide = draw_slide(tissue, stain == "fluorescence", marks)
     with open_windows(slide) as windows:
         low, high = predictor_of_discs().intensity_range(windows)
+    assert predictor_of_discs().intensity_range(slide) == (low, high)
     own = np.percentile(slide[Y + 40 : Y + 280, X + 50 : X + 350], (1, 99.8))
     assert (low, high) == pytest.approx(own, abs=0.25 * (own[1] - own[0]))
 

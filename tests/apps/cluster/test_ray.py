@@ -103,3 +103,12 @@ def test_a_full_disk_ends_the_job_and_the_same_command_goes_on(predict, folder, 
     assert predict("--actors", "1") == 1
     assert tool("merge_predictions", "--input", "tables", "--output", "merged") == 0
     assert "10 images, 55 objects, 1 failed" in capsys.readouterr().out
+
+
+def test_a_job_that_is_interrupted_says_how_to_go_on(tool, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("maskrcnn_plus.apps.cluster.run.predict_cluster", interrupt)
+    assert tool("predict_cluster", *MODEL, "--input", "in", "--output", "tables") == 130
+    assert "The same command goes on" in capsys.readouterr().err
