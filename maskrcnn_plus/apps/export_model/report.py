@@ -44,10 +44,13 @@ def changes_table(comparison: Comparison, most: int = 20) -> str:
     for key, before in comparison.figures["original"].items():
         after = comparison.figures["exported"][key]
         lines.append(f"{key:<10}{before:>10.4f}{after:>10.4f}{after - before:>+10.4f}")
+    changes = (
+        f"; masks of {100 * comparison.same:.1f} % with an IoU of {SAME} or more, lowest {comparison.lowest_iou:.3f}; "
+        f"scores change by up to {comparison.largest_score_change:.4f}"
+    )
     lines.append(
-        f"{comparison.paired} objects in both, {comparison.lost} lost, {comparison.new} new; masks of "
-        f"{100 * comparison.same:.1f} % with an IoU of {SAME} or more, lowest {comparison.lowest_iou:.3f}; scores "
-        f"change by up to {comparison.largest_score_change:.4f}"
+        f"{comparison.paired} objects in both, {comparison.lost} lost, {comparison.new} new"
+        f"{changes if comparison.paired else ''}"
     )
     rows = [_HEADINGS, *(_row(each) for each in comparison.changes[:most])]
     widths = [max(len(str(row[k])) for row in rows) for k in range(len(_HEADINGS))]

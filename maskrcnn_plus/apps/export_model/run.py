@@ -123,7 +123,7 @@ def export_model(
         raise UserError(f"max_drop is {max_drop}, it must be 0 or more")
     folder = Path(output)
     _check_output(folder)
-    cfg, description = _read_weights(weights, config_file)
+    cfg, description = _read_weights(weights, config_file, to)
     images, source = _calibration_images(cfg, calibrate) if precision == "int8" else ([], "")
     data, why = _gate_data(cfg, gate)
     progress(f"The gate: {why}" if data is None else f"The gate: {len(data.records)} images of {why}")
@@ -202,7 +202,7 @@ def _check_output(folder: Path) -> None:
         raise UserError(f"{folder} is a file; --output is a folder")
 
 
-def _read_weights(weights: str, config_file: str | None) -> tuple[DictConfig, dict[str, Any]]:
+def _read_weights(weights: str, config_file: str | None, to: str) -> tuple[DictConfig, dict[str, Any]]:
     if os.path.isdir(weights):
         raise UserError(f"{weights} is a folder; --weights is the checkpoint of a training")
     cfg = choose_config(config_file, weights)
@@ -210,9 +210,10 @@ def _read_weights(weights: str, config_file: str | None) -> tuple[DictConfig, di
         description = read_description(weights)
         return cfg, {key: description[key] for key in _KEPT if key in description}
     description = describe(cfg)
-    if description["unknown"]:
+    if description["unknown"] and to == "hybrid":  # one graph does not name what it was made of
         raise UserError(
-            f"{config_file} has parts that an exported model cannot name: {', '.join(description['unknown'][:5])}"
+            f"{config_file} has parts that an exported model cannot name: {', '.join(description['unknown'][:5])}; "
+            "one graph need not name them (--to onnx, or --whole)"
         )
     return cfg, description
 

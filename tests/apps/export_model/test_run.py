@@ -12,6 +12,7 @@ from hybrid_models import save_checkpoint, tiny_config
 from PIL import Image
 from same_objects import assert_same
 
+from maskrcnn_plus.config import get_config
 from maskrcnn_plus.data.diameter import ScaleToDiameter
 from maskrcnn_plus.errors import UserError
 from maskrcnn_plus.inference import int8
@@ -22,6 +23,31 @@ openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed: pi
 from maskrcnn_plus.apps.export_model import run  # noqa: E402
 from maskrcnn_plus.export.hybrid import HybridModel  # noqa: E402
 from maskrcnn_plus.runtime import ExportedModel  # noqa: E402
+
+OWN_BACKBONE = """
+from detectron2.config import LazyCall as L
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone
+from hybrid_models import tiny_config
+from torch import nn
+
+class OwnBackbone(Backbone):
+    def __init__(self, width):
+        super().__init__()
+        self.stages = nn.ModuleList(nn.Conv2d(width if k else 3, width, 3, 2 if k else 4, 1) for k in range(4))
+
+    def output_shape(self):
+        return {f"res{k + 2}": ShapeSpec(channels=c.out_channels, stride=4 * 2**k) for k, c in enumerate(self.stages)}
+
+    def forward(self, x):
+        return {name: (x := conv(x).relu()) for name, conv in zip(self.output_shape(), self.stages, strict=True)}
+
+config = tiny_config("mask_rcnn_lite0_fpn")
+model, dataset, dataloader, train = config.model, config.dataset, config.dataloader, config.train
+model.backbone.bottom_up = L(OwnBackbone)(width=16)
+model.backbone.in_features = ["res2", "res3", "res4", "res5"]
+model.pixel_mean, model.pixel_std = [127.5] * 3, [60.0] * 3
+"""
 
 
 @pytest.fixture(scope="module")
@@ -193,5 +219,22 @@ def test_one_graph_of_a_model_that_scales_by_diameter_needs_one(trained, tool, t
     assert tool.main([*arguments, "--diameter", "16"]) == 0
     image = str(data / "images" / "1.png")
     expected = Predictor(weights, diameter=16.0).predict(image)
+    assert len(expected) > 5
+    assert_same([ExportedModel(folder, threads=1).predict(image)], [expected])
+
+
+def test_a_backbone_of_ones_own_becomes_part_of_one_graph(trained, tool, tmp_path, capsys):
+    pytest.importorskip("onnx", reason="onnx is not installed: pip install 'maskrcnn_plus[export]'")
+    (tmp_path / "own_config.py").write_text(OWN_BACKBONE)
+    cfg = get_config(str(tmp_path / "own_config.py"))
+    weights, folder = save_checkpoint(tmp_path / "model.pth", cfg), str(tmp_path / "whole")
+    arguments = ["--weights", weights, "--gate", str(trained[1]), "--output", folder]
+    arguments += ["--config-file", str(tmp_path / "own_config.py")]
+    assert tool.main(arguments) == 1
+    assert "OwnBackbone; one graph need not name them (--to onnx, or --whole)" in capsys.readouterr().err
+
+    assert tool.main([*arguments, "--to", "onnx"]) == 0
+    image = str(trained[1] / "images" / "1.png")
+    expected = Predictor(cfg, weights).predict(image)
     assert len(expected) > 5
     assert_same([ExportedModel(folder, threads=1).predict(image)], [expected])
