@@ -1,15 +1,19 @@
-"""CVAT for images 1.1: XML, <annotations><image name width height><polygon|box|ellipse|mask label .../></image>."""
+"""CVAT for images 1.1: XML, <annotations><image name width height><polygon|box|ellipse|mask label .../></image>.
+
+Files of a video, with <track>, are taken apart by `cvat_video`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.annotated import Annotated, ImageFinder
+from maskrcnn_plus.data.formats.cvat_video import read_frames
 from maskrcnn_plus.data.formats.files import WHOLE, list_tree, split_of
 from maskrcnn_plus.data.formats.options import ReadOptions
 from maskrcnn_plus.data.formats.shapes import (
@@ -46,34 +50,44 @@ def read(path: Path, options: ReadOptions) -> Annotated:
     """Read all XML files of a folder that are CVAT's, or one.
 
     Raises:
-        DataError: a file cannot be read, is of a video, or none is CVAT's.
+        DataError: a file cannot be read, is of a video without its frames, or none is CVAT's.
     """
     data = Annotated()
     root = path if path.is_dir() else path.parent
     finder = ImageFinder(root, data)
     for file, tree in data.contents(path, (".xml",), read_xml, _has_images, LOOKED_FOR):
-        if tree.find("track") is not None:
-            raise DataError(f"{file} has tracks of a video. Export it as 'CVAT for images 1.1'.")
-        for element in tree.iter("image"):
-            name = element.get("name", "")
-            image = finder.find(name, file.parent / "images" / "x", say=False) or finder.find(name, file)
-            where = f"{file}, image {name!r}"
-            if image is None or not data.is_new(image, where):
+        is_video = tree.find("track") is not None
+        drawn = read_frames(tree, file, finder.files, data) if is_video else _read_images(tree, file, finder)
+        for image, where, element in drawn:
+            if not data.is_new(image, where):
                 continue
-            stated = _stated_size(element)
+            stated = _stated_size(tree.find(".//original_size") if is_video else element)
             size = data.drawn_size(image, stated, where)
             if size is not None:
                 shapes = data.read_shapes(element, where, partial(_read_shape, size=size, attribute=options.attribute))
-                split = split_of(Path(element.get("subset", ""), "x"), Path())
+                subset = "" if is_video else element.get("subset", "")
+                split = split_of(Path(subset, "x"), Path())
                 split = split_of(image, root) if split == WHOLE else split
                 data.add_shapes(split, image, shapes, where, stated)
     return data
 
 
+def _read_images(tree: Any, file: Path, finder: ImageFinder) -> Iterator[tuple[Path, str, Any]]:
+    """The images of a file that are there, their place in messages, and their elements, whose children are shapes."""
+    for element in tree.iter("image"):
+        name = element.get("name", "")
+        image = finder.find(name, file.parent / "images" / "x", say=False) or finder.find(name, file)
+        if image is not None:
+            yield image, f"{file}, image {name!r}", element
+
+
 def _stated_size(element: Any) -> tuple[int, int] | None:
-    """(height, width) that an <image> states."""
+    """(height, width) that an <image> states, as attributes, or an <original_size>, as children."""
+    if element is None:
+        return None
     try:
-        size = int(element.get("height", "")), int(element.get("width", ""))
+        height, width = (int(element.get(side) or element.findtext(side) or "") for side in ("height", "width"))
+        size = height, width
     except ValueError:
         return None
     return size if min(size) > 0 else None

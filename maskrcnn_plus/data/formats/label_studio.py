@@ -3,6 +3,8 @@
 A result has `original_width`, `original_height`, `from_name` (which control it was drawn with) and a `value` in per
 cent of these: polygonlabels, rectanglelabels and ellipselabels with `rotation` in degrees, or brushlabels with their
 `rle`.
+
+Its short form (JSON-MIN) is a list of {"id", "image", CONTROL: [value, ...]}, whose values state the size themselves.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from maskrcnn_plus.data.formats.shapes import (
     turn,
 )
 
-LOOKED_FOR = 'JSON of Label Studio (a list of tasks with "data" and "annotations")'
+LOOKED_FOR = 'JSON of Label Studio (a list of tasks with "data" and "annotations"), or JSON-MIN'
 OPTIONS = ("attribute",)
 
 
@@ -52,7 +54,7 @@ def read(path: Path, options: ReadOptions) -> Annotated:
         for number, task in enumerate([content] if isinstance(content, dict) else content):
             where = f"{file}, task {task.get('id', number) if isinstance(task, dict) else number}"
             try:
-                _read_task(task, where, file, root, finder, options, data)
+                _read_task(_expand(task), where, file, root, finder, options, data)
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 data.problems.append(f"{where}: it is no task of Label Studio ({error}).")
     return data
@@ -60,11 +62,36 @@ def read(path: Path, options: ReadOptions) -> Annotated:
 
 def _is_tasks(content: Any) -> bool:
     first = content[0] if isinstance(content, list) and content else content
-    return (
+    is_full = (
         isinstance(first, dict)
         and isinstance(first.get("data"), dict)
         and bool({"annotations", "completions"} & {*first})
     )
+    return is_full or (isinstance(content, list) and any(_controls(entry) for entry in content))
+
+
+def _controls(entry: Any) -> dict[str, list[Any]]:
+    """What was drawn with each control on an image, of the short form."""
+    if not isinstance(entry, dict) or isinstance(entry.get("data"), dict):
+        return {}
+    return {
+        key: values
+        for key, values in entry.items()
+        if isinstance(values, list) and values and all(isinstance(v, dict) and "original_width" in v for v in values)
+    }
+
+
+def _expand(task: dict[str, Any]) -> dict[str, Any]:
+    """A task of the short form in the long one; others as they are."""
+    controls = _controls(task)
+    if not controls and ("data" in task or "annotation_id" not in task):
+        return task
+    results = [
+        {**value, "id": f"{control} {number}", "from_name": control, "value": value}
+        for control, values in controls.items()
+        for number, value in enumerate(values)
+    ]
+    return {"id": task.get("id"), "data": task, "annotations": [{"result": results}]}
 
 
 def _read_task(

@@ -130,10 +130,69 @@ def test_another_size_is_named(tmp_path):
     [
         "<annotations><image>",
         '<!DOCTYPE a [<!ENTITY e "x">]><annotations><image name="&e;"/></annotations>',
-        '<annotations><track id="0" label="cell"/></annotations>',
+        '<annotations><track id="0" label="cell"><polygon frame="3" points="1,1;5,1;5,5"/></track></annotations>',
     ],
 )
 def test_files_that_are_refused(tmp_path, text):
     (tmp_path / "annotations.xml").write_text(text)
     with pytest.raises(DataError, match=r"annotations\.xml"):
+        read(tmp_path, "cvat")
+
+
+def write_video(root, tracks, names, meta="<meta><task><size>{}</size></task></meta>"):
+    """A film of `names`, in which tracks of polygons are given as {frame: "points", or None where it is outside}."""
+    for name in names:
+        write_image(root / "images" / name)
+    text = ""
+    for number, track in enumerate(tracks):
+        text += f'<track id="{number}" label="cell" source="manual">'
+        for frame, points in track.items():
+            outside = int(points is None)
+            text += f'<polygon frame="{frame}" keyframe="1" outside="{outside}" points="{points or "0,0;1,0;1,1"}"/>'
+        text += "</track>"
+    (root / "annotations.xml").write_text(f"<annotations>{meta.format(len(names))}{text}</annotations>")
+    return root
+
+
+SQUARE, BESIDE = "6,4;30,4;30,20;6,20", "8,4;32,4;32,20;8,20"
+
+
+@pytest.mark.parametrize("names", [[f"frame_{k:06d}.PNG" for k in range(4)], ["a.png", "b.png", "c.png", "d.png"]])
+def test_tracks_of_a_video_are_the_objects_of_its_frames(tmp_path, names):
+    """Frames by the number in their names, or in their order; one without objects is an image without objects."""
+    data = read(write_video(tmp_path, [{0: SQUARE, 1: BESIDE, 2: None}, {1: SQUARE, 2: None}], names))
+    assert sniff(tmp_path) == ["cvat"]
+    assert not data.problems
+    assert data.class_names == ["cell"]
+    records = data.splits["all"]
+    assert [record["file_name"].rpartition("/")[2] for record in records] == names
+    first, second = rectangle(6, 4, 30, 20), rectangle(8, 4, 32, 20)
+    for record, masks in zip(records, ([first], [second, first], [], []), strict=True):
+        assert len(record["annotations"]) == len(masks)
+        for found, mask in zip(masks_of(record), masks, strict=False):
+            np.testing.assert_array_equal(found, mask)
+
+
+def test_frames_between_key_frames_are_left_out_and_it_is_said(tmp_path):
+    names = [f"frame_{k:06d}.png" for k in range(5)]
+    data = read(write_video(tmp_path, [{0: SQUARE, 3: BESIDE, 4: None}], names))
+    assert [record["file_name"][-5] for record in data.splits["all"]] == ["0", "3", "4"]
+    assert any("2 frames between key frames" in note and "frame_000001.png" in note for note in data.notes)
+
+
+def test_shapes_without_a_frame_are_named(tmp_path):
+    root = write_video(tmp_path, [{0: SQUARE, 1: SQUARE}], ["frame_000000.png", "frame_000001.png"])
+    text = (root / "annotations.xml").read_text()
+    for number in ("x", "-2", "99999999999999999999", ""):
+        (root / "annotations.xml").write_text(text.replace('frame="1"', f'frame="{number}"'))
+        data = read(root)
+        assert any("annotations.xml, track 0: a polygon has no frame" in problem for problem in data.problems)
+        assert len(data.splits["all"][0]["annotations"]) == 1
+
+
+def test_a_video_without_its_frames_is_named_with_the_remedy(tmp_path):
+    write_video(tmp_path, [{7: SQUARE, 8: None}], ["frame_000000.png"])
+    with pytest.raises(
+        DataError, match=r"annotations\.xml is of a video, and the image of frame 7 is not there.*Save images"
+    ):
         read(tmp_path, "cvat")

@@ -153,3 +153,28 @@ def test_a_wrong_result_is_named(tmp_path, entry, said):
 def test_a_brush_without_runs_is_bounded_by_its_image():
     with pytest.raises(ValueError, match="holds 4294967295 values"):
         decode_brush([255] * 1000, 40, 60)
+
+
+def test_the_short_form_is_read_as_the_long_one(tmp_path):
+    """JSON-MIN: what was drawn with a control stands under its name, beside the image."""
+    drawn = [result(number="a"), result({"rle": BRUSH, "format": "rle"}, "brushlabels", number="b")]
+    long, _ = read_one(write(tmp_path / "long", *drawn))
+    root = tmp_path / "short"
+    write_image(root / "images" / "one.png")
+    write_image(root / "images" / "two.png")
+    facts = {"annotator": 1, "annotation_id": 7, "created_at": "2026-01-02T03:04:05.678Z"}
+    values = [{**each["value"], "original_width": 60, "original_height": 40} for each in drawn]
+    empty = {"image": "/data/upload/1/0a1b2c3d-two.png", "id": 6, **facts}
+    task = {"image": "/data/upload/1/0a1b2c3d-one.png", "id": 5, "label": values, **facts}
+    (root / "project-1.json").write_text(json.dumps([task, empty]))
+    assert sniff(root) == ["label_studio"]
+    data = read(root)
+    assert not data.problems
+    short, nothing = data.splits["all"]
+    np.testing.assert_array_equal(masks_of(short), masks_of(long))
+    assert nothing["annotations"] == []
+
+    task["label"][0].pop("points")
+    (root / "project-1.json").write_text(json.dumps([task, {"id": 9}]))
+    problems = read(root).problems
+    assert any("task 9: it is no task of Label Studio" in problem for problem in problems)

@@ -1,0 +1,94 @@
+"""CVAT for video 1.1: XML, <annotations><track label><polygon|box|ellipse|mask frame outside .../></track>.
+
+A shape is of the frame with its number, and of those up to the next shape only where the file says so: CVAT writes one
+for each frame. The images are those of the frames, in `images/` or beside the file: frame_000012.png, or any images in
+their order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from maskrcnn_plus.data.check import DataError
+from maskrcnn_plus.data.formats.annotated import Annotated
+
+_NUMBER = re.compile(r"(\d+)$")
+
+
+def read_frames(tree: Any, file: Path, images: Sequence[Path], data: Annotated) -> Iterator[tuple[Path, str, Any]]:
+    """The images of the frames of a video, and what is drawn on them.
+
+    Args:
+        tree: content of the XML file.
+        file: it.
+        images: of the folder of the data set.
+        data: takes problems and what was assumed.
+
+    Yields:
+        An image, its place in messages, and its shapes, elements of the tree that have the label of their track.
+
+    Raises:
+        DataError: a frame with shapes has no image.
+    """
+    shapes, unknown = _shapes_of_frames(tree, file, data)
+    names = _images_of_frames(tree, file, images, shapes)
+    gaps = sorted(frame for frame in names if any(frame in between for between in unknown))
+    if gaps:
+        data.notes.append(
+            f"{file}: {len(gaps)} frames between key frames, without outlines of their own, were left out, "
+            f"{names[gaps[0]]} among them. Export them as 'CVAT for images 1.1'."
+        )
+    for frame in sorted(names.keys() - {*gaps}):
+        yield names[frame], f"{file}, frame {frame}", shapes.get(frame, [])
+
+
+def _shapes_of_frames(tree: Any, file: Path, data: Annotated) -> tuple[dict[int, list[Any]], list[range]]:
+    """Shapes by frame, and the frames in which an object is that has no shape there."""
+    shapes, unknown = defaultdict(list), []
+    for track in tree.iter("track"):
+        last = None
+        numbered = [(_frame_of(shape), shape) for shape in track]
+        for frame, shape in sorted(numbered, key=lambda each: each[0]):
+            if frame < 0:
+                data.problems.append(f"{file}, track {track.get('id')}: a {shape.tag} has no frame. Remove it.")
+                continue
+            if last is not None and frame > last + 1:
+                unknown.append(range(last + 1, frame))
+            is_there = shape.get("outside") != "1"
+            last = frame if is_there else None
+            if is_there:
+                if shape.get("label") is None:
+                    shape.set("label", track.get("label", ""))
+                shapes[frame].append(shape)
+    return shapes, unknown
+
+
+def _frame_of(shape: Any) -> int:
+    """The number of its frame, -1 where it has none."""
+    number = shape.get("frame", "")
+    return int(number) if number.isdecimal() and len(number) < 10 else -1
+
+
+def _images_of_frames(tree: Any, file: Path, images: Sequence[Path], frames: Any) -> dict[int, Path]:
+    """Images by frame: by the number that their names end with, else by their order."""
+    beside = [image for image in images if image.parent in (file.parent / "images", file.parent)]
+    beside = beside or [image for image in images if image.is_relative_to(file.parent)]
+    ends = [_NUMBER.search(image.stem) for image in beside]
+    numbers = [int(end[1]) for end in ends if end]
+    by_number = dict(zip(numbers, beside, strict=True)) if len({*numbers}) == len(beside) else {}
+    if by_number and by_number.keys() >= {*frames}:
+        return by_number
+    by_order = dict(enumerate(sorted(beside)))
+    size = tree.findtext(".//size", "")
+    if size.isdigit() and int(size) == len(beside) and by_order.keys() >= {*frames}:
+        return by_order
+    missing = sorted({*frames} - by_number.keys())
+    raise DataError(
+        f"{file} is of a video, and the image of frame {missing[0] if missing else 0} is not there ({len(beside)} "
+        "images are beside it). Export it from CVAT with 'Save images', or put the frames into a folder images/ as "
+        "frame_000000.png and so on."
+    )
