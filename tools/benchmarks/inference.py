@@ -28,7 +28,7 @@ from torchvision.transforms.functional import to_tensor
 
 from benchmarks.exported import build_predictors
 from benchmarks.random_weights import THING_IDS, randomise
-from benchmarks.timing import median, time_in_turn
+from benchmarks.timing import tabulate_predictions, time_in_turn
 from maskrcnn_plus.checkpoints import load_weights
 from maskrcnn_plus.config import get_config
 from maskrcnn_plus.data.pillow_files import FORMATS
@@ -207,13 +207,7 @@ def benchmark_inference(
 
     predicts = {"ours": sides.ours, "torchvision": sides.torchvision, "Detectron2": sides.detectron2}
     predicts |= {name: predictor.predict for name, predictor in sides.others.items()}
-    functions = [lambda f=f: [f(image) for image in images] for f in predicts.values()]
-    watch = time.process_time if processor_time else time.perf_counter
-    times = [[each / len(images) for each in record] for record in time_in_turn(functions, rounds, watch)]
-    middle = [statistics.median(record) for record in times]
-    print(f"\n| | an image, ms{' of the processor' * processor_time} | times ours |\n|---|---|---|")
-    for name, record, value in zip(predicts, times, middle, strict=True):
-        print(f"| {name} | {median(record).strip()} | {value / middle[0]:.2f} |")
+    of_ours = tabulate_predictions(predicts, images, rounds, processor_time)
 
     with FlopCounterMode(display=False) as counter:
         sides.detectron2(images[0])
@@ -221,7 +215,7 @@ def benchmark_inference(
     floor = work / rate * 1e3
     print(
         f"\nConvolutions and matrix products of an image, done directly: {work:.0f} GFLOP; at the {rate:.0f} GFLOP/s "
-        f"of a large convolution {floor:.0f} ms, of which ours takes {middle[0] / floor:.2f} times."
+        f"of a large convolution {floor:.0f} ms, of which ours takes {of_ours / floor:.2f} times."
     )
     rows = {
         "ours": [time_stages(sides.predictor.model, lambda: sides.ours(images[0])) for _ in range(rounds)],

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
 from collections.abc import Sequence
 
 import torch
 
 from benchmarks.exported import build_predictors
-from benchmarks.timing import median, time_in_turn
+from benchmarks.timing import tabulate_predictions
 from maskrcnn_plus.apps.export_model.data import choose_evenly, folder_images
 from maskrcnn_plus.checkpoints.description import choose_config
 from maskrcnn_plus.inference.predictor import Predictor
@@ -44,13 +42,7 @@ def benchmark_precisions(
     }
     with tempfile.TemporaryDirectory() as place:
         predictors |= build_predictors(config, weights, place, paths, precisions, diameter=diameter)
-        found = [sum(len(predictor.predict(path)) for path in paths) for predictor in predictors.values()]
-        functions = [lambda p=predictor: [p.predict(path) for path in paths] for predictor in predictors.values()]
-        watch = time.process_time if processor_time else time.perf_counter
-        times = [[each / len(paths) for each in record] for record in time_in_turn(functions, rounds, watch)]
-    middle = [statistics.median(record) for record in times]
-    clock = " of the processor" if processor_time else ""
-    print(f"{len(paths)} images, {weights}, {torch.get_num_threads()} threads, {rounds} rounds\n")
-    print(f"| | an image, ms{clock} | times float32 | objects |\n|---|---|---|---|")
-    for name, record, value, objects in zip(predictors, times, middle, found, strict=True):
-        print(f"| {name} | {median(record).strip()} | {value / middle[0]:.2f} | {objects} |")
+        predicts = {name: predictor.predict for name, predictor in predictors.items()}
+        objects = [sum(len(predict(path)) for path in paths) for predict in predicts.values()]
+        print(f"{len(paths)} images, {weights}, {torch.get_num_threads()} threads, {rounds} rounds")
+        tabulate_predictions(predicts, paths, rounds, processor_time, objects)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -29,6 +30,43 @@ def time_in_turn(
                 torch.cuda.synchronize()
             record.append((clock() - start) * 1e3)
     return [record[1:] for record in times]
+
+
+def tabulate_predictions(
+    predicts: Mapping[str, Callable[[Any], object]],
+    images: Sequence[Any],
+    rounds: int,
+    processor_time: bool = False,
+    objects: Sequence[int] = (),
+) -> float:
+    """Print a table of milliseconds an image, of functions that predict one, run in turn over all images.
+
+    Args:
+        predicts: the functions by name, to the first of which the others are compared.
+        images: for each of them.
+        rounds: runs of each over all images.
+        processor_time: count the time of the processor, of all threads, instead of the clock's.
+        objects: a number for each function, for a column of its own.
+
+    Returns:
+        The median of the first.
+    """
+    functions = [lambda f=f: [f(image) for image in images] for f in predicts.values()]
+    watch = time.process_time if processor_time else time.perf_counter
+    times = [[each / len(images) for each in record] for record in time_in_turn(functions, rounds, watch)]
+    first, *_ = middle = [statistics.median(record) for record in times]
+    headings = ["", f"an image, ms{' of the processor' * processor_time}", f"times {next(iter(predicts))}"]
+    headings += ["objects"] * bool(objects)
+    print(f"\n| {' | '.join(headings)} |\n|{'---|' * len(headings)}")
+    for index, name in enumerate(predicts):
+        cells = [
+            name,
+            median(times[index]).strip(),
+            f"{middle[index] / first:.2f}",
+            *map(str, objects[index : index + 1]),
+        ]
+        print(f"| {' | '.join(cells)} |")
+    return first
 
 
 def compare(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> str:

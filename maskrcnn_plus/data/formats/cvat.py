@@ -56,17 +56,18 @@ def read(path: Path, options: ReadOptions) -> Annotated:
     root = path if path.is_dir() else path.parent
     finder = ImageFinder(root, data)
     for file, tree in data.contents(path, (".xml",), read_xml, _has_images, LOOKED_FOR):
-        is_video = tree.find("track") is not None
-        drawn = read_frames(tree, file, finder.files, data) if is_video else _read_images(tree, file, finder)
-        for image, where, element in drawn:
+        if tree.find("track") is None:
+            images = _read_images(tree, file, finder)
+        else:
+            images = read_frames(tree, file, finder.files, data)
+        for image, where, element in images:
             if not data.is_new(image, where):
                 continue
-            stated = _stated_size(tree.find(".//original_size") if is_video else element)
+            stated = _stated_size(element)
             size = data.drawn_size(image, stated, where)
             if size is not None:
                 shapes = data.read_shapes(element, where, partial(_read_shape, size=size, attribute=options.attribute))
-                subset = "" if is_video else element.get("subset", "")
-                split = split_of(Path(subset, "x"), Path())
+                split = split_of(Path(element.get("subset", ""), "x"), Path())
                 split = split_of(image, root) if split == WHOLE else split
                 data.add_shapes(split, image, shapes, where, stated)
     return data
@@ -82,12 +83,9 @@ def _read_images(tree: Any, file: Path, finder: ImageFinder) -> Iterator[tuple[P
 
 
 def _stated_size(element: Any) -> tuple[int, int] | None:
-    """(height, width) that an <image> states, as attributes, or an <original_size>, as children."""
-    if element is None:
-        return None
+    """(height, width) that an <image> states."""
     try:
-        height, width = (int(element.get(side) or element.findtext(side) or "") for side in ("height", "width"))
-        size = height, width
+        size = int(element.get("height", "")), int(element.get("width", ""))
     except ValueError:
         return None
     return size if min(size) > 0 else None

@@ -1,17 +1,18 @@
 """CVAT for video 1.1: XML, <annotations><track label><polygon|box|ellipse|mask frame outside .../></track>.
 
-A shape is of the frame with its number, and of those up to the next shape only where the file says so: CVAT writes one
-for each frame. The images are those of the frames, in `images/` or beside the file: frame_000012.png, or any images in
-their order.
+A shape is of the one frame with its number: CVAT writes one for each frame. The images are those of the frames, in
+`images/` or beside the file: frame_000012.png, or any images in their order.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.annotated import Annotated
@@ -20,7 +21,7 @@ _NUMBER = re.compile(r"(\d+)$")
 
 
 def read_frames(tree: Any, file: Path, images: Sequence[Path], data: Annotated) -> Iterator[tuple[Path, str, Any]]:
-    """The images of the frames of a video, and what is drawn on them.
+    """The frames of a video, as a file of images would have them.
 
     Args:
         tree: content of the XML file.
@@ -29,21 +30,28 @@ def read_frames(tree: Any, file: Path, images: Sequence[Path], data: Annotated) 
         data: takes problems and what was assumed.
 
     Yields:
-        An image, its place in messages, and its shapes, elements of the tree that have the label of their track.
+        An image, its place in messages, and an element <image> with its size and its shapes, each with the label of its
+        track.
 
     Raises:
         DataError: a frame with shapes has no image.
     """
     shapes, unknown = _shapes_of_frames(tree, file, data)
     names = _images_of_frames(tree, file, images, shapes)
-    gaps = sorted(frame for frame in names if any(frame in between for between in unknown))
+    frames = sorted(names)
+    between = (frames[bisect_left(frames, gap.start) : bisect_left(frames, gap.stop)] for gap in unknown)
+    gaps = {frame for each in between for frame in each}
     if gaps:
         data.notes.append(
             f"{file}: {len(gaps)} frames between key frames, without outlines of their own, were left out, "
-            f"{names[gaps[0]]} among them. Export them as 'CVAT for images 1.1'."
+            f"{names[min(gaps)]} among them. Export them as 'CVAT for images 1.1'."
         )
-    for frame in sorted(names.keys() - {*gaps}):
-        yield names[frame], f"{file}, frame {frame}", shapes.get(frame, [])
+    size = {side: tree.findtext(f".//original_size/{side}", "") for side in ("height", "width")}
+    for frame in frames:
+        if frame not in gaps:
+            element = ElementTree.Element("image", size)
+            element.extend(shapes.get(frame, ()))
+            yield names[frame], f"{file}, frame {frame}", element
 
 
 def _shapes_of_frames(tree: Any, file: Path, data: Annotated) -> tuple[dict[int, list[Any]], list[range]]:
@@ -73,7 +81,7 @@ def _frame_of(shape: Any) -> int:
     return int(number) if number.isdecimal() and len(number) < 10 else -1
 
 
-def _images_of_frames(tree: Any, file: Path, images: Sequence[Path], frames: Any) -> dict[int, Path]:
+def _images_of_frames(tree: Any, file: Path, images: Sequence[Path], frames: Collection[int]) -> dict[int, Path]:
     """Images by frame: by the number that their names end with, else by their order."""
     beside = [image for image in images if image.parent in (file.parent / "images", file.parent)]
     beside = beside or [image for image in images if image.is_relative_to(file.parent)]

@@ -25,28 +25,16 @@ from maskrcnn_plus.export.hybrid import HybridModel  # noqa: E402
 from maskrcnn_plus.runtime import ExportedModel  # noqa: E402
 
 OWN_BACKBONE = """
-from detectron2.config import LazyCall as L
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import Backbone
 from hybrid_models import tiny_config
-from torch import nn
+from maskrcnn_plus.backbones import TimmBackbone
 
-class OwnBackbone(Backbone):
-    def __init__(self, width):
-        super().__init__()
-        self.stages = nn.ModuleList(nn.Conv2d(width if k else 3, width, 3, 2 if k else 4, 1) for k in range(4))
-
-    def output_shape(self):
-        return {f"res{k + 2}": ShapeSpec(channels=c.out_channels, stride=4 * 2**k) for k, c in enumerate(self.stages)}
-
+class OwnBackbone(TimmBackbone):
     def forward(self, x):
-        return {name: (x := conv(x).relu()) for name, conv in zip(self.output_shape(), self.stages, strict=True)}
+        return {name: feature.sin() for name, feature in super().forward(x).items()}
 
 config = tiny_config("mask_rcnn_lite0_fpn")
 model, dataset, dataloader, train = config.model, config.dataset, config.dataloader, config.train
-model.backbone.bottom_up = L(OwnBackbone)(width=16)
-model.backbone.in_features = ["res2", "res3", "res4", "res5"]
-model.pixel_mean, model.pixel_std = [127.5] * 3, [60.0] * 3
+model.backbone.bottom_up._target_ = OwnBackbone
 """
 
 

@@ -130,6 +130,7 @@ def test_another_size_is_named(tmp_path):
     [
         "<annotations><image>",
         '<!DOCTYPE a [<!ENTITY e "x">]><annotations><image name="&e;"/></annotations>',
+        '<annotations><track id="0" label="cell"/></annotations>',
         '<annotations><track id="0" label="cell"><polygon frame="3" points="1,1;5,1;5,5"/></track></annotations>',
     ],
 )
