@@ -67,28 +67,32 @@ def _is_tasks(content: Any) -> bool:
         and isinstance(first.get("data"), dict)
         and bool({"annotations", "completions"} & {*first})
     )
-    return is_full or (isinstance(content, list) and any(_controls(entry) for entry in content))
+    return is_full or (isinstance(content, list) and any(map(_is_short, content)))
 
 
-def _controls(entry: Any) -> dict[str, list[Any]]:
+def _is_short(task: Any) -> bool:
+    """Whether a task is of the short form; on its image there may be nothing."""
+    if not isinstance(task, dict) or "data" in task:
+        return False
+    return {"annotator", "annotation_id"} <= task.keys() or bool(_controls(task))
+
+
+def _controls(task: dict[str, Any]) -> dict[str, list[Any]]:
     """What was drawn with each control on an image, of the short form."""
-    if not isinstance(entry, dict) or isinstance(entry.get("data"), dict):
-        return {}
     return {
         key: values
-        for key, values in entry.items()
+        for key, values in task.items()
         if isinstance(values, list) and values and all(isinstance(v, dict) and "original_width" in v for v in values)
     }
 
 
 def _expand(task: dict[str, Any]) -> dict[str, Any]:
     """A task of the short form in the long one; others as they are."""
-    controls = _controls(task)
-    if not controls and ("data" in task or "annotation_id" not in task):
+    if not _is_short(task):
         return task
     results = [
         {**value, "id": f"{control} {number}", "from_name": control, "value": value}
-        for control, values in controls.items()
+        for control, values in _controls(task).items()
         for number, value in enumerate(values)
     ]
     return {"id": task.get("id"), "data": task, "annotations": [{"result": results}]}

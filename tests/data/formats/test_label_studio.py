@@ -174,6 +174,9 @@ def test_the_short_form_is_read_as_the_long_one(tmp_path):
     np.testing.assert_array_equal(masks_of(short), masks_of(long))
     assert nothing["annotations"] == []
 
+    (root / "project-1.json").write_text(json.dumps([empty] * 20 + [task]))  # the first do not show what was drawn
+    assert sniff(root) == ["label_studio"]
+
     task["label"][0].pop("points")
     (root / "project-1.json").write_text(json.dumps([task, {"id": 9}]))
     problems = read(root).problems
