@@ -232,7 +232,8 @@ def test_tiles_are_shown_and_can_be_cancelled(visit, predictor):
         predictor.model.gate.clear()
         drop(page, ("large.png", png(draw(0, 200, 200, 20))))
         page.wait_for_selector("text=/large.png: tile 1 of \\d+/")
-        page.get_by_role("button", name="Cancel").click()
+        with page.expect_response(lambda response: response.request.method == "DELETE"):
+            page.get_by_role("button", name="Cancel").click()
         assert page.locator(".chip").count() == 0
         predictor.model.gate.set()
         wait_until(lambda: service.worker.num_taken == 0)
@@ -249,7 +250,7 @@ def test_a_full_queue_is_waited_for(visit, predictor):
         page.wait_for_selector("text=waiting for the server")
         predictor.model.gate.set()
         page.wait_for_selector(".chip.done >> nth=2")
-        assert service.worker.num_taken == 0
+        wait_until(lambda: service.worker.num_taken == 0)
 
 
 def test_on_a_phone_all_is_within_its_width(visit, predictor):
