@@ -11,7 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.structures import BoxMode
@@ -19,10 +19,10 @@ from detectron2.structures import BoxMode
 from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.image_facts import ImageFacts, read_facts
 from maskrcnn_plus.data.images import read_label_map
-from maskrcnn_plus.masks.measure import rle_areas, rle_boxes
+from maskrcnn_plus.masks.measure import rle_areas, rle_boxes, rle_overlaps
 from maskrcnn_plus.masks.polygons import polygons_to_rle
 
-_ROWS = 256  # of a matrix of box overlaps at once
+_ROWS = 256  # of a matrix of overlaps at once
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class Statistics:
         image_index: int64 [N], image of each object.
         box_overlap: float64 [N], highest IoU of the box with that of another object of the same image and class; 0
             where there is none.
+        covered: float64 [N], share of the mask that others of the same image and class cover, the shares of several
+            added up; 0 in label images, where a pixel belongs to one object.
         pixels: figures of the pixels, where they were read.
     """
 
@@ -87,6 +89,7 @@ class Statistics:
     classes: np.ndarray = field(repr=False)
     image_index: np.ndarray = field(repr=False)
     box_overlap: np.ndarray = field(repr=False)
+    covered: np.ndarray = field(repr=False)
     pixels: PixelStatistics | None = None
 
     @property
@@ -127,12 +130,24 @@ def measure_splits(splits: Mapping[str, Sequence[dict[str, Any]]], class_names: 
     return found
 
 
-def _collect(records: Sequence[dict[str, Any]], per_image: Sequence[tuple], class_names: Sequence[str]) -> Statistics:
-    """Figures of images from what `_measure_image` gave for each."""
+class _ImageFigures(NamedTuple):
+    """Of the n objects of an image that are no crowds: boxes [n, 4] xyxy and the rest [n]; and its number of crowds."""
+
+    boxes: np.ndarray
+    areas: np.ndarray
+    classes: np.ndarray
+    covered: np.ndarray
+    num_crowds: int
+
+
+def _collect(
+    records: Sequence[dict[str, Any]], per_image: Sequence[_ImageFigures], class_names: Sequence[str]
+) -> Statistics:
+    """Figures of all images from those of each."""
     names = [str(name) for name in class_names]
-    counts = np.array([len(areas) for _, areas, _, _ in per_image], dtype=np.int64)  # [I]
-    boxes = np.concatenate([np.zeros((0, 4)), *(boxes for boxes, _, _, _ in per_image)])  # [N, 4]
-    classes = np.concatenate([np.zeros(0, dtype=np.int64), *(classes for _, _, classes, _ in per_image)])
+    counts = np.array([len(image.areas) for image in per_image], dtype=np.int64)  # [I]
+    boxes = np.concatenate([np.zeros((0, 4)), *(image.boxes for image in per_image)])  # [N, 4]
+    classes = np.concatenate([np.zeros(0, dtype=np.int64), *(image.classes for image in per_image)])
     images = np.repeat(np.arange(len(per_image)), counts)
     of_class = np.bincount(classes, minlength=len(names)).tolist()
     with_class = np.bincount(np.unique(np.stack([images, classes]), axis=1)[1], minlength=len(names)).tolist()
@@ -141,18 +156,17 @@ def _collect(records: Sequence[dict[str, Any]], per_image: Sequence[tuple], clas
         num_images=len(per_image),
         num_objects=len(boxes),
         num_negatives=int((counts == 0).sum()),
-        num_crowds=sum(crowds for _, _, _, crowds in per_image),
+        num_crowds=sum(image.num_crowds for image in per_image),
         class_counts=dict(zip(names, of_class, strict=True)),
         images_per_class=dict(zip(names, with_class, strict=True)),
         image_sizes=np.array([[r["height"], r["width"]] for r in records], dtype=np.int64).reshape(-1, 2),
         objects_per_image=counts,
         box_sizes=boxes[:, 2:] - boxes[:, :2],
-        areas=np.concatenate([np.zeros(0, dtype=np.int64), *(areas for _, areas, _, _ in per_image)]),
+        areas=np.concatenate([np.zeros(0, dtype=np.int64), *(image.areas for image in per_image)]),
         classes=classes,
         image_index=images,
-        box_overlap=np.concatenate(
-            [np.zeros(0), *(highest_ious(boxes, classes) for boxes, _, classes, _ in per_image)]
-        ),
+        box_overlap=np.concatenate([np.zeros(0), *(highest_ious(image.boxes, image.classes) for image in per_image)]),
+        covered=np.concatenate([np.zeros(0), *(image.covered for image in per_image)]),
     )
 
 
@@ -186,22 +200,21 @@ def summarize(facts: Sequence[ImageFacts | str]) -> PixelStatistics:
     )
 
 
-def _measure_image(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Boxes [n, 4] xyxy, areas [n] and classes [n] of the objects of an image, and its number of crowds."""
+def _measure_image(record: dict[str, Any]) -> _ImageFigures:
     everything = record.get("annotations", [])
     annotations = [each for each in everything if not each.get("iscrowd", 0)]
     crowds = len(everything) - len(annotations)
     classes = np.array([each["category_id"] for each in annotations], dtype=np.int64)
     boxes = get_boxes(annotations)
     if "label_file_name" in record:
-        return boxes, _label_areas(record, annotations), classes, crowds
+        return _ImageFigures(boxes, _label_areas(record, annotations), classes, np.zeros(len(boxes)), crowds)
     size = record["height"], record["width"]
     masks = [each["segmentation"] for each in annotations]
     rles = [mask if isinstance(mask, dict) else polygons_to_rle(mask, *size) for mask in masks]
     areas = rle_areas(rles)
     # A mask thinner than a pixel has no box of its own.
     boxes[areas > 0] = rle_boxes(rles)[areas > 0]
-    return boxes, areas, classes, crowds
+    return _ImageFigures(boxes, areas, classes, covered_shares(rles, classes), crowds)
 
 
 def get_boxes(annotations: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -238,3 +251,16 @@ def highest_ious(boxes: np.ndarray, classes: np.ndarray) -> np.ndarray:
         ious[own - first, own] = 0
         highest[rows] = ious.max(axis=1, initial=0)
     return highest
+
+
+def covered_shares(rles: Sequence[dict[str, Any]], classes: np.ndarray) -> np.ndarray:
+    """Share of each mask that the others of its class [n] cover, those of several added up, float64 [n]."""
+    shares = np.zeros(len(rles))
+    for each in np.unique(classes):
+        members = np.flatnonzero(classes == each)
+        masks = [rles[k] for k in members]
+        for first in range(0, len(masks), _ROWS):
+            rows = members[first : first + _ROWS]
+            overlaps = np.nan_to_num(rle_overlaps(masks[first : first + _ROWS], masks, of_first=True))
+            shares[rows] = overlaps.sum(axis=1) - overlaps[np.arange(len(rows)), first + np.arange(len(rows))]
+    return shares

@@ -10,6 +10,7 @@ from annotation_folders import HEIGHT, WIDTH, masks_of, rectangle
 from detectron2.structures import BoxMode
 from PIL import Image
 
+from maskrcnn_plus.data import statistics
 from maskrcnn_plus.data.formats.label_maps import LabelMapFolder, label_map_annotations
 from maskrcnn_plus.data.formats.masks import mask_annotation, polygon_annotation
 from maskrcnn_plus.data.statistics import measure, sample_pixels
@@ -73,6 +74,8 @@ def test_figures_are_those_of_the_drawn_masks(records):
     np.testing.assert_allclose(found.fill, [mask.sum() / area for mask, area in zip(masks, areas, strict=True)])
     overlap = brute_iou(boxes[0], boxes[1])
     np.testing.assert_allclose(found.box_overlap, [overlap, overlap, 0, 0])
+    shared = (masks[0] & masks[1]).sum()
+    np.testing.assert_allclose(found.covered, [shared / masks[0].sum(), shared / masks[1].sum(), 0, 0])
     assert found.pixels is None
 
 
@@ -97,14 +100,28 @@ def test_label_images(tmp_path, with_areas):
     ious = coco_mask.iou(xywh, xywh, [0] * len(xywh))
     np.fill_diagonal(ious, 0)
     np.testing.assert_allclose(found.box_overlap, ious.max(1))
+    assert not found.covered.any()
     assert sample_pixels([record]).dark_background == 1
+
+
+def test_shares_that_several_cover_are_added_up(monkeypatch):
+    masks = np.random.default_rng(0).random((40, 12, 15)) < 0.1
+    masks[7] = False
+    classes = np.arange(40) % 3
+    monkeypatch.setattr(statistics, "_ROWS", 5)
+    found = statistics.covered_shares(
+        [coco_mask.encode(np.asfortranarray(mask)) for mask in masks.view(np.uint8)], classes
+    )
+    for k, mask in enumerate(masks):
+        others = [masks[j] for j in range(40) if j != k and classes[j] == classes[k]]
+        assert found[k] == pytest.approx(sum((mask & other).sum() for other in others) / max(mask.sum(), 1))
 
 
 def test_nothing_is_measured_too():
     found = measure([], ["cell"])
     assert (found.num_images, found.num_objects, found.class_counts) == (0, 0, {"cell": 0})
     assert found.box_sizes.shape == (0, 2)
-    assert found.fill.shape == found.diameters.shape == found.box_overlap.shape == (0,)
+    assert found.fill.shape == found.diameters.shape == found.box_overlap.shape == found.covered.shape == (0,)
     pixels = sample_pixels([])
     assert pixels.num_images == 0
     assert math.isnan(pixels.dark_background)

@@ -182,12 +182,12 @@ def overlap(plan: Plan, data: Statistics) -> None:
         f"99% of the true boxes overlap no other of their class by an IoU above {high:.2f}: what overlaps a better "
         "detection by more than the threshold is a duplicate.",
     )
-    hides = high > 0.5
+    hidden = float(np.percentile(data.covered, 99))
+    covered = round(max(0.5, hidden + 0.2), 2)
     plan.decide(
-        {"model.max_covered": 1.0 if hides else 0.5},
-        "Objects lie over each other: detections that others cover are kept."
-        if hides
-        else "Objects do not lie over each other: detections that better ones cover by half are dropped.",
+        {"model.max_covered": covered if covered < 0.9 else 1.0},
+        f"99% of the true masks are covered by others of their class by {hidden:.0%} at most: detections that better "
+        + ("ones cover are kept." if covered >= 0.9 else f"ones cover by more than {covered:.0%} are dropped."),
     )
     smallest = float(np.percentile(data.areas, 0.5))
     plan.decide(

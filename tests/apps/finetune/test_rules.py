@@ -28,7 +28,17 @@ def pixels(**changes):
     return PixelStatistics(**values | changes)
 
 
-def data(diameter=30.0, per_image=20, size=(512, 512), aspect=1.0, overlap=0.0, classes=("cell",), images=40, **pixel):
+def data(
+    diameter=30.0,
+    per_image=20,
+    size=(512, 512),
+    aspect=1.0,
+    overlap=0.0,
+    classes=("cell",),
+    images=40,
+    covered=0.0,
+    **pixel,
+):
     """Statistics of equal images with round objects."""
     rng = np.random.default_rng(0)
     count = images * per_image
@@ -51,6 +61,7 @@ def data(diameter=30.0, per_image=20, size=(512, 512), aspect=1.0, overlap=0.0, 
         classes=index,
         image_index=np.repeat(np.arange(images), per_image),
         box_overlap=np.full(count, overlap),
+        covered=np.full(count, covered),
         pixels=pixels(**pixel),
     )
 
@@ -127,8 +138,13 @@ def test_neighbours_that_overlap_are_no_duplicates():
     key = "model.roi_heads.box_predictors.2.test_nms_thresh"
     assert apart.get(key) == 0.3
     assert across.get(key) == 0.6
-    assert (apart.get("model.max_covered"), across.get("model.max_covered")) == (0.5, 1.0)
     assert across.get("dataloader.train.mapper.probability") == 0.0
+
+
+@pytest.mark.parametrize(("covered", "most"), [(0.0, 0.5), (0.3, 0.5), (0.5, 0.7), (0.75, 1.0), (1.8, 1.0)])
+def test_what_is_dropped_follows_from_what_true_masks_cover(covered, most):
+    """Boxes of rods that cross overlap, their masks do not."""
+    assert decide(data(overlap=0.55, covered=covered)).get("model.max_covered") == pytest.approx(most)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ def data_of(*names, count=40, diameter=20.0, side=256, aspect=1.1, fill=np.pi / 
         classes=np.arange(total) % len(names),
         image_index=np.repeat(np.arange(4), count),
         box_overlap=np.zeros(total),
+        covered=np.zeros(total),
         pixels=pixels,
     )
 
