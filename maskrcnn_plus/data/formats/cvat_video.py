@@ -1,7 +1,7 @@
 """CVAT for video 1.1: XML, <annotations><track label><polygon|box|ellipse|mask frame outside .../></track>.
 
 A shape is of the one frame with its number: CVAT writes one for each frame. The images are those of the frames, in
-`images/` or beside the file: frame_000012.png, or any images in their order.
+`images/` or beside the file: frame_000012.png, or any images in their order, as numbers from 1 on are too.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ def read_frames(tree: Any, file: Path, images: Sequence[Path], data: Annotated) 
         tree: content of the XML file.
         file: it.
         images: of the folder of the data set.
-        data: takes problems and what was assumed.
+        data: takes problems, what was assumed, and the frames with shapes that have no image.
 
     Yields:
         An image, its place in messages, and an element <image> with its size and its shapes, each with the label of its
         track.
 
     Raises:
-        DataError: a frame with shapes has no image.
+        DataError: most frames with shapes have no image.
     """
     shapes, unknown = _shapes_of_frames(tree, file, data)
     names = _images_of_frames(tree, file, images, shapes)
+    data.missing += [f"frame {frame} of {file}" for frame in sorted(shapes.keys() - names.keys())]
     frames = sorted(names)
     between = (frames[bisect_left(frames, gap.start) : bisect_left(frames, gap.stop)] for gap in unknown)
     gaps = {frame for each in between for frame in each}
@@ -88,13 +89,17 @@ def _images_of_frames(tree: Any, file: Path, images: Sequence[Path], frames: Col
     ends = [_NUMBER.search(image.stem) for image in beside]
     numbers = [int(end[1]) for end in ends if end]
     by_number = dict(zip(numbers, beside, strict=True)) if len({*numbers}) == len(beside) else {}
-    if by_number and by_number.keys() >= {*frames}:
+    size, start = tree.findtext(".//size", ""), tree.findtext(".//start_frame", "") or "0"
+    is_whole = size == str(len(beside))
+    from_one = is_whole and start == "0" and by_number.keys() == {*range(1, len(beside) + 1)}  # ffmpeg's
+    if by_number and not from_one and by_number.keys() >= {*frames}:
         return by_number
     by_order = dict(enumerate(sorted(beside)))
-    size = tree.findtext(".//size", "")
-    if size.isdigit() and int(size) == len(beside) and by_order.keys() >= {*frames}:
+    if is_whole and by_order.keys() >= {*frames}:
         return by_order
     missing = sorted({*frames} - by_number.keys())
+    if len(missing) < len({*frames}) / 2:
+        return by_number
     raise DataError(
         f"{file} is of a video, and the image of frame {missing[0] if missing else 0} is not there ({len(beside)} "
         "images are beside it). Export it from CVAT with 'Save images', or put the frames into a folder images/ as "

@@ -181,6 +181,23 @@ def test_frames_between_key_frames_are_left_out_and_it_is_said(tmp_path):
     assert any("2 frames between key frames" in note and "frame_000001.png" in note for note in data.notes)
 
 
+@pytest.mark.parametrize(
+    ("start", "shift"), [("", 0), ("<start_frame>0</start_frame>", 0), ("<start_frame>1</start_frame>", 1)]
+)
+def test_frames_that_are_numbered_from_one_are_in_their_order(tmp_path, start, shift):
+    """CVAT counts from 0, and ffmpeg, by which people take a film apart, from 1."""
+    meta = "<meta><task><size>{}</size>" + start + "</task></meta>"
+    data = read(write_video(tmp_path, [{1: SQUARE, 2: None}], ["f_1.png", "f_2.png", "f_3.png"], meta))
+    assert [len(record["annotations"]) for record in data.splits["all"]] == ([1, 0, 0] if shift else [0, 1, 0])
+
+
+def test_frames_that_are_not_there_are_missing(tmp_path):
+    track = dict.fromkeys(range(5), SQUARE)
+    data = read(write_video(tmp_path, [track], [f"frame_{k:06d}.png" for k in (0, 1, 4, 6)]))
+    assert data.missing == [f"frame {frame} of {tmp_path / 'annotations.xml'}" for frame in (2, 3)]
+    assert [len(record["annotations"]) for record in data.splits["all"]] == [1, 1, 1, 0]
+
+
 def test_shapes_without_a_frame_are_named(tmp_path):
     root = write_video(tmp_path, [{0: SQUARE, 1: SQUARE}], ["frame_000000.png", "frame_000001.png"])
     text = (root / "annotations.xml").read_text()
