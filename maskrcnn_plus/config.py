@@ -166,8 +166,8 @@ def add_config(cfg: CfgNode) -> None:
     `MODEL.TIMM` configures `TimmBackbone` (MODEL.BACKBONE.NAME), together with Detectron2's MODEL.BACKBONE.FREEZE_AT;
     `MODEL.VIT` configures `PlainViT`, also below `SimpleFeaturePyramid`; `MODEL.CASCADE_RPN`, `MODEL.IOU_AWARE_RPN`,
     `MODEL.BOUNDARY_MASK_HEAD` and `MODEL.MASK_SCORING` the parts of those names; further keys of `MODEL.ROI_HEADS` are
-    of `DenseROIHeads`, and `MODEL.DENSE_MASKS`, `MASK_PASTING`, `MAX_COVERED` and `MIN_MASK_AREA` are of
-    `MaskRCNNPlus`. Their arguments are explained there.
+    of `DenseROIHeads`, and `MODEL.DENSE_MASKS`, `MASK_PASTING`, `MAX_COVERED`, `MIN_MASK_AREA` and
+    `FLIPS` are of `MaskRCNNPlus`. Their arguments are explained there.
     """
     # of MaskRCNNPlus; False: results have pred_masks_rle alone, without pred_masks, which Detectron2's tools read
     cfg.MODEL.DENSE_MASKS = True
@@ -176,6 +176,8 @@ def add_config(cfg: CfgNode) -> None:
     # 1 and 0: no detection is dropped because better ones cover its mask, or for its mask's area
     cfg.MODEL.MAX_COVERED = 1.0
     cfg.MODEL.MIN_MASK_AREA = 0
+    # orientations in which an image is seen: 1, 2 or 4
+    cfg.MODEL.FLIPS = 1
 
     cfg.MODEL.TIMM = CfgNode()
     cfg.MODEL.TIMM.NAME = "resnet50"

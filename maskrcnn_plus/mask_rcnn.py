@@ -18,6 +18,7 @@ from torch import nn
 
 from maskrcnn_plus.arguments import check_arguments
 from maskrcnn_plus.config import with_defaults
+from maskrcnn_plus.flips import ORIENTATIONS, detect_flipped
 from maskrcnn_plus.masks.covered import suppress_covered
 from maskrcnn_plus.masks.measure import rle_areas
 from maskrcnn_plus.masks.rle_masks import RLEMasks, add_dense_masks
@@ -38,6 +39,7 @@ class MaskRCNNPlus(NotScriptable, GeneralizedRCNN):
         dense_masks: bool = True,
         max_covered: float = 1.0,
         min_mask_area: int = 0,
+        flips: int = 1,
         **kwargs,
     ) -> None:
         """Take the parts.
@@ -51,32 +53,40 @@ class MaskRCNNPlus(NotScriptable, GeneralizedRCNN):
             max_covered: drops detections of whose masks better ones of their class cover more than this share
                 (`maskrcnn_plus.masks.covered`); 1 drops none. For objects that touch but do not hide each other.
             min_mask_area: drops detections whose masks have fewer pixels of the result's image than this.
+            flips: orientations in which an image is seen and whose results are averaged (`maskrcnn_plus.flips`): 1, as
+                it is; 2, also flipped in x; 4, in x, y and both. The time grows as their number.
             **kwargs: those of `GeneralizedRCNN`.
 
         Raises:
-            ValueError: there is no such `mask_pasting`, `max_covered` is no share, or `min_mask_area` is negative.
+            ValueError: there is no such `mask_pasting`, `max_covered` is no share, `min_mask_area` is negative, or
+                `flips` is another number or more than the RoI heads can.
         """
         super().__init__(**kwargs)
         check_arguments(
             mask_pasting=(mask_pasting, mask_pasting in ("detectron2", "torchvision"), '"detectron2" or "torchvision"'),
             max_covered=(max_covered, 0 <= max_covered <= 1, "in 0..1"),
             min_mask_area=(min_mask_area, min_mask_area >= 0, "at least 0 pixels"),
+            flips=(flips, flips in ORIENTATIONS, "1, 2 or 4"),
         )
+        if flips > 1 and (self.proposal_generator is None or not hasattr(self.roi_heads, "_forward_box")):
+            raise ValueError(f"flips={flips} needs an RPN, and RoI heads that are a kind of StandardROIHeads.")
         self.mask_pasting = mask_pasting
         self.dense_masks = dense_masks
         self.max_covered = max_covered
         self.min_mask_area = min_mask_area
+        self.flips = flips
         self.mask_probabilities = False  # of results, see `without_dense_masks`
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Arguments of `__init__` from a yacs config; of this package's keys it reads the four below."""
+        """Arguments of `__init__` from a yacs config; of this package's keys it reads the five below."""
         keys = with_defaults(cfg).MODEL
         return super().from_config(cfg) | {
             "mask_pasting": keys.MASK_PASTING,
             "dense_masks": keys.DENSE_MASKS,
             "max_covered": keys.MAX_COVERED,
             "min_mask_area": keys.MIN_MASK_AREA,
+            "flips": keys.FLIPS,
         }
 
     def inference(
@@ -99,15 +109,21 @@ class MaskRCNNPlus(NotScriptable, GeneralizedRCNN):
             are Detectron2's: `pred_masks`, bool [N, H, W].
 
         Raises:
-            ValueError: under `torch.jit.trace`, where `mask_pasting`, `max_covered` or `min_mask_area` is set.
+            ValueError: under `torch.jit.trace`, where `mask_pasting`, `max_covered`, `min_mask_area` or `flips` is set.
         """
+        if torch.jit.is_tracing() and self.flips > 1:
+            raise ValueError("A trace sees an image in one orientation: leave flips at 1.")
         options = (self.mask_pasting, self.max_covered, self.min_mask_area)
         if do_postprocess and torch.jit.is_tracing() and options != ("detectron2", 1, 0):
             raise ValueError(
                 'A trace pastes masks by mask_pasting="detectron2" and drops none by max_covered or min_mask_area: '
                 "leave these options at their defaults, or trace model.inference(inputs, do_postprocess=False)."
             )
-        results = super().inference(batched_inputs, detected_instances, do_postprocess=False)
+        if self.flips > 1:
+            given = detected_instances or [None] * len(batched_inputs)
+            results = [detect_flipped(self, self.flips, *each) for each in zip(batched_inputs, given, strict=True)]
+        else:
+            results = super().inference(batched_inputs, detected_instances, do_postprocess=False)
         if not do_postprocess:
             return results
         outputs = []

@@ -19,6 +19,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskrcnn_plus.errors import UserError
 from maskrcnn_plus.export.describe import get_square_size
 from maskrcnn_plus.export.parts import ModelParts, get_parts
 from maskrcnn_plus.mask_heads import MaskScoringHead
@@ -43,6 +44,8 @@ class WholeGraph(nn.Module):
             UserError: a part that cannot be exported; the message has its config key.
         """
         super().__init__()
+        if getattr(model, "flips", 1) > 1:
+            raise UserError(f"model.flips={model.flips}: one graph sees an image in one orientation. Set it to 1.")
         self.parts: ModelParts = get_parts(model)
         self.model = model
         self.max_objects = max_objects
