@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -238,17 +238,14 @@ def highest_ious(boxes: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Highest IoU of each box, xyxy [n, 4], with another of its class [n], float64 [n]."""
     highest = np.zeros(len(boxes))
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    for first in range(0, len(boxes), _ROWS):
-        rows = slice(first, first + _ROWS)
-        shared = np.minimum(boxes[rows, None, 2:], boxes[None, :, 2:]) - np.maximum(
-            boxes[rows, None, :2], boxes[None, :, :2]
-        )  # [r, n, 2]
+    for rows, columns in _neighbours(boxes):
+        shared = np.minimum(boxes[rows, None, 2:], boxes[None, columns, 2:]) - np.maximum(
+            boxes[rows, None, :2], boxes[None, columns, :2]
+        )  # [r, c, 2]
         shared = shared.clip(min=0).prod(axis=2)
-        union = areas[rows, None] + areas - shared
+        union = areas[rows, None] + areas[columns] - shared
         ious = np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
-        ious[classes[rows, None] != classes] = 0
-        own = np.arange(first, min(first + _ROWS, len(boxes)))
-        ious[own - first, own] = 0
+        ious[(classes[rows, None] != classes[columns]) | (rows[:, None] == columns)] = 0
         highest[rows] = ious.max(axis=1, initial=0)
     return highest
 
@@ -256,11 +253,17 @@ def highest_ious(boxes: np.ndarray, classes: np.ndarray) -> np.ndarray:
 def covered_shares(rles: Sequence[dict[str, Any]], classes: np.ndarray) -> np.ndarray:
     """Share of each mask that the others of its class [n] cover, those of several added up, float64 [n]."""
     shares = np.zeros(len(rles))
-    for each in np.unique(classes):
-        members = np.flatnonzero(classes == each)
-        masks = [rles[k] for k in members]
-        for first in range(0, len(masks), _ROWS):
-            rows = members[first : first + _ROWS]
-            overlaps = np.nan_to_num(rle_overlaps(masks[first : first + _ROWS], masks, of_first=True))
-            shares[rows] = overlaps.sum(axis=1) - overlaps[np.arange(len(rows)), first + np.arange(len(rows))]
+    for rows, columns in _neighbours(rle_boxes(rles)):
+        overlaps = np.nan_to_num(rle_overlaps([rles[k] for k in rows], [rles[k] for k in columns], of_first=True))
+        overlaps[(classes[rows, None] != classes[columns]) | (rows[:, None] == columns)] = 0
+        shares[rows] = overlaps.sum(axis=1)
     return shares
+
+
+def _neighbours(boxes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Indices of some boxes, xyxy [n, 4], from left to right, and of all whose columns any of them reaches."""
+    order = boxes[:, 0].argsort(kind="stable")
+    for first in range(0, len(boxes), _ROWS):
+        rows = order[first : first + _ROWS]
+        reach = (boxes[:, 0] < boxes[rows, 2].max()) & (boxes[:, 2] > boxes[rows, 0].min())
+        yield rows, np.flatnonzero(reach)
