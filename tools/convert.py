@@ -25,6 +25,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", required=True, type=Path, help="a new folder")
     parser.add_argument("--to", required=True, choices=WRITERS, help="what is written")
     parser.add_argument("--val", type=float, default=0.2, help="part of the images for validation (default 0.2)")
+    parser.add_argument("--tile", type=int, metavar="SIDE", help="cut images that are larger into tiles, pixels")
     parser.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="skip leaves out what is wrong")
     add_arguments(parser)
     args = parser.parse_args(argv)
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> None:
     """Convert and print what was found."""
     options = from_arguments(args)
-    lines = convert(args.folder, args.output, args.to, args.format, args.val, args.on_error, options)
+    lines = convert(args.folder, args.output, args.to, args.format, args.val, args.on_error, options, args.tile)
     print("\n".join(lines))
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
 
+from maskrcnn_plus.apps.cut_tiles import cut_images
 from maskrcnn_plus.apps.data_sets import WRITERS
 from maskrcnn_plus.data.check import DataError, check_dataset, report_problems
 from maskrcnn_plus.data.formats import ReadOptions, read
+from maskrcnn_plus.data.groups import find_groups
+from maskrcnn_plus.data.limits import reading_by_parts
 from maskrcnn_plus.data.split import train_and_val
 
 
@@ -22,6 +26,7 @@ def convert(
     val: float = 0.2,
     on_error: str = "raise",
     options: ReadOptions | None = None,
+    tile: int | None = None,
 ) -> list[str]:
     """Read a folder and write it as COCO, label images or YOLO.
 
@@ -35,6 +40,8 @@ def convert(
         val: part of the images for validation, where the folder has no such split.
         on_error: "raise", or "skip" to leave out images and annotations that cannot be used.
         options: how the annotations are read.
+        tile: images that are larger are cut into tiles of at most this side, pixels (`cut_images`); those of one image
+            stay together in one split, or where there is no other image, in neighbouring parts.
 
     Returns:
         What was found, assumed and left out, a line each.
@@ -43,22 +50,36 @@ def convert(
         DataError: the data cannot be read or written so, or `output` has files.
     """
     refuse_full_folder(output)
-    data = read(folder, name, options)
-    report_problems(data.problems, on_error)
+    with contextlib.nullcontext() if tile is None else reading_by_parts():
+        data = read(folder, name, options)
+        report_problems(data.problems, on_error)
+        splits = {}
+        for split, records in data.splits.items():
+            splits[split] = check_dataset(records, on_error=on_error, num_classes=len(data.class_names))
     lines = [f"{folder}: {data.format}"]
-    splits = {}
-    for split, records in data.splits.items():
-        splits[split] = check_dataset(records, on_error=on_error, num_classes=len(data.class_names))
-    splits, notes = train_and_val(splits, val)
-    data.notes += notes
-    for split, records in splits.items():
-        counts = Counter(data.class_names[each["category_id"]] for record in records for each in record["annotations"])
-        objects = ", ".join(f"{class_name} {count}" for class_name, count in counts.items()) or "no objects"
-        lines.append(f"  {split}: {len(records)} images ({objects})")
-    data.notes += write_data_set(splits, data.class_names, output, to)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", suffix=".maskrcnn_plus.tmp", dir=output.parent) as tiles:
+        if tile is not None:
+            for split in splits:
+                splits[split], notes = cut_images(splits[split], tile, Path(tiles, split))
+                data.notes += notes
+        splits, notes = train_and_val(splits, val, groups=find_groups if tile is not None else None)
+        data.notes += notes
+        lines += _count(splits, data.class_names)
+        data.notes += write_data_set(splits, data.class_names, output, to)
     lines += [f"  assumed: {note}" for note in data.notes]
     lines += [f"  left out: {problem}" for problem in data.problems]
     return [*lines, f"written to {output}"]
+
+
+def _count(splits: dict[str, list[dict]], class_names: list[str]) -> list[str]:
+    """A line a split: its images and objects."""
+    lines = []
+    for split, records in splits.items():
+        counts = Counter(class_names[each["category_id"]] for record in records for each in record["annotations"])
+        objects = ", ".join(f"{class_name} {count}" for class_name, count in counts.items()) or "no objects"
+        lines.append(f"  {split}: {len(records)} images ({objects})")
+    return lines
 
 
 def refuse_full_folder(output: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from maskrcnn_plus.data.channels import ChannelRule, as_rule
 from maskrcnn_plus.data.dicom_files import decode_dicom, dicom_size, is_dicom, open_dicom
-from maskrcnn_plus.data.limits import check_size
+from maskrcnn_plus.data.limits import check_size, is_read_by_parts
 from maskrcnn_plus.data.pillow_files import (
     FORMATS,
     Decoded,
@@ -145,7 +145,7 @@ def read_stored_size(path: str, rule: ChannelRule | None = None, decodes: bool =
             with open_tiff(path, local_path) as tiff:
                 series = single_series(path, tiff, rule)
                 width, height = series.sizes.get("width", 0), series.sizes.get("height", 0)
-                if decodes and width and height:
+                if decodes and not is_read_by_parts() and width and height:
                     check_size(path, height, width, series.keyframe.nbytes / (height * width))
                 check_segments(path, [series.keyframe], tiff)
                 orientation = tiff_orientation(tiff)

@@ -18,6 +18,7 @@ DENSEST = 2000
 _SMALL = 2**26  # bytes that are taken without asking how many are free
 
 _limit: ContextVar[int] = ContextVar("max_pixels", default=MAX_PIXELS)
+_by_parts: ContextVar[bool] = ContextVar("by_parts", default=False)
 
 
 @contextmanager
@@ -36,6 +37,21 @@ def pixel_limit(max_pixels: int | None) -> Iterator[None]:
         _limit.reset(token)
 
 
+@contextmanager
+def reading_by_parts() -> Iterator[None]:
+    """Within it images that can be entered in the middle are read by windows: `is_read_by_parts`."""
+    token = _by_parts.set(True)
+    try:
+        yield
+    finally:
+        _by_parts.reset(token)
+
+
+def is_read_by_parts() -> bool:
+    """Whether TIFFs may be larger than what is decoded at once."""
+    return _by_parts.get()
+
+
 def check_size(name: str, height: int, width: int, pixel_bytes: float) -> None:
     """Refuse an image that is too large to be decoded at once, before memory is taken for it.
 
@@ -47,7 +63,10 @@ def check_size(name: str, height: int, width: int, pixel_bytes: float) -> None:
     Raises:
         ImageReadError: more pixels than `pixel_limit` allows, or more memory than is free.
     """
-    remedy = "Save it as a tiled TIFF, which prediction reads by parts, or in smaller pieces"
+    remedy = (
+        "Save it as a tiled TIFF, which prediction reads by parts and tools/convert.py --tile cuts with its "
+        "annotations, or in smaller pieces"
+    )
     if height * width > _limit.get():
         raise ImageReadError(
             f"{name}: {width} x {height} pixels are more than the {_limit.get()} that are decoded at once. {remedy}; "

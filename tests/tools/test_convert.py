@@ -2,15 +2,20 @@
 
 import importlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from annotation_folders import masks_of, rectangle, write_image
 from PIL import Image
+from slide_files import write_svs
 
 from maskrcnn_plus.data.formats import read
 from maskrcnn_plus.data.formats.label_maps import LabelMapFolder
+from maskrcnn_plus.data.limits import pixel_limit
+from maskrcnn_plus.data.windows import open_windows
 
 MASKS = [rectangle(6, 4, 30, 20), rectangle(36, 22, 50, 35)]
 LINES = ["0 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5", "0 0.6 0.55 0.8333333 0.55 0.8333333 0.875 0.6 0.875"]
@@ -148,3 +153,103 @@ def test_errors_are_a_line(folder, convert, tmp_path, case):
     assert code == 1
     assert said in told.err
     assert "Traceback" not in told.err
+
+
+def write_large(folder, pixels, labels, name="large"):
+    for kind, array in (("images", pixels), ("labels", labels)):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        planes = array if array.ndim == 2 or array.shape[2] == 3 else array.transpose(2, 0, 1)
+        tifffile.imwrite(folder / kind / f"{name}.tif", planes, photometric="rgb" if array.shape[2:] == (3,) else None)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("channels", [None, 3, 5])
+def test_tiles_are_the_image_and_its_masks(tmp_path, convert, dtype, channels):
+    rng = np.random.default_rng(0)
+    shape = (150, 230) if channels is None else (150, 230, channels)
+    pixels = rng.integers(0, 200, shape).astype(dtype)
+    labels = np.zeros((150, 230), dtype=np.uint16)
+    for k, (y, x) in enumerate([(5, 5), (60, 90), (70, 200), (100, 60), (2, 150), (30, 40)], start=1):
+        labels[y : y + 25, x : x + 28] = k
+    write_large(tmp_path / "data", pixels, labels)
+    code, told, output = convert(tmp_path / "data", "--to", "coco", "--tile", "100", "--val", "0.3")
+    assert code == 0
+    assert "1 images were cut into 6 tiles of at most 100 x 100 pixels" in told.out
+    data = read(output)
+    assert set(data.splits) == {"train", "val"}
+    pasted, objects, num_parts = np.zeros_like(pixels), np.zeros_like(labels, dtype=int), 0
+    for record in (record for records in data.splits.values() for record in records):
+        y, x = map(int, re.search(r"_y(\d+)_x(\d+)\.", record["file_name"]).groups())
+        with open_windows(record["file_name"]) as windows:
+            height, width, _ = windows.shape
+            tile = windows.read(0, 0, width, height)
+            assert tile.dtype == pixels.dtype
+        assert (height, width) == (record["height"], record["width"]) == (75, [76, 77, 77][x // 76])
+        pasted[y : y + height, x : x + width] = tile.reshape(height, width, *shape[2:])
+        for mask in masks_of(record):
+            objects[y : y + height, x : x + width] += mask
+            num_parts += 1
+    np.testing.assert_array_equal(pasted, pixels)
+    np.testing.assert_array_equal(objects, labels > 0)
+    assert num_parts == sum(len(np.unique(labels[y : y + 75, x : x + w])) - 1 for y in (0, 75) for x, w in CUTS)
+
+
+CUTS = (0, 76), (76, 77), (153, 77)
+
+
+def test_tiles_without_objects_go_where_the_image_has_some(tmp_path, convert):
+    labels = np.zeros((300, 100), dtype=np.uint16)
+    write_large(tmp_path / "data", np.zeros((300, 100), np.uint8), labels, "negative")
+    write_large(tmp_path / "data", np.zeros((40, 50), np.uint8), np.ones((40, 50), np.uint16), "small")
+    labels = labels.copy()
+    labels[10:30, 10:30] = 1
+    write_large(tmp_path / "data", np.zeros((300, 100), np.uint8), labels)
+    code, told, output = convert(tmp_path / "data", "--to", "labels", "--tile", "100", "--val", "0")
+    assert code == 0
+    assert "2 images were cut into 4 tiles of at most 100 x 100 pixels; 2 others have no objects" in told.out
+    names = sorted(path.name for path in (output / "images").iterdir())
+    negative = [f"negative_y{y:05d}_x00000.png" for y in (0, 100, 200)]
+    assert names == ["large_y00000_x00000.png", *negative, "small.tif"]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_tiles_of_one_image_stay_in_one_split(tmp_path, convert):
+    rng = np.random.default_rng(0)
+    for name in "abcd":
+        labels = np.zeros((200, 200), dtype=np.uint16)
+        for k in range(16):
+            labels[50 * (k // 4) + 10 : 50 * (k // 4) + 40, 50 * (k % 4) + 10 : 50 * (k % 4) + 40] = k + 1
+        write_large(tmp_path / "data", rng.integers(0, 255, (200, 200), np.uint8), labels, name)
+    code, _, output = convert(tmp_path / "data", "--to", "yolo", "--tile", "100", "--val", "0.25")
+    assert code == 0
+    images = {split: {path.name[0] for path in (output / "images" / split).iterdir()} for split in ("train", "val")}
+    assert len(images["val"]) == 1
+    assert not images["train"] & images["val"]
+
+
+def test_slides_that_are_too_large_to_decode_are_cut_by_their_windows(tmp_path, convert):
+    pixels = np.random.default_rng(0).integers(0, 255, (160, 240, 3)).astype(np.uint8)
+    (tmp_path / "data").mkdir()
+    write_svs(tmp_path / "data" / "liver.svs", pixels)
+    ring = [[100, 20], [120, 20], [120, 40], [100, 40], [100, 20]]
+    feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {}}
+    feature["properties"]["classification"] = {"name": "Tumor"}
+    (tmp_path / "data" / "liver.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    with pixel_limit(120 * 120):
+        code, told, output = convert(tmp_path / "data", "--to", "coco")
+        assert code == 1
+        assert re.search(r"liver\.svs: 240 x 160 pixels are more than .*tools/convert\.py --tile", told.err)
+        code, _, output = convert(tmp_path / "data", "--to", "coco", "--tile", "120", "--val", "0")
+    assert code == 0
+    (record,) = read(output).splits["train"]
+    assert record["file_name"].endswith("liver_y00000_x00000.png")
+    np.testing.assert_array_equal(np.asarray(Image.open(record["file_name"])), pixels[:80, :120])
+    mask = np.zeros((80, 120), dtype=bool)
+    mask[20:40, 100:120] = True
+    np.testing.assert_array_equal(masks_of(record), [mask])
+
+
+def test_tiles_that_are_too_small_are_refused(folder, convert):
+    code, told, output = convert(folder, "--to", "coco", "--tile", "8")
+    assert (code, output.exists()) == (1, False)
+    assert "Tiles of 8 pixels are too small" in told.err

@@ -15,6 +15,9 @@ FEW_VAL_IMAGES, FEW_VAL_OBJECTS = 5, 50
 FEW_OF_CLASS = 20
 """Objects of a class to learn from."""
 
+LARGE = 2**24, 100
+"""Pixels and objects above which an image is better cut into tiles."""
+
 _IMBALANCE = 50  # times as many objects of the most frequent class as of another
 _NAMED = 10
 
@@ -33,7 +36,12 @@ def give_advice(train: Statistics, val: Statistics | None) -> list[str]:
             f"annotated images help most. From about {FEW_IMAGES} images and {FEW_OBJECTS} objects on a fine-tuning "
             "is worth its time."
         )
-    if val is None:
+    if val is None and train.num_images == 1:
+        said.append(
+            "One image cannot be both learned from and judged by: annotate another, or cut a large one into several, "
+            "with tools/convert.py --tile 1024."
+        )
+    elif val is None:
         part = max(round(0.2 * train.num_images), 1)
         said.append(
             f"There are no images for validation: a training will take some of the {train.num_images} for it, about "
@@ -75,6 +83,13 @@ def give_advice(train: Statistics, val: Statistics | None) -> list[str]:
         said.append(
             f"{tiny:.0%} of the objects are less than 8 px across, too small for most networks: a training should "
             "enlarge the images."
+        )
+    large = (train.image_sizes.prod(axis=1) > LARGE[0]) & (train.objects_per_image > LARGE[1])
+    if large.any():
+        most = train.image_sizes[large].prod(axis=1).max() / 1e6
+        said.append(
+            f"{large.sum()} images are large and crowded, up to {most:.0f} megapixels: a training reads a whole image "
+            "for each crop and evaluates it whole, which takes time and memory. Cut them: tools/convert.py --tile 1024."
         )
     if not said:
         said.append(

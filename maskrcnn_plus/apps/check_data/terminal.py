@@ -41,9 +41,8 @@ def describe(diagnosis: Diagnosis) -> str:
     if diagnosis.advice:
         parts.append("\n".join(["Is it enough?", *(f"  - {each}" for each in diagnosis.advice)]))
     count = diagnosis.num_problems
-    parts.append(
-        f"{count} problem{'s' if count > 1 else ''} would stop a training." if count else "Nothing stops a training."
-    )
+    fine = "Nothing stops a training." if len(diagnosis.records) > 1 else "A training needs a second image."
+    parts.append(f"{count} problem{'s' if count > 1 else ''} would stop a training." if count else fine)
     return "\n\n".join(filter(None, parts))
 
 

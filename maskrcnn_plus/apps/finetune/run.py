@@ -145,7 +145,7 @@ def _read(request: Request, say: Callable[[str], None]) -> tuple[FolderData, lis
     if "val" not in data.splits:
         raise DataError(
             f"{request.data}: at least two annotated images that do not belong together are needed, one to learn from "
-            "and one to judge by."
+            "and one to judge by. Of one large image make several: tools/convert.py --tile 1024."
         )
     names = list(request.classes) if request.classes else data.used_classes()
     if not names:

@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from maskrcnn_plus.data.formats.files import list_tree
 from maskrcnn_plus.data.images import IMAGE_SUFFIXES
+from maskrcnn_plus.data.slide_files import SLIDE_SUFFIXES
 
 if TYPE_CHECKING:
     from maskrcnn_plus.data.formats.annotated import Annotated
@@ -37,7 +38,7 @@ class ImageFinder:
             root: folder of the data set.
             data: what was assumed and what is missing is told there.
         """
-        self.files = list_tree(root, IMAGE_SUFFIXES)
+        self.files = list_tree(root, (*IMAGE_SUFFIXES, *SLIDE_SUFFIXES))
         self.data = data
         self._by_name: dict[str, list[Path]] = defaultdict(list)
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
