@@ -94,7 +94,7 @@ def merge_flips(found: Sequence[Instances], min_score: float, max_iou: float, li
     index = torch.from_numpy(group).to(boxes.device)
     total = torch.zeros_like(scores).index_add_(0, index, scores)
     weighted = torch.zeros_like(boxes).index_add_(0, index, boxes * scores[:, None])
-    kept = torch.nonzero(total > min_score * len(found))[:, 0]
+    kept = torch.nonzero(total > max(min_score, 0) * len(found))[:, 0]
     merged, mean = weighted[kept] / total[kept, None], total[kept] / len(found)
     best = batched_nms(merged, mean, classes[kept], max_iou)[:limit]
     return Instances(
