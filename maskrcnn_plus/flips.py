@@ -17,10 +17,12 @@ from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import nn
 
+from maskrcnn_plus.roi.box_predictor import last_box_predictor
+
 __all__ = ["ORIENTATIONS", "detect_flipped", "merge_flips"]
 
 ORIENTATIONS = {1: ((),), 2: ((), (-1,)), 4: ((), (-1,), (-2,), (-2, -1))}
-"""By number of flips, the dimensions of [..., H, W] that are turned round: none, x, y, both."""
+"""By their number, the dimensions of [..., H, W] that are flipped: none, x, y, both."""
 
 _SAME = 0.5  # IoU from which boxes of two orientations are of one object
 
@@ -37,22 +39,21 @@ def detect_flipped(model: nn.Module, flips: int, image: dict[str, Any], given: I
     Returns:
         As `GeneralizedRCNN.inference` without post-processing gives for the image.
     """
-    turned = ORIENTATIONS[flips]
-    images = model.preprocess_image([{**image, "image": image["image"].flip(dims)} for dims in turned])
+    orientations = ORIENTATIONS[flips]
+    images = model.preprocess_image([{**image, "image": image["image"].flip(dims)} for dims in orientations])
     features = model.backbone(images.tensor)
     if given is None:
         proposals, _ = model.proposal_generator(images, features, None)
         found = model.roi_heads._forward_box(features, proposals)
-        predictor = model.roi_heads.box_predictor
-        predictor = predictor[-1] if isinstance(predictor, nn.ModuleList) else predictor  # of a cascade
-        found = [_flip(each, dims) for each, dims in zip(found, turned, strict=True)]
+        predictor = last_box_predictor(model.roi_heads)
+        found = [_flip(each, dims) for each, dims in zip(found, orientations, strict=True)]
         given = merge_flips(
             found, predictor.test_score_thresh, predictor.test_nms_thresh, predictor.test_topk_per_image
         )
     results = model.roi_heads.forward_with_given_boxes(
-        features, [_flip(given.to(model.device), dims) for dims in turned]
+        features, [_flip(given.to(model.device), dims) for dims in orientations]
     )
-    results = [_flip(each, dims) for each, dims in zip(results, turned, strict=True)]
+    results = [_flip(each, dims) for each, dims in zip(results, orientations, strict=True)]
     for name in {"pred_masks", "scores"} & results[0].get_fields().keys():  # a mask head may know better scores
         results[0].set(name, torch.stack([each.get(name) for each in results]).mean(dim=0))
     return results[0]
@@ -103,7 +104,7 @@ def merge_flips(found: Sequence[Instances], min_score: float, max_iou: float, li
 
 
 def _flip(instances: Instances, dims: Sequence[int]) -> Instances:
-    """The same in the image with some dimensions turned round; boxes and masks, the other fields stay."""
+    """The same in the image with some dimensions flipped; boxes and masks change, the other fields stay."""
     height, width = instances.image_size
     fields = dict(instances.get_fields())
     x0, y0, x1, y1 = fields["pred_boxes"].tensor.unbind(dim=1)

@@ -13,6 +13,7 @@ from maskrcnn_plus.export.graph import WholeGraph
 from maskrcnn_plus.flips import ORIENTATIONS, merge_flips
 from maskrcnn_plus.mask_rcnn import without_dense_masks
 from maskrcnn_plus.overrides import apply_overrides
+from maskrcnn_plus.roi.box_predictor import last_box_predictor
 
 
 def instances(boxes, scores, classes=None):
@@ -160,8 +161,7 @@ def test_an_image_of_a_batch_is_as_alone_and_one_without_objects_has_none(model)
     assert torch.equal(both[1]["instances"].scores, alone["instances"].scores)
     assert list(both[1]["instances"].pred_masks_rle) == list(alone["instances"].pred_masks_rle)
     model.flips = 1
-    predictor = model.roi_heads.box_predictor
-    predictor = predictor[-1] if isinstance(predictor, torch.nn.ModuleList) else predictor
+    predictor = last_box_predictor(model.roi_heads)
     threshold, predictor.test_score_thresh = predictor.test_score_thresh, 1.0
     assert len(see(model, images[0], 4)) == 0
     predictor.test_score_thresh = threshold

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "maskrcnn_plus"
-MODEL = ["backbones", "necks", "rpn", "roi", "mask_heads", "mask_rcnn"]
+MODEL = ["backbones", "necks", "rpn", "roi", "mask_heads", "flips", "mask_rcnn"]
 WORK = ["data", "runtime", "evaluation", "checkpoints", "training", "results", "inference", "export", "apps"]
 LAYERS = ["weights", "zoo", "ops", "masks", *MODEL, *WORK, "__init__", "components"]
 

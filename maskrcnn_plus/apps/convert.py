@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from maskrcnn_plus.apps.cut_tiles import cut_images
@@ -57,13 +58,11 @@ def convert(
         for split, records in data.splits.items():
             splits[split] = check_dataset(records, on_error=on_error, num_classes=len(data.class_names))
     lines = [f"{folder}: {data.format}"]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", suffix=".maskrcnn_plus.tmp", dir=output.parent) as tiles:
-        if tile is not None:
-            for split in splits:
-                splits[split], notes = cut_images(splits[split], tile, Path(tiles, split))
-                data.notes += notes
-        splits, notes = train_and_val(splits, val, groups=find_groups if tile is not None else None)
+    with _temporary_folder(output) as tiles:
+        for split in splits if tile is not None else ():
+            splits[split], notes = cut_images(splits[split], tile, tiles / split)
+            data.notes += notes
+        splits, notes = train_and_val(splits, val, groups=None if tile is None else find_groups)
         data.notes += notes
         lines += _count(splits, data.class_names)
         data.notes += write_data_set(splits, data.class_names, output, to)
@@ -106,12 +105,19 @@ def write_data_set(splits: dict[str, list[dict]], class_names: list[str], output
     Raises:
         DataError: the data cannot be written so.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".maskrcnn_plus.tmp", dir=output.parent))
-    try:
+    with _temporary_folder(output) as temporary:
         notes = WRITERS[to](splits, class_names, temporary)
         temporary.chmod(0o755)
         os.replace(temporary, output)
+    return notes
+
+
+@contextlib.contextmanager
+def _temporary_folder(output: Path) -> Iterator[Path]:
+    """A folder beside `output`, which is removed in the end."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".maskrcnn_plus.tmp", dir=output.parent))
+    try:
+        yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return notes

@@ -16,8 +16,8 @@ import tifffile
 
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.masks import record_rles, rle_annotation
-from maskrcnn_plus.data.windows import ImageWindows, open_windows
-from maskrcnn_plus.masks.measure import move_rles, rle_boxes
+from maskrcnn_plus.data.windows import open_windows
+from maskrcnn_plus.masks.measure import move_rles, rle_areas, rle_boxes
 
 SMALLEST = 64
 """Side of the smallest tiles, pixels."""
@@ -48,12 +48,16 @@ def cut_images(records: Sequence[dict[str, Any]], side: int, folder: Path) -> tu
         if max(record["height"], record["width"]) <= side:
             found.append(record)
             continue
+        tiles = list(_tiles(record, side))
+        kept = [each for each in tiles if each[2]["annotations"] or not record["annotations"]]
         target = folder / str(index)  # images of several folders may have one name
         target.mkdir(parents=True)
         with open_windows(record["file_name"]) as windows:
-            tiles = [_write(windows, tile, target) for tile in _tiles(record, side)]
-        kept = [tile for tile in tiles if tile is not None]
-        found += kept
+            for x, y, tile in kept:
+                pixels = windows.read(x, y, tile["width"], tile["height"])  # [h, w, C]
+                pixels = np.delete(pixels, list(windows.alpha or ()), axis=2)
+                path = _write(pixels, target / f"{Path(record['file_name']).stem}_y{y:05d}_x{x:05d}")
+                found.append({"file_name": path, "image_id": path, **tile})
         num_cut, num_tiles, num_empty = num_cut + 1, num_tiles + len(kept), num_empty + len(tiles) - len(kept)
     if not num_cut:
         return found, []
@@ -61,32 +65,22 @@ def cut_images(records: Sequence[dict[str, Any]], side: int, folder: Path) -> tu
     return found, [f"{num_cut} images were cut into {num_tiles} tiles of at most {side} x {side} pixels{empty}."]
 
 
-def _tiles(record: dict[str, Any], side: int) -> Iterator[dict[str, Any]]:
-    """Dataset dicts of the tiles of an image, with the offset (x, y) of each, and whether the image has objects."""
+def _tiles(record: dict[str, Any], side: int) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """The tiles of an image: x and y of the upper left corner, pixels, height, width and annotations."""
     rles = record_rles(record)
     boxes = rle_boxes(rles)  # [N, 4]
     rows, columns = (_edges(record[name], side) for name in ("height", "width"))
-    for top, bottom in itertools.pairwise(rows):
-        for left, right in itertools.pairwise(columns):
-            size = bottom - top, right - left
-            near = (boxes[:, :2] < [right, bottom]).all(axis=1) & (boxes[:, 2:] > [left, top]).all(axis=1)
-            inside = np.flatnonzero(near)
-            parts = move_rles([rles[k] for k in inside], -left, -top, *size) if len(inside) else []
-            there = rle_boxes(parts).any(axis=1) if parts else ()
-            annotations = []
-            for k, part, is_there in zip(inside, parts, there, strict=True):
-                if is_there:
-                    entry = record["annotations"][k]
-                    annotations.append(rle_annotation(part, entry["category_id"], entry.get("iscrowd", 0)))
-            name = f"{Path(record['file_name']).stem}_y{top:05d}_x{left:05d}"
-            yield {
-                "name": name,
-                "offset": (left, top),
-                "height": size[0],
-                "width": size[1],
-                "annotations": annotations,
-                "is_kept": bool(annotations) or not rles,
-            }
+    for (top, bottom), (left, right) in itertools.product(itertools.pairwise(rows), itertools.pairwise(columns)):
+        size = bottom - top, right - left
+        near = (boxes[:, :2] < [right, bottom]).all(axis=1) & (boxes[:, 2:] > [left, top]).all(axis=1)
+        entries = itertools.compress(record["annotations"], near)
+        parts = move_rles(list(itertools.compress(rles, near)), -left, -top, *size)
+        annotations = [
+            rle_annotation(part, entry["category_id"], entry.get("iscrowd", 0))
+            for entry, part, area in zip(entries, parts, rle_areas(parts), strict=True)
+            if area > 0
+        ]
+        yield left, top, {"height": size[0], "width": size[1], "annotations": annotations}
 
 
 def _edges(length: int, side: int) -> list[int]:
@@ -95,20 +89,15 @@ def _edges(length: int, side: int) -> list[int]:
     return [length * k // count for k in range(count + 1)]
 
 
-def _write(windows: ImageWindows, tile: dict[str, Any], folder: Path) -> dict[str, Any] | None:
-    """Write the pixels of a tile and return its dataset dict; None where it is left out."""
-    name, offset, is_kept = (tile.pop(key) for key in ("name", "offset", "is_kept"))
-    if not is_kept:
-        return None
-    pixels = windows.read(*offset, tile["width"], tile["height"])  # [h, w, C]
-    pixels = np.delete(pixels, list(windows.alpha or ()), axis=2)
+def _write(pixels: np.ndarray, path: Path) -> str:
+    """Write an image [h, w, C]; the path with its extension."""
     channels = pixels.shape[2]
     if channels in (1, 3) and pixels.dtype in (np.uint8, np.uint16):
-        path = folder / f"{name}.png"
+        path = path.with_name(f"{path.name}.png")
         path.write_bytes(cv2.imencode(".png", pixels[:, :, ::-1])[1])  # RGB -> BGR
     else:
-        path = folder / f"{name}.tif"
+        path = path.with_name(f"{path.name}.tif")
         planes = pixels.transpose(2, 0, 1) if channels > 1 else pixels[:, :, 0]
         axes = {"axes": "CYX"} if channels > 1 else None
         tifffile.imwrite(path, planes, compression="zlib", photometric="minisblack", metadata=axes, ome=channels > 1)
-    return {"file_name": str(path), "image_id": str(path), **tile}
+    return str(path)

@@ -110,13 +110,14 @@ def read_label_map(path: str) -> np.ndarray:
     return pixels[:, :, 0].astype(np.int32)  # [H, W]
 
 
-def read_image_size(path: str, rule: ChannelRule | None = None, decodes: bool = True) -> tuple[int, int]:
+def read_image_size(path: str, rule: ChannelRule | None = None) -> tuple[int, int]:
     """Read the size of an upright image from its header, without decoding the pixels.
+
+    What is too large to be decoded at once is refused; a TIFF not within `reading_by_parts`.
 
     Args:
         path: as for `read_image`.
         rule: refuse what cannot be read as one image by it; None takes the size of a stack's images.
-        decodes: refuse a TIFF that is too large to be decoded at once, as all others are.
 
     Returns:
         (height, width) in pixels, after EXIF orientation.
@@ -124,15 +125,15 @@ def read_image_size(path: str, rule: ChannelRule | None = None, decodes: bool = 
     Raises:
         ImageReadError: as `read_stored_size`.
     """
-    height, width, orientation = read_stored_size(path, rule, decodes)
+    height, width, orientation = read_stored_size(path, rule)
     return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
 
 
-def read_stored_size(path: str, rule: ChannelRule | None = None, decodes: bool = True) -> tuple[int, int, int]:
+def read_stored_size(path: str, rule: ChannelRule | None = None) -> tuple[int, int, int]:
     """Read the size in which the pixels of an image lie in its file, from its header.
 
     Args:
-        path, rule, decodes: as for `read_image_size`.
+        path, rule: as for `read_image_size`.
 
     Returns:
         (height, width, orientation): pixels before EXIF orientation, and its tag (1..8; 1 is upright).
@@ -145,7 +146,7 @@ def read_stored_size(path: str, rule: ChannelRule | None = None, decodes: bool =
             with open_tiff(path, local_path) as tiff:
                 series = single_series(path, tiff, rule)
                 width, height = series.sizes.get("width", 0), series.sizes.get("height", 0)
-                if decodes and not is_read_by_parts() and width and height:
+                if width and height and not is_read_by_parts():
                     check_size(path, height, width, series.keyframe.nbytes / (height * width))
                 check_segments(path, [series.keyframe], tiff)
                 orientation = tiff_orientation(tiff)

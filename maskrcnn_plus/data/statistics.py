@@ -214,7 +214,7 @@ def _measure_image(record: dict[str, Any]) -> _ImageFigures:
     areas = rle_areas(rles)
     # A mask thinner than a pixel has no box of its own.
     boxes[areas > 0] = rle_boxes(rles)[areas > 0]
-    return _ImageFigures(boxes, areas, classes, covered_shares(rles, classes), crowds)
+    return _ImageFigures(boxes, areas, classes, covered_shares(rles, boxes, classes), crowds)
 
 
 def get_boxes(annotations: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -250,10 +250,10 @@ def highest_ious(boxes: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return highest
 
 
-def covered_shares(rles: Sequence[dict[str, Any]], classes: np.ndarray) -> np.ndarray:
-    """Share of each mask that the others of its class [n] cover, those of several added up, float64 [n]."""
+def covered_shares(rles: Sequence[dict[str, Any]], boxes: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Share of each mask, in its box xyxy [n, 4], that the others of its class [n] cover, added up: float64 [n]."""
     shares = np.zeros(len(rles))
-    for rows, columns in _neighbours(rle_boxes(rles)):
+    for rows, columns in _neighbours(boxes):
         overlaps = np.nan_to_num(rle_overlaps([rles[k] for k in rows], [rles[k] for k in columns], of_first=True))
         overlaps[(classes[rows, None] != classes[columns]) | (rows[:, None] == columns)] = 0
         shares[rows] = overlaps.sum(axis=1)

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from detectron2.structures import Instances
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from maskrcnn_plus.data.channels import ChannelRule, get_rule
 from maskrcnn_plus.data.pixel_size import tiff_pixel_size
@@ -37,6 +36,7 @@ from maskrcnn_plus.mask_rcnn import without_dense_masks
 from maskrcnn_plus.masks.label_map import masks_to_rles
 from maskrcnn_plus.masks.rle_masks import RLEMasks
 from maskrcnn_plus.results.predictions import Predictions
+from maskrcnn_plus.roi.box_predictor import last_box_predictor
 
 __all__ = ["RANDOM", "Predictor"]
 
@@ -118,10 +118,7 @@ class Predictor:
     @property
     def max_objects(self) -> int | None:
         """Most objects that the model gives an image; None where it does not say."""
-        box_predictor = getattr(getattr(self.model, "roi_heads", None), "box_predictor", None)
-        if isinstance(box_predictor, nn.ModuleList):  # of a cascade, whose last one decides
-            box_predictor = box_predictor[-1]
-        return getattr(box_predictor, "test_topk_per_image", None)
+        return getattr(last_box_predictor(getattr(self.model, "roi_heads", None)), "test_topk_per_image", None)
 
     def predict(
         self,

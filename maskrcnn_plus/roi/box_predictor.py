@@ -22,6 +22,12 @@ from maskrcnn_plus.roi.soft_nms import SOFT_NMS_METHODS, soft_nms
 _NO_NMS = 2.0
 
 
+def last_box_predictor(roi_heads: nn.Module | None) -> nn.Module | None:
+    """The box predictor whose thresholds decide, of a cascade the last one; None where there is none."""
+    predictor = getattr(roi_heads, "box_predictor", None)
+    return predictor[-1] if isinstance(predictor, nn.ModuleList) else predictor
+
+
 class FastRCNNOutput(FastRCNNOutputLayers):
     """Drop-in for `FastRCNNOutputLayers`; the rows of `cls_score` are K classes, the background, U unused classes.
 

@@ -14,6 +14,7 @@ from maskrcnn_plus.data import statistics
 from maskrcnn_plus.data.formats.label_maps import LabelMapFolder, label_map_annotations
 from maskrcnn_plus.data.formats.masks import mask_annotation, polygon_annotation
 from maskrcnn_plus.data.statistics import measure, sample_pixels
+from maskrcnn_plus.masks.measure import rle_boxes
 
 NUCLEI = Path(__file__).resolve().parents[3] / "shared" / "data" / "nuclei_fluo"
 TRIANGLE = [[5.0, 5, 25, 7.5, 8, 30]]
@@ -109,9 +110,8 @@ def test_shares_that_several_cover_are_added_up(monkeypatch):
     masks[7] = False
     classes = np.arange(40) % 3
     monkeypatch.setattr(statistics, "_ROWS", 5)
-    found = statistics.covered_shares(
-        [coco_mask.encode(np.asfortranarray(mask)) for mask in masks.view(np.uint8)], classes
-    )
+    rles = [coco_mask.encode(np.asfortranarray(mask)) for mask in masks.view(np.uint8)]
+    found = statistics.covered_shares(rles, rle_boxes(rles), classes)
     for k, mask in enumerate(masks):
         others = [masks[j] for j in range(40) if j != k and classes[j] == classes[k]]
         assert found[k] == pytest.approx(sum((mask & other).sum() for other in others) / max(mask.sum(), 1))

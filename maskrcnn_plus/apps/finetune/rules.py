@@ -183,11 +183,12 @@ def overlap(plan: Plan, data: Statistics) -> None:
         "detection by more than the threshold is a duplicate.",
     )
     hidden = float(np.percentile(data.covered, 99))
-    covered = round(max(0.5, hidden + 0.2), 2)
+    most = round(max(0.5, hidden + 0.2), 2)
+    most = 1.0 if most >= 0.9 else most
     plan.decide(
-        {"model.max_covered": covered if covered < 0.9 else 1.0},
+        {"model.max_covered": most},
         f"99% of the true masks are covered by others of their class by {hidden:.0%} at most: detections that better "
-        + ("ones cover are kept." if covered >= 0.9 else f"ones cover by more than {covered:.0%} are dropped."),
+        + ("ones cover are kept." if most == 1 else f"ones cover by more than {most:.0%} are dropped."),
     )
     smallest = float(np.percentile(data.areas, 0.5))
     plan.decide(

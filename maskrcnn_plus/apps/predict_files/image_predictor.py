@@ -12,6 +12,7 @@ from tqdm import tqdm
 from maskrcnn_plus.apps.predict_files.sources import SourceImage
 from maskrcnn_plus.data.channels import get_rule
 from maskrcnn_plus.data.images import read_image_size
+from maskrcnn_plus.data.limits import reading_by_parts
 from maskrcnn_plus.data.windows import ImageWindows
 from maskrcnn_plus.inference.kept_tiles import KeptTiles
 from maskrcnn_plus.inference.predictor import Predictor
@@ -52,7 +53,9 @@ class ImagePredictor:
         """Whether the file's name does not do, for the prediction and results of these formats."""
         if image.number or self.roi or needs_pixels(formats, image.path) or self.predictor.auto_scale is not None:
             return True
-        return self.tiles.options(*read_image_size(image.path, self.rule, decodes=False)) is not None
+        with reading_by_parts():
+            size = read_image_size(image.path, self.rule)
+        return self.tiles.options(*size) is not None
 
     def part(self, windows: ImageWindows | None) -> ImageWindows | None:
         """What of an image is predicted."""

@@ -23,7 +23,7 @@ from maskrcnn_plus.apps.serve.settings import Settings
 from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.frames import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
 from maskrcnn_plus.data.images import read_image_size
-from maskrcnn_plus.data.limits import pixel_limit
+from maskrcnn_plus.data.limits import pixel_limit, reading_by_parts
 from maskrcnn_plus.errors import describe
 
 MAX_IMAGES = 64
@@ -179,8 +179,8 @@ def list_images(upload: Upload, rule: ChannelRule, settings: Settings) -> tuple[
     if upload.name.lower().endswith(VIDEO_SUFFIXES):
         raise HTTPException(400, f"{upload.name}: videos are predicted by tools/predict.py, not here.")
     try:
-        with pixel_limit(2**62):  # so that what is too large is told from what is damaged
-            size = read_image_size(str(upload.path), decodes=False)
+        with pixel_limit(2**62), reading_by_parts():  # so that what is too large is told from what is damaged
+            size = read_image_size(str(upload.path))
             if size[0] * size[1] > settings.max_pixels:
                 raise HTTPException(
                     413,

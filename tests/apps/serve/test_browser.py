@@ -251,6 +251,7 @@ def test_a_full_queue_is_waited_for(visit, predictor):
         predictor.model.gate.set()
         page.wait_for_selector(".chip.done >> nth=2")
         wait_until(lambda: service.worker.num_taken == 0)
+        assert sum(predictor.model.calls) == 3  # each once, however often it was turned away
 
 
 def test_on_a_phone_all_is_within_its_width(visit, predictor):
