@@ -2,6 +2,9 @@
 
 import csv
 import io
+import os
+import subprocess
+import sys
 
 import av
 import numpy as np
@@ -128,3 +131,32 @@ def test_the_film_can_be_read_and_shows_tracks():
     assert len(shown) == 5
     assert shown[0].shape == (62, 80, 3)  # even
     assert np.abs(shown[3][:61, :79].astype(int) - pictures[3]).mean() < 8
+
+
+ENCODE = """
+import hashlib, io
+import cv2, numpy as np
+from maskrcnn_plus.results.track_film import write_film
+pictures = np.zeros((8, 60, 100, 3), dtype=np.uint8)
+for k, picture in enumerate(pictures):
+    for j in range(6):
+        centre = ((17 * j + 5 * k) % 100, (13 * j + 3 * k) % 60)
+        cv2.circle(picture, centre, 6, (40 * j + 50, 220 - 20 * j, 90), -1, cv2.LINE_AA)
+file = io.BytesIO()
+write_film(file, pictures, 4.0)
+print(hashlib.sha256(file.getvalue()).hexdigest())
+"""
+
+
+def test_the_same_pictures_are_the_same_bytes_whatever_the_memory_held_before():
+    # glibc fills what it allocates with the complement of MALLOC_PERTURB_
+    found = {
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", ENCODE],
+            env={**os.environ, "MALLOC_PERTURB_": value},
+            check=True,
+            capture_output=True,
+        ).stdout
+        for value in ("40", "120", "200")
+    }
+    assert len(found) == 1
