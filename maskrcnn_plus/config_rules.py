@@ -38,6 +38,7 @@ RULES: dict[str, Rule] = {
     "train.init_checkpoint": optional(text()),
     "train.init_allow_partial": flag(),
     "train.max_iter": COUNT,
+    "train.max_hours": number(0),
     "train.device": text(),
     "train.seed": integer(0),
     "train.channels_last": flag(),

@@ -6,6 +6,7 @@ train = dict(
     init_checkpoint="",  # weights to start from: a file, detectron2://..., https://..., torchvision://maskrcnn_resnet50_fpn
     init_allow_partial=False,  # start from them even if they have less than 95 % of what is outside the RoI heads
     max_iter=1000,
+    max_hours=0.0,  # ends with fewer iterations where they take longer, its learning rate with them; 0: no limit
     device=default_device(),  # the GPU where there is one; or "cpu", "cuda", "cuda:1"
     seed=0,
     channels_last=True,

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from detectron2.engine import TrainerBase
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -78,16 +79,23 @@ class Trainer(TrainerBase):
         self._batches = None
 
     def train(self, start_iter: int, max_iter: int) -> None:
-        """Run the iterations from `start_iter` to before `max_iter`.
+        """Run the iterations from `start_iter` to before `max_iter`, which a hook may change while they run.
 
-        An error ends it and goes to the caller; Detectron2 would log its traceback as well.
+        An error ends it and goes to the caller; Detectron2's loop would log its traceback as well.
         """
-        log = logging.getLogger("detectron2.engine.train_loop")
-        log.addFilter(_has_no_traceback)
-        try:
-            super().train(start_iter, max_iter)
-        finally:
-            log.removeFilter(_has_no_traceback)
+        logger.info(f"Starting training from iteration {start_iter}")
+        self.iter = self.start_iter = start_iter
+        self.max_iter = max_iter
+        with EventStorage(start_iter) as self.storage:
+            try:
+                self.before_train()
+                while self.iter < self.max_iter:
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                    self.iter += 1
+            finally:
+                self.after_train()
 
     def after_train(self) -> None:
         """Run the hooks, then name the images that were left out."""
@@ -190,10 +198,6 @@ class Trainer(TrainerBase):
         super().load_state_dict(state_dict)
         if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
-
-
-def _has_no_traceback(record: logging.LogRecord) -> bool:
-    return not record.exc_info
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -38,6 +38,7 @@ from maskrcnn_plus.training.loggers import check_loggers
 from maskrcnn_plus.training.loop import Trainer, unwrap
 from maskrcnn_plus.training.processes import create_distributed, on_main_process
 from maskrcnn_plus.training.signals import StopOnSignal, StopSignals, TrainingInterrupted
+from maskrcnn_plus.training.time_limit import TimeLimit
 from maskrcnn_plus.training.writers import MetricsWriter, build_writers
 
 logger = logging.getLogger(__name__)
@@ -157,8 +158,12 @@ def train(
     about["description"] = describe(cfg, **about, data=data.describe())
     checkpointer = Checkpointer(distributed, settings.output_dir, config=flatten_config(cfg), **about, **states)
     # Before the checkpoint is loaded, which has its state too.
-    trainer.register_hooks([hooks.IterationTimer(), hooks.LRScheduler(optimizer, build(cfg, "lr_multiplier"))])
+    schedule = hooks.LRScheduler(optimizer, build(cfg, "lr_multiplier"))
+    hours = settings.get("max_hours") or 0
+    limit = TimeLimit(3600 * hours, settings.max_iter, schedule) if hours else None
+    trainer.register_hooks([hooks.IterationTimer(), limit, schedule])
     start_iter = _resume_or_load(checkpointer, trainer, settings, resume)
+    max_iter = comm.all_gather(limit.max_iter(start_iter) if limit else settings.max_iter)[0]
     evaluated = model if averaging is None else averaging.average.module
     chosen = settings.best
     best = on_main_process(lambda: BestWeights(checkpointer, chosen.metric, chosen.mode, start_iter))
@@ -168,8 +173,10 @@ def train(
         return comm.all_gather(best is not None and best.is_exhausted(iteration, patience))[0]
 
     with StopSignals() as signals:
-        if start_iter >= settings.max_iter or (start_iter and is_exhausted(start_iter - 1)):
-            why = f"train.max_iter={settings.max_iter}" if start_iter >= settings.max_iter else _patience(settings)
+        if start_iter >= max_iter or (start_iter and is_exhausted(start_iter - 1)):
+            why = _patience(settings)
+            if start_iter >= max_iter:
+                why = f"train.max_iter={max_iter}" if max_iter == settings.max_iter else f"train.max_hours={hours}"
             logger.info(f"The run in {settings.output_dir} is finished ({why}).")
             return evaluate(cfg, evaluated, signals, data)
         trainer.data_loader = data.train_loader(start_iter)
@@ -198,7 +205,7 @@ def train(
             ]
         )
         try:
-            trainer.train(start_iter, settings.max_iter)
+            trainer.train(start_iter, max_iter)
         except NothingBetter:
             logger.info(f"The training ends at iteration {trainer.iter}: {_patience(settings)}.")
             checkpointer.save("model_final")

@@ -82,7 +82,10 @@ class MetricsWriter(hooks.PeriodicWriter):
         self._output_dir = output_dir
 
     def after_step(self) -> None:
-        """Write when it is time."""
+        """Write when it is time; the time that is left follows from what the iterations are now."""
+        for writer in self._writers:
+            if isinstance(writer, CommonMetricPrinter):
+                writer._max_iter = self.trainer.max_iter
         self._named(super().after_step)
 
     def after_train(self) -> None:

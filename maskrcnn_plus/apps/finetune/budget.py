@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Callable
 
 from omegaconf import DictConfig
@@ -16,7 +17,6 @@ _PIXELS = {"cpu": 2**19, "cuda": 2**21}  # of all crops of a step
 _BATCH = {"cpu": (2, 4), "cuda": (2, 16)}
 _ENOUGH = 10_000  # iterations of a small backbone after which a larger one gains more
 _LEAST = 50
-_RESERVE = 0.95  # of the time, as machines are not always as fast as when they were measured
 _EVALUATED = 0.12  # of the time, at most
 _MOST_EVALUATIONS = 10
 _MINUTES_LOST = 5  # by a crash, at most
@@ -29,13 +29,14 @@ def fit_into(plan: Plan, seconds: float, num_train: int, num_val: int, measure: 
 
     Args:
         plan: with all that follows from the data.
-        seconds: for training and evaluations together.
+        seconds: for the measurements, training and evaluations together.
         num_train, num_val: images of both splits.
         measure: of the steps of a config.
 
     Raises:
         UserError: the time is not enough for a training.
     """
+    start = time.monotonic()
     kind = str(plan.get("train.device")).partition(":")[0]
     size, (low, high) = int(plan.get(_CROP)), _BATCH.get(kind, _BATCH["cpu"])
     batch = min(max(round(_PIXELS.get(kind, _PIXELS["cpu"]) / size**2), low), high)
@@ -46,10 +47,10 @@ def fit_into(plan: Plan, seconds: float, num_train: int, num_val: int, measure: 
         {"train.amp.enabled": timing.bfloat16},
         "bfloat16 is faster here." if timing.bfloat16 else "float32: bfloat16 is not faster here.",
     )
+    seconds -= time.monotonic() - start
     evaluation = 1.3 * timing.image * num_val + timing.step * (plan.get("train.validation_loss") or 0) / batch
     count = int(min(max(_EVALUATED * seconds / max(evaluation, 1e-3), 1), _MOST_EVALUATIONS))
-    left = seconds - count * evaluation
-    iterations = int(_RESERVE * left / timing.step)
+    iterations = int((seconds - count * evaluation) / timing.step)
     if iterations < _LEAST and not plan.is_given("train.max_iter"):
         raise UserError(
             f"{seconds / 60:.1f} minutes are not enough: a step takes {timing.step:.2g} s and an evaluation "
@@ -61,6 +62,11 @@ def fit_into(plan: Plan, seconds: float, num_train: int, num_val: int, measure: 
         f"A step takes {timing.step:.2g} s here and an evaluation {evaluation:.2g} s: {iterations} iterations "
         f"({epochs:.0f} crops of each image) and {count} evaluations fit into {seconds / 60:.0f} minutes.",
     )
+    if not plan.is_given("train.max_iter"):
+        plan.decide(
+            {"train.max_hours": round((seconds - evaluation) / 3600, 5)},
+            "There are fewer iterations where the machine turns out to be slower, with the last evaluation after that.",
+        )
     iterations = int(plan.get("train.max_iter"))
     plan.decide(
         {

@@ -27,6 +27,7 @@ def test_training_and_evaluations_fill_the_time_and_no_more(seconds, step, image
     evaluations = -(-iterations // period)
     spent = iterations * step + evaluations * (num_val * image + plan.get("train.validation_loss") * step / 4)
     assert 0.8 * seconds < spent <= seconds
+    assert seconds - spent / evaluations < 3600 * plan.get("train.max_hours") < seconds  # the last evaluation after it
     assert 1 <= evaluations <= 10
     assert (evaluations - 1) * period < iterations - period / 2  # none just before that of the end
 
@@ -46,6 +47,22 @@ def test_what_is_given_stays():
     assert plan.get("train.max_iter") == 80
     assert plan.get("train.eval_period") <= 80
     assert plan.get("dataloader.train.total_batch_size") == 3
+    assert not plan.get("train.max_hours")
+
+
+def test_measuring_is_part_of_the_time(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(budget.time, "monotonic", lambda: now[0])
+    plan = Plan("common/any_data", ["train.device=cpu"])
+    plan.decide({CROP: 256}, "The crop.")
+
+    def measure(cfg):
+        now[0] += 600
+        return Timing(0.5, 0.1, False)
+
+    fit_into(plan, 3600, 400, 50, measure)
+    assert 0.9 * 3000 < 0.5 * plan.get("train.max_iter") < 3000
+    assert 3600 * plan.get("train.max_hours") < 3000
 
 
 def test_too_little_time_is_refused_unless_the_iterations_are_given():
