@@ -67,7 +67,7 @@ class TimeLimit(HookBase):
         if abs(most - self._said) >= _WORTH_SAYING * self._most or most == done < self._said:
             logger.info(
                 f"The training goes to iteration {most} of {self._most}: one takes {statistics.fmean(self._steps):.2g} "
-                f"s now, and {self._spent / 60:.0f} of {self._seconds / 60:.0f} minutes are over (train.max_hours)."
+                f"s now, and {self._spent / 60:.1f} of {self._seconds / 60:.1f} minutes are over (train.max_hours)."
             )
             self._said = most
         self.trainer.max_iter = self._schedule.scheduler._max_iter = most

@@ -101,9 +101,10 @@ def test_networks_take_the_channels_that_are_picked(tool, tmp_path):
 def test_overrides_of_a_run_reach_the_config(tool, plan, tmp_path):
     folder = tmp_path / "it's 1=2, a folder" / "seed_1"
     cfg = plan.config("b")
+    cfg.train.max_hours = 0.5  # of finetune; the ablation has a time of its own
     entries = tool["runs"].run_overrides(plan, cfg, 1, 90, 0.5, folder)
     cfg = apply_overrides(cfg, entries)
-    assert (cfg.train.seed, cfg.train.max_iter, cfg.train.eval_period) == (1, 90, 0)
+    assert (cfg.train.seed, cfg.train.max_iter, cfg.train.max_hours, cfg.train.eval_period) == (1, 90, 0, 0)
     assert cfg.train.checkpointer.period == 120  # a minute
     assert cfg.train.output_dir == cfg.dataloader.evaluator[0].output_dir == str(folder)
     assert cfg.dataset.num_val == 2

@@ -19,7 +19,7 @@ from maskrcnn_plus.evaluation import MatchingEvaluator
 from maskrcnn_plus.input_channels import follow_dataset_channels
 from maskrcnn_plus.overrides import apply_overrides
 
-FIXED = ("train.max_iter", "train.seed", "train.output_dir", "train.eval_period")
+FIXED = ("train.max_iter", "train.max_hours", "train.seed", "train.output_dir", "train.eval_period")
 """Config keys that the ablation sets itself."""
 
 

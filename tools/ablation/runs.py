@@ -165,6 +165,7 @@ def run_overrides(plan: Plan, cfg: DictConfig, seed: int, max_iter: int, seconds
         *plan.overrides,
         f"train.seed={seed}",
         f"train.max_iter={max_iter}",
+        *(["train.max_hours=0"] if "max_hours" in cfg.train else []),  # of a config that finetune wrote
         "train.eval_period=0",
         f"train.output_dir={_quoted(folder)}",
         f"{evaluator}.output_dir={_quoted(folder)}",

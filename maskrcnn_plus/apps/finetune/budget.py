@@ -60,7 +60,8 @@ def fit_into(plan: Plan, seconds: float, num_train: int, num_val: int, measure: 
     plan.decide(
         {"train.max_iter": iterations},
         f"A step takes {timing.step:.2g} s here and an evaluation {evaluation:.2g} s: {iterations} iterations "
-        f"({epochs:.0f} crops of each image) and {count} evaluations fit into {seconds / 60:.0f} minutes.",
+        f"({epochs:.0f} crops of each image) and {count} "
+        f"evaluation{'s' * (count > 1)} fit into {seconds / 60:.0f} minutes.",
     )
     if not plan.is_given("train.max_iter"):
         plan.decide(
