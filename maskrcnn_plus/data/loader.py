@@ -26,6 +26,7 @@ DETECTRON2_DOES = {
     "channels_last": False,
     "ema.enabled": False,
     "best.metric": "",
+    "max_hours": 0.0,
     "patience": 0,
     "validation_loss": 0,
     "logger": [],
