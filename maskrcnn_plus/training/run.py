@@ -163,7 +163,7 @@ def train(
     limit = TimeLimit(3600 * hours, settings.max_iter, schedule) if hours else None
     trainer.register_hooks([hooks.IterationTimer(), limit, schedule])
     start_iter = _resume_or_load(checkpointer, trainer, settings, resume)
-    max_iter = comm.all_gather(limit.max_iter(start_iter) if limit else settings.max_iter)[0]
+    max_iter = limit.max_iter(start_iter) if limit else settings.max_iter
     evaluated = model if averaging is None else averaging.average.module
     chosen = settings.best
     best = on_main_process(lambda: BestWeights(checkpointer, chosen.metric, chosen.mode, start_iter))

@@ -28,11 +28,6 @@ def train(output, figures, resume=False, **settings):
     return (output / "log.txt").read_text()
 
 
-def num_iterations(output):
-    """Iterations that were trained."""
-    return tiny.load(output / "model_final.pth")["trainer"]["iteration"] + 1
-
-
 @pytest.mark.parametrize(
     ("patience", "figures", "iterations"),
     [
@@ -46,7 +41,7 @@ def num_iterations(output):
 def test_it_ends_after_so_many_evaluations_without_a_better_one(tmp_path, patience, figures, iterations):
     log = train(tmp_path / "run", figures, patience=patience)
     assert values == []
-    assert num_iterations(tmp_path / "run") == iterations
+    assert tiny.num_iterations(tmp_path / "run") == iterations
     assert ("no better a/mean in" in log) == (iterations < 8)
     assert (tmp_path / "run" / "last_checkpoint").read_text() == "model_final.pth"
     best = max(figure for figure in figures if figure == figure)
@@ -62,17 +57,17 @@ def test_resuming_what_has_ended_evaluates_and_trains_no_more(tmp_path):
     train(tmp_path / "run", [3, 2, 1], patience=2)
     log = train(tmp_path / "run", [7], resume=True, patience=2)
     assert "is finished (no better a/mean in 2 evaluations" in log
-    assert num_iterations(tmp_path / "run") == 3
+    assert tiny.num_iterations(tmp_path / "run") == 3
 
 
 def test_without_patience_it_goes_on(tmp_path):
     train(tmp_path / "run", [3, 2, 1], patience=2)
     train(tmp_path / "run", [1, 1, 1, 1, 1], resume=True, patience=0)
-    assert num_iterations(tmp_path / "run") == 8
+    assert tiny.num_iterations(tmp_path / "run") == 8
 
 
 def test_a_resumed_run_counts_what_was_before(tmp_path):
     train(tmp_path / "run", [3, 2], max_iter=2, patience=0)
     train(tmp_path / "run", [1, 1], resume=True, patience=3)
     assert values == []
-    assert num_iterations(tmp_path / "run") == 4
+    assert tiny.num_iterations(tmp_path / "run") == 4

@@ -37,10 +37,6 @@ def train(output, seconds, resume=False, **settings):
     return (output / "log.txt").read_text()
 
 
-def num_iterations(output):
-    return tiny.load(output / "model_final.pth")["trainer"]["iteration"] + 1
-
-
 def rates(output):
     return [entry["lr"] for entry in tiny.entries(output) if "lr" in entry]
 
@@ -50,7 +46,7 @@ def test_a_machine_as_fast_as_expected_trains_as_without_a_limit(tmp_path, clock
     train(tmp_path / "limited", 200)
     train(tmp_path / "free", 0)
     assert tiny.entries(tmp_path / "limited") == tiny.entries(tmp_path / "free")
-    assert num_iterations(tmp_path / "limited") == 200
+    assert tiny.num_iterations(tmp_path / "limited") == 200
 
 
 @pytest.mark.parametrize("slow_from", [0, 90, 180])
@@ -59,7 +55,7 @@ def test_a_slower_machine_trains_less_and_ends_in_time_with_the_whole_schedule(t
     log = train(tmp_path / "run", 200)
     expected = slow_from + (200 - slow_from) / 3
     assert clock.now <= 200 + 5 * 3  # it looks at the clock each five iterations
-    assert expected - 10 <= num_iterations(tmp_path / "run") <= expected + 5
+    assert expected - 10 <= tiny.num_iterations(tmp_path / "run") <= expected + 5
     assert re.findall(r"goes to iteration (\d+) of 200: one takes", log)
     lr = rates(tmp_path / "run")
     assert lr[-1] < 0.05 * max(lr)  # the cosine goes down to a hundredth
@@ -70,7 +66,7 @@ def test_a_slower_machine_trains_less_and_ends_in_time_with_the_whole_schedule(t
 def test_what_was_slow_for_a_while_is_made_up_for(tmp_path, clock):
     clock(lambda k: 5.0 if k < 20 else 0.5)
     train(tmp_path / "run", 200)
-    assert num_iterations(tmp_path / "run") == 200
+    assert tiny.num_iterations(tmp_path / "run") == 200
 
 
 def test_evaluations_take_their_time(tmp_path, clock):
@@ -82,7 +78,7 @@ def test_evaluations_take_their_time(tmp_path, clock):
     tiny.called[:] = [evaluate]  # of 3 images
     train(tmp_path / "run", 200, eval_period=20)
     assert clock.now - 15 <= 200 + 15  # the last evaluation comes after it; late by another at most
-    assert 200 * 20 / 35 - 10 <= num_iterations(tmp_path / "run") <= 200 * 20 / 35 + 10
+    assert 200 * 20 / 35 - 10 <= tiny.num_iterations(tmp_path / "run") <= 200 * 20 / 35 + 10
 
 
 def test_a_resumed_run_goes_on_with_its_time(tmp_path, clock):
@@ -107,21 +103,21 @@ def test_a_resumed_run_goes_on_with_its_time(tmp_path, clock):
 def test_a_run_whose_time_is_over_is_finished_until_it_is_given_more(tmp_path, clock):
     clock(lambda k: 2.0)
     train(tmp_path / "run", 100)
-    done = num_iterations(tmp_path / "run")
+    done = tiny.num_iterations(tmp_path / "run")
     assert "is finished (train.max_hours=" in train(tmp_path / "run", 100, resume=True)
-    assert num_iterations(tmp_path / "run") == done
+    assert tiny.num_iterations(tmp_path / "run") == done
     train(tmp_path / "run", 200, resume=True)
-    assert done + 40 <= num_iterations(tmp_path / "run") <= 100
+    assert done + 40 <= tiny.num_iterations(tmp_path / "run") <= 100
 
 
 def test_of_several_processes_the_first_decides(tmp_path, clock, monkeypatch):
     clock(lambda k: 2.0)
     monkeypatch.setattr(time_limit, "comm", SimpleNamespace(all_gather=lambda mine: [mine // 2 + 10, mine]))
     train(tmp_path / "run", 200)
-    assert 50 <= num_iterations(tmp_path / "run") < 70
+    assert 50 <= tiny.num_iterations(tmp_path / "run") < 70
 
 
 def test_no_time_at_all_ends_at_the_first_estimate(tmp_path, clock):
     clock(lambda k: 1000.0)
     train(tmp_path / "run", 1)
-    assert num_iterations(tmp_path / "run") == 5
+    assert tiny.num_iterations(tmp_path / "run") == 5

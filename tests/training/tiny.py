@@ -181,6 +181,11 @@ def load(path):
     return torch.load(path, weights_only=True)
 
 
+def num_iterations(output):
+    """Iterations that a finished run has trained."""
+    return load(output / "model_final.pth")["trainer"]["iteration"] + 1
+
+
 def edit(path, change):
     """Change a checkpoint in place."""
     content = load(path)

@@ -51,7 +51,8 @@ def fit_into(plan: Plan, seconds: float, num_train: int, num_val: int, measure: 
     evaluation = 1.3 * timing.image * num_val + timing.step * (plan.get("train.validation_loss") or 0) / batch
     count = int(min(max(_EVALUATED * seconds / max(evaluation, 1e-3), 1), _MOST_EVALUATIONS))
     iterations = int((seconds - count * evaluation) / timing.step)
-    if iterations < _LEAST and not plan.is_given("train.max_iter"):
+    is_given = plan.is_given("train.max_iter")
+    if iterations < _LEAST and not is_given:
         raise UserError(
             f"{seconds / 60:.1f} minutes are not enough: a step takes {timing.step:.2g} s and an evaluation "
             f"{evaluation:.2g} s here. Give more --hours, or fewer iterations yourself: train.max_iter=..."
@@ -63,7 +64,7 @@ def fit_into(plan: Plan, seconds: float, num_train: int, num_val: int, measure: 
         f"({epochs:.0f} crops of each image) and {count} "
         f"evaluation{'s' * (count > 1)} fit into {seconds / 60:.0f} minutes.",
     )
-    if not plan.is_given("train.max_iter"):
+    if not is_given:
         plan.decide(
             {"train.max_hours": round((seconds - evaluation) / 3600, 5)},
             "There are fewer iterations where the machine turns out to be slower, with the last evaluation after that.",
