@@ -6,6 +6,7 @@ from detectron2.layers import ShapeSpec
 from maskrcnn_plus.backbones import TimmBackbone
 from maskrcnn_plus.backbones.timm import pixel_mean, pixel_std
 from maskrcnn_plus.config import detectron2_config
+from maskrcnn_plus.mask_heads import ConvUpsampleMaskHead
 from maskrcnn_plus.mask_rcnn import MaskRCNNPlus
 from maskrcnn_plus.roi import PyramidROIAlign
 from maskrcnn_plus.rpn import BatchedRPN
@@ -39,6 +40,7 @@ model.roi_heads.box_head.input_shape = L(ShapeSpec)(channels="${model.backbone.o
 model.roi_heads.box_head.fc_dims = [512, 512]
 model.roi_heads.box_predictor.input_shape = L(ShapeSpec)(channels=512)
 model.roi_heads.box_predictor.test_topk_per_image = "${dataset.max_objects}"
+model.roi_heads.mask_head._target_ = ConvUpsampleMaskHead
 model.roi_heads.mask_head.input_shape = L(ShapeSpec)(channels="${model.backbone.out_channels}", height=14, width=14)
 model.roi_heads.mask_head.conv_dims = [96, 96, 96, 96, 96]
 

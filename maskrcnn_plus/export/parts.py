@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from maskrcnn_plus.backbones import PlainViT
 from maskrcnn_plus.errors import UserError
-from maskrcnn_plus.mask_heads import BoundaryMaskHead, MaskScoringHead
+from maskrcnn_plus.mask_heads import BoundaryMaskHead, ConvUpsampleMaskHead, MaskScoringHead
 from maskrcnn_plus.mask_rcnn import MaskRCNNPlus
 from maskrcnn_plus.roi import DenseCascadeROIHeads, DenseROIHeads, FastRCNNOutput
 from maskrcnn_plus.roi.generic import GenericRoIExtractor
@@ -22,7 +22,7 @@ from maskrcnn_plus.roi.pooler import PyramidROIAlign
 from maskrcnn_plus.rpn import BatchedRPN, CascadeRPN, IoUAwareRPN
 
 _CASCADES = (CascadeROIHeads, DenseCascadeROIHeads)
-_MASK_HEADS = (MaskRCNNConvUpsampleHead, BoundaryMaskHead)
+_MASK_HEADS = (MaskRCNNConvUpsampleHead, ConvUpsampleMaskHead, BoundaryMaskHead)
 
 
 @dataclass(frozen=True)

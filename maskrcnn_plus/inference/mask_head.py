@@ -12,6 +12,7 @@ from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from maskrcnn_plus.mask_heads import ConvUpsampleMaskHead
 from maskrcnn_plus.mask_heads.classes import get_class_rows
 
 _OBJECTS = 16  # whose feature maps stay near the core
@@ -36,7 +37,7 @@ class SelectiveMaskHead(nn.Module):
     def takes(head: nn.Module) -> bool:
         """Whether a module can be replaced."""
         return (
-            type(head) is MaskRCNNConvUpsampleHead
+            type(head) in (MaskRCNNConvUpsampleHead, ConvUpsampleMaskHead)
             and head.deconv.bias is not None
             and head.predictor.bias is not None
             and head.deconv.weight.dtype == torch.float32

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from maskrcnn_plus.config import with_defaults
 from maskrcnn_plus.mask_heads.classes import get_class_rows, select_class
+from maskrcnn_plus.mask_heads.conv_upsample import PREDICTOR_STD
 from maskrcnn_plus.mask_heads.targets import boundary_targets, mask_targets
 from maskrcnn_plus.scripting import NotScriptable
 
@@ -129,7 +130,7 @@ class BoundaryMaskHead(NotScriptable, nn.Module):
                 self.add_module(branch + name, deconv)
                 dim = up_dim
             predictor = Conv2d(dim, num_classes, kernel_size=1)
-            nn.init.normal_(predictor.weight, std=0.001)
+            nn.init.normal_(predictor.weight, std=PREDICTOR_STD)
             nn.init.zeros_(predictor.bias)
             self.add_module(f"{branch}predictor", predictor)
 

@@ -7,14 +7,16 @@ from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
 from detectron2.structures import Boxes, Instances
 
 from maskrcnn_plus.inference.mask_head import SelectiveMaskHead
+from maskrcnn_plus.mask_heads import ConvUpsampleMaskHead
 
 
+@pytest.mark.parametrize("kind", [MaskRCNNConvUpsampleHead, ConvUpsampleMaskHead])
 @pytest.mark.parametrize("num_classes", [1, 5])
 @pytest.mark.parametrize("counts", [[0], [1], [20, 0, 17]])
 @torch.no_grad()
-def test_masks_equal_those_of_the_whole_head(num_classes, counts):
+def test_masks_equal_those_of_the_whole_head(kind, num_classes, counts):
     torch.manual_seed(0)
-    head = MaskRCNNConvUpsampleHead(ShapeSpec(channels=16), num_classes=num_classes, conv_dims=[32, 16]).eval()
+    head = kind(ShapeSpec(channels=16), num_classes=num_classes, conv_dims=[32, 16]).eval()
     for parameter in head.parameters():
         parameter.uniform_(-0.3, 0.3)
     features = torch.randn(sum(counts), 16, 7, 9)
