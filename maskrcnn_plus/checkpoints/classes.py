@@ -35,9 +35,9 @@ class Rows(NamedTuple):
     """A tensor of a class head for the model, made of rows of the file's.
 
     Attributes:
-        tensor: [rows of the model, ...]: rows of the file where `complete` or kept, else the model's own.
+        tensor: [rows of the model, ...]: rows of the file, their mean for new classes.
         how: which classes were kept, in words; "" where the file's tensor is taken as it is.
-        complete: all rows come from the file.
+        complete: the file has all classes.
     """
 
     tensor: Tensor
@@ -73,6 +73,9 @@ def match_rows(
 ) -> Rows | None:
     """Fill a tensor of a class head from the rows of the same classes, by their names in any case.
 
+    A class that the file does not have starts from the mean of the file's classes: its logits are those of an object,
+    its boxes and masks those of any class. The background's row fits such logits, and not those of random rows.
+
     Args:
         layer: what the rows of the tensor are.
         stored: [rows of the file, ...], in the layout of Detectron2 (the background last).
@@ -80,8 +83,8 @@ def match_rows(
         file_names, model_names: the classes in the order of the rows.
 
     Returns:
-        None where the tensor is of a head that does not tell classes apart, of other layers, or of other classes
-        throughout, so that it is to be treated like any other tensor.
+        None where the tensor is of a head that does not tell classes apart, or of other layers, so that it is to be
+        treated like any other tensor.
     """
     if stored.shape[1:] != initial.shape[1:]:
         return None
@@ -98,8 +101,6 @@ def match_rows(
     position = {class_key(class_name): index for index, class_name in reversed(list(enumerate(file_names)))}
     sources = [position.get(class_key(class_name)) for class_name in model_names]
     pairs = [(target, source) for target, source in enumerate(sources) if source is not None]
-    if not (pairs or layer.background) and stored.shape != initial.shape:
-        return None
     target_rows = [target * per_class + k for target, _ in pairs for k in range(per_class)]
     source_rows = [source * per_class + k for _, source in pairs for k in range(per_class)]
     if layer.background:
@@ -112,6 +113,8 @@ def match_rows(
         return Rows(stored, "", True)
     common = torch.promote_types(initial.dtype, stored.dtype)
     tensor = initial.detach().cpu().to(common, copy=True)
+    mean = stored[: in_file * per_class].to(common).unflatten(0, (in_file, per_class)).mean(dim=0)
+    tensor[: in_model * per_class] = mean.repeat(in_model, *[1] * (stored.dim() - 1))
     tensor[torch.tensor(target_rows, dtype=torch.long)] = stored[torch.tensor(source_rows, dtype=torch.long)].to(common)
     return Rows(tensor, _describe(model_names, sources), complete)
 
@@ -122,7 +125,7 @@ def _describe(model_names: Sequence[str], sources: Sequence[int | None]) -> str:
     if not new:
         return "rows put in the order of the model's classes"
     words = f"{len(kept)} of {len(model_names)} classes by name"
-    for title, names in (("kept", kept), ("initialised anew", new)):
+    for title, names in (("kept", kept), ("new, from the mean of the file's", new)):
         if names:
             words += f"; {title}: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
     return words

@@ -81,6 +81,11 @@ def _expected(stored, initial, per_class, background):
             if name.strip().lower() == other.lower():
                 for k in range(per_class):
                     result[target * per_class + k] = stored[source * per_class + k]
+                break
+        else:
+            for k in range(per_class):
+                rows = [stored[source * per_class + k] for source in range(len(FILE))]
+                result[target * per_class + k] = sum(rows) / len(rows)
     if background:
         result[len(MODEL)] = stored[len(FILE)]
     return result
@@ -96,13 +101,13 @@ def _expected(stored, initial, per_class, background):
         ("box_predictor.cls_score.weight", 1, 1, (6,)),
     ],
 )
-def test_rows_of_the_same_names_are_kept(name, per_class, background, rest):
+def test_rows_of_the_same_names_are_kept_and_new_ones_are_the_mean(name, per_class, background, rest):
     stored = _random(len(FILE) * per_class + background, *rest, seed=0)
     initial = _random(len(MODEL) * per_class + background, *rest, seed=1)
     rows = match_rows(name, stored, initial, FILE, MODEL)
-    assert torch.equal(rows.tensor, _expected(stored, initial, per_class, background))
+    torch.testing.assert_close(rows.tensor, _expected(stored, initial, per_class, background))
     assert not rows.complete
-    assert rows.how == "2 of 3 classes by name; kept: cat, DOG ; initialised anew: nucleus"
+    assert rows.how == "2 of 3 classes by name; kept: cat, DOG ; new, from the mean of the file's: nucleus"
 
 
 def test_unused_rows_behind_the_background_are_dropped_or_kept():
@@ -143,23 +148,31 @@ def test_heads_of_other_features_are_left_alone():
     assert match_rows(CLS, torch.zeros(5, 8), torch.zeros(4, 6), FILE, MODEL) is None
 
 
-def test_no_class_in_common_keeps_the_background_only():
-    stored, initial = _random(5, 2, seed=0), _random(3, 2, seed=1)
-    rows = match_rows(CLS, stored, initial, FILE, ["x", "y"])
-    assert torch.equal(rows.tensor, torch.cat([initial[:2], stored[4:]]))
-    assert rows.how == "0 of 2 classes by name; initialised anew: x, y"
+def test_no_class_in_common_takes_the_background_and_the_mean():
+    stored = _random(5, 2, seed=0)
+    rows = match_rows(CLS, stored, _random(3, 2, seed=1), FILE, ["x", "y"])
+    mean = stored[:4].mean(dim=0)
+    torch.testing.assert_close(rows.tensor, torch.stack([mean, mean, stored[4]]))
+    assert rows.how == "0 of 2 classes by name; new, from the mean of the file's: x, y"
 
 
-def test_numbers_of_the_model_are_not_rounded_to_the_files_type():
+def test_one_class_of_another_name_is_the_files():
+    stored = _random(1, 5, 1, 1, seed=0)
+    rows = match_rows(MASK, stored, _random(1, 5, 1, 1, seed=1), ["nucleus"], ["object"])
+    assert torch.equal(rows.tensor, stored)
+    assert not rows.complete
+
+
+def test_means_are_not_rounded_to_the_files_type():
     stored, initial = _random(5, 2, seed=0).half(), _random(4, 2, seed=1)
     rows = match_rows(CLS, stored, initial, FILE, MODEL)
-    assert torch.equal(rows.tensor[1], initial[1])
+    assert rows.tensor.dtype == torch.float32
+    torch.testing.assert_close(rows.tensor[1], stored[:4].float().mean(dim=0))
     assert torch.equal(rows.tensor[3], stored[4].float())
 
 
-def test_heads_of_other_classes_throughout_are_left_to_the_check_of_shapes():
+def test_boxes_of_other_classes_throughout_are_the_mean():
     name = "roi_heads.box_predictor.bbox_pred.weight"
-    assert match_rows(name, torch.zeros(8, 3), torch.zeros(4, 3), ["cat", "dog"], ["nucleus"]) is None
-    rows = match_rows(name, torch.zeros(8, 3), torch.ones(8, 3), ["cat", "dog"], ["round", "lobed"])
-    assert not rows.complete
-    assert rows.tensor.sum() == 24
+    stored = _random(8, 3, seed=0)
+    rows = match_rows(name, stored, torch.zeros(4, 3), ["cat", "dog"], ["nucleus"])
+    torch.testing.assert_close(rows.tensor, (stored[:4] + stored[4:]) / 2)
