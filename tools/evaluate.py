@@ -26,7 +26,7 @@ shorten_thread_waits()  # before PyTorch is loaded
 # isort: split
 
 from maskrcnn_plus.apps.evaluate import evaluate_records, figures_table, read_evaluation_data, write_report
-from maskrcnn_plus.checkpoints.description import choose_config
+from maskrcnn_plus.checkpoints.choice import choose_config
 from maskrcnn_plus.checkpoints.sources import folder_of
 from maskrcnn_plus.data.formats.options import add_arguments, from_arguments
 from maskrcnn_plus.errors import UserError, run_tool
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--weights", help="checkpoint, exported folder, or maskrcnn_plus://nuclei")
+    what.add_argument("--weights", help="checkpoint, exported folder, maskrcnn_plus://nuclei, or torchvision://NAME")
     what.add_argument("--predictions", help="tables of tools/predict_cluster.py, made with --score-threshold 0")
     parser.add_argument("--data", required=True, type=Path, help="folder of images and annotations, or a file of them")
     parser.add_argument("--split", help="train, val, test or all (default: val, else test, else all)")

@@ -84,7 +84,7 @@ from maskrcnn_plus.results.geojson import OBJECT_TYPES
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", help="checkpoint, exported folder, or maskrcnn_plus://nuclei")
+    parser.add_argument("--weights", help="checkpoint, exported folder, maskrcnn_plus://nuclei, or torchvision://NAME")
     parser.add_argument(
         "--config-file", help="a LazyConfig file, or the name of a shipped config (default: what the weights say)"
     )
@@ -169,9 +169,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the config")
     args = parser.parse_args(argv)
-    missing = [name for name in ("weights", "input") if not (args.merge or getattr(args, name))]
+    missing = [f"--{name}" for name in ("weights", "input") if not (args.merge or getattr(args, name))]
     if missing:
-        parser.error(f"the following arguments are required: {', '.join('--' + name for name in missing)}")
+        known = "maskrcnn_plus://nuclei, or torchvision://maskrcnn_resnet50_fpn for photographs of everyday things"
+        hint = f" (--weights: model_best.pth of a training, {known})" if "--weights" in missing else ""
+        parser.error(f"the following arguments are required: {', '.join(missing)}{hint}")
     check_film_arguments(parser, args)
     return args
 

@@ -48,7 +48,9 @@ FORMATS = ("overlay", "labels", "coco", "csv", "geojson", "counts", "cutouts", "
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, help="checkpoint, exported folder, or maskrcnn_plus://nuclei")
+    parser.add_argument(
+        "--weights", required=True, help="checkpoint, exported folder, maskrcnn_plus://nuclei, or torchvision://NAME"
+    )
     parser.add_argument("--config-file", help="a LazyConfig file or name (default: what the weights say)")
     parser.add_argument(
         "--input", required=True, nargs="+", help="files, folders, addresses, and @LIST, a list of files"

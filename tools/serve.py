@@ -22,7 +22,7 @@ shorten_thread_waits()  # before PyTorch is loaded
 # isort: split
 
 from maskrcnn_plus.apps.serve.settings import Settings
-from maskrcnn_plus.checkpoints.description import choose_config
+from maskrcnn_plus.checkpoints.choice import choose_config
 from maskrcnn_plus.config import get_score_threshold
 from maskrcnn_plus.errors import UserError, run_tool
 from maskrcnn_plus.inference.precision import PRECISIONS
@@ -35,7 +35,9 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Settings()
-    parser.add_argument("--weights", required=True, help="checkpoint, exported folder, or maskrcnn_plus://nuclei")
+    parser.add_argument(
+        "--weights", required=True, help="checkpoint, exported folder, maskrcnn_plus://nuclei, or torchvision://NAME"
+    )
     parser.add_argument("--config-file", help="a LazyConfig file, or the name of a shipped config")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen at; 0 takes a free one (default: 7860)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from maskrcnn_plus.checkpoints.description import choose_config
+from maskrcnn_plus.checkpoints.choice import choose_config
 from maskrcnn_plus.config import get_score_threshold
 from maskrcnn_plus.inference.examples import choose_channels
 from maskrcnn_plus.inference.predictor import Predictor

@@ -29,7 +29,6 @@ from omegaconf.errors import OmegaConfBaseException
 from maskrcnn_plus.checkpoints.model_size import check_model_size
 from maskrcnn_plus.checkpoints.parts import FORBIDDEN, find_part
 from maskrcnn_plus.checkpoints.sources import local_path
-from maskrcnn_plus.config import load_config
 from maskrcnn_plus.config_rules import check_config
 from maskrcnn_plus.data.classes import resolve_classes
 from maskrcnn_plus.errors import ConfigError
@@ -39,7 +38,7 @@ from maskrcnn_plus.overrides import apply_overrides
 from maskrcnn_plus.weights.conversion import WeightsError
 from maskrcnn_plus.weights.files import read_file
 
-__all__ = ["DESCRIPTION", "choose_config", "describe", "described_config", "read_description"]
+__all__ = ["DESCRIPTION", "NoDescriptionError", "describe", "described_config", "read_description"]
 
 DESCRIPTION = "description"
 """Key of a checkpoint."""
@@ -56,6 +55,10 @@ _REFERENCE = re.compile(r"\$\{[\w.\[\]-]*\}")
 _CALL = re.compile(rf"\$\{{({'|'.join(map(re.escape, _RESOLVERS))}):[\w.\[\], \0-]*\}}")
 _DEPTH, _MOST_NODES, _LONGEST = 40, 20_000, 2000
 _LEFT_OUT = object()
+
+
+class NoDescriptionError(WeightsError):
+    """Weights that do not say which config they are for."""
 
 
 def describe(
@@ -103,14 +106,15 @@ def read_description(source: str) -> dict[str, Any]:
         source: a file, what `local_path` knows, or the folder of an exported model.
 
     Raises:
-        WeightsError: it cannot be read, or says nothing of itself.
+        NoDescriptionError: it says nothing of itself.
+        WeightsError: it cannot be read, or was written by another version.
     """
     if os.path.isdir(source):
         description = _exported_description(source)
     else:
         description = read_file(local_path(source)).get(DESCRIPTION)
     if not isinstance(description, dict) or not isinstance(description.get("config"), dict):
-        raise WeightsError(
+        raise NoDescriptionError(
             f"{source} does not say which config it was trained with: it is older than that, or of another program. "
             "Give the config too (--config-file, or Predictor(config, weights))."
         )
@@ -175,11 +179,6 @@ def _try_out(cfg: DictConfig) -> None:
     resolve_classes(cfg, splits=())
     float(OmegaConf.select(cfg, "dataset.score_threshold") or 0)
     int(OmegaConf.select(cfg, "model.roi_heads.num_classes") or 0)
-
-
-def choose_config(config_file: str | None, weights: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """The config of a command line: that of the file where one is given, else what the weights say of themselves."""
-    return load_config(config_file, overrides) if config_file else described_config(weights, overrides)
 
 
 def restore_config(plain: Any, trusted: Sequence[str] = ()) -> DictConfig:

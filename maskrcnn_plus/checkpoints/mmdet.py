@@ -96,6 +96,12 @@ def _any(names: Collection[str], prefix: str) -> bool:
     return any(name.startswith(prefix) for name in names)
 
 
+def config_text(file: WeightsFile) -> str:
+    """The config of the training, as its text; "" where the file has none."""
+    meta = _meta(file)
+    return next((text for key in ("cfg", "config") if isinstance(text := meta.get(key), str)), "")
+
+
 def _meta(file: WeightsFile) -> Mapping[str, Any]:
     meta = file.metadata.get("meta")
     return meta if isinstance(meta, Mapping) else {}

@@ -15,7 +15,7 @@ from torch import nn
 
 from maskrcnn_plus.build import build
 from maskrcnn_plus.checkpoints import load_weights, read_classes
-from maskrcnn_plus.checkpoints.description import described_config
+from maskrcnn_plus.checkpoints.choice import choose_config
 from maskrcnn_plus.config import get_config, skip_pretrained
 from maskrcnn_plus.data.classes import Classes, resolve_classes
 from maskrcnn_plus.data.mapper import InstanceMapper
@@ -54,7 +54,7 @@ def find_config(config: DictConfig | str | os.PathLike, weights: str | None) -> 
     """
     if weights is None and not OmegaConf.is_config(config) and _is_weights(os.fspath(config)):
         weights = os.fspath(config)
-        config = described_config(weights)
+        config = choose_config(None, weights)
     config = copy.deepcopy(config) if OmegaConf.is_config(config) else get_config(os.fspath(config))
     if not weights:
         start = OmegaConf.select(config, "train.init_checkpoint")

@@ -10,7 +10,7 @@ import torch
 from benchmarks.exported import build_predictors
 from benchmarks.timing import tabulate_predictions
 from maskrcnn_plus.apps.export_model.data import choose_evenly, folder_images
-from maskrcnn_plus.checkpoints.description import choose_config
+from maskrcnn_plus.checkpoints.choice import choose_config
 from maskrcnn_plus.inference.predictor import Predictor
 
 IMAGES = 8

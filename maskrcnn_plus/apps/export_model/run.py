@@ -5,6 +5,7 @@ result = export_model("model_best.pth", "model_int8", precision="int8")
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -21,7 +22,8 @@ from maskrcnn_plus.apps.export_model.data import choose_evenly, folder_images, r
 from maskrcnn_plus.apps.export_model.gate import Comparison, PredictsImages, time_in_turn
 from maskrcnn_plus.apps.export_model.judge import Judge, WholeModel, quantize_as_allowed
 from maskrcnn_plus.apps.export_model.report import JSON_NAME, write_reports
-from maskrcnn_plus.checkpoints.description import choose_config, describe, read_description
+from maskrcnn_plus.checkpoints.choice import choose_config
+from maskrcnn_plus.checkpoints.description import NoDescriptionError, describe, read_description
 from maskrcnn_plus.config import get_score_threshold
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.errors import UserError
@@ -207,8 +209,9 @@ def _read_weights(weights: str, config_file: str | None, to: str) -> tuple[DictC
         raise UserError(f"{weights} is a folder; --weights is the checkpoint of a training")
     cfg = choose_config(config_file, weights)
     if config_file is None:
-        description = read_description(weights)
-        return cfg, {key: description[key] for key in _KEPT if key in description}
+        with contextlib.suppress(NoDescriptionError):
+            description = read_description(weights)
+            return cfg, {key: description[key] for key in _KEPT if key in description}
     description = describe(cfg)
     if description["unknown"] and to == "hybrid":  # one graph does not name what it was made of
         raise UserError(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from maskrcnn_plus.apps.finetune.plan import Plan
-from maskrcnn_plus.backbones import classification
-from maskrcnn_plus.checkpoints import mmdet, torchvision
+from maskrcnn_plus.checkpoints.choice import find_zoo_config
 from maskrcnn_plus.checkpoints.description import described_config
 from maskrcnn_plus.checkpoints.sources import local_path
 from maskrcnn_plus.learning_rate import linear_lr
@@ -50,15 +49,4 @@ def _find_model(weights: str) -> tuple[str | None, str]:
         pass
     else:
         return weights, "a checkpoint of this package"
-    names = read_weights(local_path(weights)).tensors.keys()
-    if torchvision.matches(names):
-        version = "_v2" if any(name.startswith("roi_heads.box_head.3") for name in names) else ""
-        return f"zoo/torchvision_mask_rcnn_r50_fpn{version}", "a detector of torchvision"
-    if mmdet.matches(names):
-        style = "_caffe" if "caffe" in weights.lower() else ""
-        return f"zoo/mmdet_mask_rcnn_r50{style}_fpn", "a detector of MMDetection"
-    if classification.matches(names):
-        return None, "a classification network, for the backbone"
-    if any("res4.22." in name for name in names):
-        return "coco/mask_rcnn_r101_fpn_3x", "a detector of Detectron2"
-    return "zoo/detectron2_mask_rcnn_r50_fpn", "a detector of Detectron2"
+    return find_zoo_config(read_weights(local_path(weights)), weights)
