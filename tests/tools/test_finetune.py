@@ -8,12 +8,14 @@ import finetune
 import numpy as np
 import pytest
 from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from maskrcnn_plus.apps.finetune import run
 from maskrcnn_plus.apps.finetune.timing import Timing, measure_speed
 from maskrcnn_plus.config import get_config
 from maskrcnn_plus.inference import Predictor
+from maskrcnn_plus.masks.measure import rle_areas
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,48 @@ def test_a_dry_run_writes_config_and_page_alone(folder, tmp_path):
     cfg = get_config(str(output / "config.py"))
     assert 10000 < cfg.train.max_iter < 14400
     assert cfg.dataset.negatives is True
+
+
+@pytest.fixture
+def single(tmp_path):
+    """One image of 700 x 600 with a label image of 63 discs."""
+    y, x = np.mgrid[:600, :700]
+    labels = np.where((x % 80 - 40) ** 2 + (y % 80 - 40) ** 2 < 400, 1 + x // 80 + 9 * (y // 80), 0).astype(np.uint16)
+    for name, pixels in (("images", np.where(labels, 200, 30).astype(np.uint8)), ("labels", labels)):
+        (tmp_path / "one" / name).mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "one" / name / "a.png")
+    return tmp_path / "one"
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_single_image_becomes_tiles(single, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert finetune.main(["--data", str(single), "--output", str(output), "--dry-run"]) == 0
+    assert "Tiles of at most 256 pixels" in capsys.readouterr().out
+    assert {path.name for path in output.iterdir()} == {"config.py", "data_report.html", "tiles"}
+    cfg = get_config(str(output / "config.py"))
+    assert cfg.dataset.root == str(output / "tiles")
+    train, val = (
+        DatasetCatalog.get(instantiate(names))
+        for names in (cfg.dataloader.train.dataset.dataset.names, cfg.dataloader.test.dataset.names)
+    )
+    assert (len(train), len(val)) == (7, 2)
+    masks = [each["segmentation"] for record in (*train, *val) for each in record["annotations"]]
+    assert rle_areas(masks).sum() == np.count_nonzero(Image.open(single / "labels" / "a.png"))
+
+
+def test_tiles_of_a_run_that_fails_go_with_it(single, tmp_path, monkeypatch):
+    def interrupted(cfg):
+        raise KeyboardInterrupt
+
+    output = tmp_path / "out"
+    monkeypatch.setattr(run, "measure_speed", interrupted)
+    assert finetune.main(["--data", str(single), "--output", str(output), "--dry-run"]) == 130
+    assert not (output / "tiles").exists()
+    (output / "tiles").mkdir(parents=True)
+    (output / "tiles" / "mine.txt").touch()
+    assert finetune.main(["--data", str(single), "--output", str(output), "--dry-run"]) == 1
+    assert (output / "tiles" / "mine.txt").exists()
 
 
 @pytest.mark.usefixtures("quick")

@@ -38,8 +38,8 @@ def give_advice(train: Statistics, val: Statistics | None) -> list[str]:
         )
     if val is None and train.num_images == 1:
         said.append(
-            "One image cannot be both learned from and judged by: annotate another, or cut a large one into several, "
-            "with tools/convert.py --tile 1024."
+            "One image cannot be both learned from and judged by: annotate another. tools/finetune.py cuts a single "
+            "one into tiles, where it is large enough, and judges by some of them."
         )
     elif val is None:
         part = max(round(0.2 * train.num_images), 1)
@@ -89,7 +89,8 @@ def give_advice(train: Statistics, val: Statistics | None) -> list[str]:
         most = train.image_sizes[large].prod(axis=1).max() / 1e6
         said.append(
             f"{large.sum()} images are large and crowded, up to {most:.0f} megapixels: a training reads a whole image "
-            "for each crop and evaluates it whole, which takes time and memory. Cut them: tools/convert.py --tile 1024."
+            "for each crop and evaluates it whole, which takes time and memory. tools/finetune.py cuts them into "
+            "tiles, as tools/convert.py --tile 1024 does for other trainings."
         )
     if not said:
         said.append(

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
+import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from maskrcnn_plus.apps.check_data.diagnosis import WARNING, diagnose
 from maskrcnn_plus.apps.check_data.report import write_data_report
+from maskrcnn_plus.apps.convert import convert
 from maskrcnn_plus.apps.finetune import rules
 from maskrcnn_plus.apps.finetune.budget import fit_into
 from maskrcnn_plus.apps.finetune.plan import Plan
 from maskrcnn_plus.apps.finetune.shipped import find_shipped
+from maskrcnn_plus.apps.finetune.tiles import choose_tile_side
 from maskrcnn_plus.apps.finetune.timing import measure_speed
 from maskrcnn_plus.apps.finetune.weights import choose_start
 from maskrcnn_plus.config import find_config, load_config
 from maskrcnn_plus.data.check import DataError, check_dataset, report_problems
 from maskrcnn_plus.data.folder import FolderData, choose_classes, load_folder
 from maskrcnn_plus.data.formats import ReadOptions
+from maskrcnn_plus.data.limits import reading_by_parts
 from maskrcnn_plus.data.statistics import Statistics, measure, sample_pixels
 from maskrcnn_plus.errors import UserError
 from maskrcnn_plus.training import launch, run
 
 BASE = "common/any_data"
-CONFIG, DATA_PAGE = "config.py", "data_report.html"
+CONFIG, DATA_PAGE, TILES = "config.py", "data_report.html", "tiles"
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,11 @@ def configure(request: Request, say: Callable[[str], None] = print) -> Path:
         raise UserError(f"--hours {request.hours}: it must be more than 0.")
     if not 0 < request.val < 1:
         raise UserError(f"--val {request.val}: it must be between 0 and 1, such as 0.2.")
+    with _removed_on_failure(request.output / TILES):
+        return _write_config(_cut_images(request, say), path, start, say)
+
+
+def _write_config(request: Request, path: Path, start: float, say: Callable[[str], None]) -> Path:
     data, names, train, num_val = _read(request, say)
     plan = Plan(BASE, request.overrides)
     plan.decide(_location(request, data), f"{request.data}, read as {data.format}.")
@@ -135,6 +145,34 @@ def train(config: Path | str, resume: bool = False, overrides: Sequence[str] = (
     launch(lambda each: run(each, cfg), args, cfg.train.device)
 
 
+def _cut_images(request: Request, say: Callable[[str], None]) -> Request:
+    """The request, for tiles in its output folder where the images cannot be taken as they are."""
+    with reading_by_parts():
+        data = load_folder(request.data, request.format, val=request.val, **asdict(request.options))
+    side, why = choose_tile_side(data.splits)
+    if side is None:
+        return request
+    tiles = request.output / TILES
+    say(f"{request.data}: {why}. Tiles of at most {side} pixels are made of what is there, in {tiles}:")
+    for line in convert(
+        request.data, tiles, "coco", request.format, request.val, request.on_error, request.options, tile=side
+    ):
+        say(f"  {line}")
+    return replace(request, data=tiles, format="coco", options=ReadOptions())
+
+
+@contextlib.contextmanager
+def _removed_on_failure(folder: Path) -> Iterator[None]:
+    """What ends this block takes a folder with it that is made in it, so that the same command can be given again."""
+    existed = folder.exists()
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def _read(request: Request, say: Callable[[str], None]) -> tuple[FolderData, list[str], list[dict[str, Any]], int]:
     """The folder, the classes to learn, the training images that can be used, and the number of those of validation."""
     data = load_folder(request.data, request.format, val=request.val, **asdict(request.options))
@@ -145,7 +183,7 @@ def _read(request: Request, say: Callable[[str], None]) -> tuple[FolderData, lis
     if "val" not in data.splits:
         raise DataError(
             f"{request.data}: at least two annotated images that do not belong together are needed, one to learn from "
-            "and one to judge by. Of one large image make several: tools/convert.py --tile 1024."
+            "and one to judge by."
         )
     names = list(request.classes) if request.classes else data.used_classes()
     if not names:
