@@ -30,6 +30,7 @@ SMALLEST, LARGEST = 28, 96
 JITTER = (2 / 3, 4 / 3)
 """Of the scale in training, around that of inference."""
 
+_CANONICAL = 224  # side of the boxes that Detectron2 pools from stride 16
 _FEWEST_PIXELS = 10  # of the diameter of small objects, which shrinking must leave
 _LARGEST_SCALE, _CROP_GRAIN, _LARGEST_CROP = 4.0, 64, 640
 
@@ -128,19 +129,23 @@ def anchors(plan: Plan, data: Statistics) -> None:
 
 
 def canonical_size(plan: Plan, data: Statistics) -> None:
-    """The level that a box is pooled from."""
+    """The levels that boxes and masks are pooled from.
+
+    A mask is pooled to 14 x 14: from a map on which its box has as many cells or more, as with Detectron2's 224 pixels,
+    thin objects keep their shape. The 7 x 7 of a box may see more of what is around small ones.
+    """
     if plan.model_of:  # its weights have learned with theirs
         return
     boxes = data.box_sizes * network_scale(plan, data)[:, None]
     median = float(np.median(np.sqrt(boxes.prod(axis=1))))
-    size = 112 if median < LARGEST else 224
+    size = 112 if median < LARGEST else _CANONICAL
     plan.decide(
         {
             "model.roi_heads.box_pooler.canonical_box_size": size,
-            "model.roi_heads.mask_pooler.canonical_box_size": size,
+            "model.roi_heads.mask_pooler.canonical_box_size": _CANONICAL,
         },
         f"The median box is {median:.0f} network pixels wide: boxes cover {size // 16} to {size // 8} cells of the map "
-        "that they are pooled from.",
+        f"that they are pooled from, masks {_CANONICAL // 16} to {_CANONICAL // 8}, where there is such a map.",
     )
 
 

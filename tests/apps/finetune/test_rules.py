@@ -118,6 +118,13 @@ def test_large_objects_need_no_fine_map():
     assert len(plan.get("model.roi_heads.mask_pooler.scales")) == len(plan.get("model.roi_heads.mask_in_features"))
 
 
+@pytest.mark.parametrize(("diameter", "boxes"), [(20.0, 112), (120.0, 224)])
+def test_masks_are_pooled_with_as_many_cells_as_they_have(diameter, boxes):
+    plan = decide(data(diameter=diameter), "dataset.scale=1.0")
+    assert plan.get("model.roi_heads.box_pooler.canonical_box_size") == boxes
+    assert plan.get("model.roi_heads.mask_pooler.canonical_box_size") == 224
+
+
 def test_limits_follow_the_fullest_image():
     assert decide(data(per_image=20)).get("dataset.max_objects") == 100
     plan = decide(data(12, per_image=400))
