@@ -173,4 +173,4 @@ def test_one_image_is_too_few(folder, tmp_path, capsys):
     for name in ("photo 1.png", "photo 1.json"):
         (single / name).write_bytes((folder / name).read_bytes())
     assert finetune.main(["--data", str(single), "--output", str(tmp_path / "out")]) == 1
-    assert re.search(r"at least two annotated images .*tools/convert\.py --tile", capsys.readouterr().err)
+    assert re.search(r"at least two annotated images .*more than 256 pixels", capsys.readouterr().err)

@@ -183,7 +183,8 @@ def _read(request: Request, say: Callable[[str], None]) -> tuple[FolderData, lis
     if "val" not in data.splits:
         raise DataError(
             f"{request.data}: at least two annotated images that do not belong together are needed, one to learn from "
-            "and one to judge by."
+            "and one to judge by. A single one is cut into tiles where it has a side of more than 256 pixels and "
+            "of more than three objects."
         )
     names = list(request.classes) if request.classes else data.used_classes()
     if not names:
