@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from maskrcnn_plus.backbones import classification
 from maskrcnn_plus.checkpoints import mmdet, torchvision
 from maskrcnn_plus.checkpoints.description import NoDescriptionError, described_config
-from maskrcnn_plus.checkpoints.load import read_classes
+from maskrcnn_plus.checkpoints.load import get_classes
 from maskrcnn_plus.checkpoints.sources import local_path
 from maskrcnn_plus.config import get_score_threshold, load_config
 from maskrcnn_plus.overrides import apply_overrides
@@ -45,10 +45,11 @@ def choose_config(config_file: str | None, weights: str, overrides: Sequence[str
     try:
         return described_config(weights, overrides)
     except NoDescriptionError as error:
-        name, what = find_zoo_config(read_weights(local_path(weights)), weights)
+        file = read_weights(local_path(weights))
+        name, what = find_zoo_config(file, weights)
         if name is None:
             raise
-        classes = read_classes(weights)
+        classes = get_classes(file)
         if classes is None:
             raise NoDescriptionError(
                 f"{error} It may be {what}: if so, --config-file {name} with the names of its classes, in the order of "

@@ -116,7 +116,11 @@ def read_classes(source: str) -> Classes | None:
     Raises:
         WeightsError: it cannot be read.
     """
-    file = read_weights(local_path(source))
+    return get_classes(read_weights(local_path(source)))
+
+
+def get_classes(file: WeightsFile) -> Classes | None:
+    """As `read_classes`, of what was read."""
     names = next(module for module in _FORMATS if module.matches(file.tensors.keys())).class_names(file)
     if not names:
         return None

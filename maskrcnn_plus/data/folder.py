@@ -19,6 +19,7 @@ from maskrcnn_plus.data.check_cache import pack, unpack
 from maskrcnn_plus.data.coco import class_key
 from maskrcnn_plus.data.formats.coco import warn_once
 from maskrcnn_plus.data.groups import find_groups
+from maskrcnn_plus.data.limits import is_read_by_parts
 from maskrcnn_plus.data.registration import register_source
 from maskrcnn_plus.data.split import train_and_val
 
@@ -77,7 +78,7 @@ def load_folder(
         DataError: it cannot be read, or holds no images that can be used.
     """
     path = Path(path).expanduser()
-    key = (str(path.resolve()), _state(path), format, val, seed, tuple(sorted(options.items())))
+    key = (str(path.resolve()), _state(path), format, val, seed, tuple(sorted(options.items())), is_read_by_parts())
     if key not in _loaded:
         data = formats.read(path, format, formats.ReadOptions(**options))
         notes = list(data.notes)

@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import tifffile
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.folder import load_folder, register_folder
 from maskrcnn_plus.data.formats import coco as coco_format
+from maskrcnn_plus.data.limits import pixel_limit, reading_by_parts
 
 
 @pytest.fixture(autouse=True)
@@ -102,3 +104,14 @@ def test_the_only_class_takes_the_name_that_is_given(folder, caplog):
     name = register_folder("folder_train", str(folder), thing_classes=["animal"], val=0)
     assert counts(DatasetCatalog.get(name)) == {0: 10}
     assert "its only class with objects, cat, is taken for animal" in caplog.text
+
+
+def test_what_was_read_by_parts_is_read_again_where_images_are_decoded_at_once(folder):
+    tifffile.imwrite(folder / "large.tif", np.zeros((200, 200), np.uint8), tile=(16, 16))
+    content = json.loads((folder / "0.json").read_text()) | {"imagePath": "large.tif"}
+    (folder / "0.json").write_text(json.dumps(content))
+    with pixel_limit(10_000):
+        with reading_by_parts():
+            assert load_folder(folder).problems == []
+        [problem] = load_folder(folder).problems
+    assert "large.tif: 200 x 200 pixels" in problem

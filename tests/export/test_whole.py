@@ -99,8 +99,8 @@ def exported(tmp_path_factory):
 
 def test_a_cascade_whose_small_and_covered_objects_are_dropped(exported):
     folder, predictor, image = exported
-    images = [str(image), *(draw_image(*each) for each in SIZES)]
-    assert assert_exported(folder, predictor, images) > 20
+    images = [str(image), *(draw_image(size, seed + more) for more in (0, 10) for size, seed in SIZES)]
+    assert assert_exported(folder, predictor, images) > 40
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(predictor.model, "min_mask_area", 0)
         patch.setattr(predictor.model, "max_covered", 1.0)

@@ -15,11 +15,14 @@ FEW_VAL_IMAGES, FEW_VAL_OBJECTS = 5, 50
 FEW_OF_CLASS = 20
 """Objects of a class to learn from."""
 
-LARGE = 2**24, 100
-"""Pixels and objects above which an image is better cut into tiles."""
-
+_LARGE = 2**24, 100  # pixels and objects
 _IMBALANCE = 50  # times as many objects of the most frequent class as of another
 _NAMED = 10
+
+
+def is_large(pixels: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """Which images, by their pixels [N] and objects [N], are better cut into tiles."""
+    return (pixels > _LARGE[0]) & (objects > _LARGE[1])
 
 
 def give_advice(train: Statistics, val: Statistics | None) -> list[str]:
@@ -84,7 +87,7 @@ def give_advice(train: Statistics, val: Statistics | None) -> list[str]:
             f"{tiny:.0%} of the objects are less than 8 px across, too small for most networks: a training should "
             "enlarge the images."
         )
-    large = (train.image_sizes.prod(axis=1) > LARGE[0]) & (train.objects_per_image > LARGE[1])
+    large = is_large(train.image_sizes.prod(axis=1), train.objects_per_image)
     if large.any():
         most = train.image_sizes[large].prod(axis=1).max() / 1e6
         said.append(

@@ -147,8 +147,12 @@ def train(config: Path | str, resume: bool = False, overrides: Sequence[str] = (
 
 def _cut_images(request: Request, say: Callable[[str], None]) -> Request:
     """The request, for tiles in its output folder where the images cannot be taken as they are."""
-    with reading_by_parts():
-        data = load_folder(request.data, request.format, val=request.val, **asdict(request.options))
+    data = None
+    with contextlib.suppress(UserError):
+        data = _load(request)
+    if data is None or data.problems:  # an image may only be too large to be decoded at once
+        with reading_by_parts():
+            data = _load(request)
     side, why = choose_tile_side(data.splits)
     if side is None:
         return request
@@ -159,6 +163,10 @@ def _cut_images(request: Request, say: Callable[[str], None]) -> Request:
     ):
         say(f"  {line}")
     return replace(request, data=tiles, format="coco", options=ReadOptions())
+
+
+def _load(request: Request) -> FolderData:
+    return load_folder(request.data, request.format, val=request.val, **asdict(request.options))
 
 
 @contextlib.contextmanager
@@ -175,7 +183,7 @@ def _removed_on_failure(folder: Path) -> Iterator[None]:
 
 def _read(request: Request, say: Callable[[str], None]) -> tuple[FolderData, list[str], list[dict[str, Any]], int]:
     """The folder, the classes to learn, the training images that can be used, and the number of those of validation."""
-    data = load_folder(request.data, request.format, val=request.val, **asdict(request.options))
+    data = _load(request)
     say(f"{request.data}: {data.format}")
     for note in data.notes:
         say(f"  {note}")

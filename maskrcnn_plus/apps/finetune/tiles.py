@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from maskrcnn_plus.apps.check_data.advice import LARGE
+from maskrcnn_plus.apps.check_data.advice import is_large
 from maskrcnn_plus.data.statistics import get_boxes
 
 __all__ = ["choose_tile_side"]
@@ -36,14 +36,11 @@ def choose_tile_side(splits: Mapping[str, Sequence[dict[str, Any]]]) -> tuple[in
         return None, ""
     boxes = np.concatenate(boxes)
     least = max(_SMALLEST, _OBJECTS * math.ceil(np.percentile((boxes[:, 2:] - boxes[:, :2]).max(axis=1), 95)))
-    large = [
-        record
-        for record in records
-        if record["height"] * record["width"] > LARGE[0] and len(record["annotations"]) > LARGE[1]
-    ]
-    if large:
-        return max(_LARGEST, least), f"{len(large)} images are large and full of objects"
-    longest = max(records[0]["height"], records[0]["width"])
+    sizes = np.array([(record["height"], record["width"]) for record in records])
+    large = is_large(sizes.prod(axis=1), np.array([len(record["annotations"]) for record in records]))
+    if large.any():
+        return max(_LARGEST, least), f"{large.sum()} images are large and full of objects"
+    longest = int(sizes[0].max())
     if len(records) > 1 or longest <= least:
         return None, ""
     return min(max(math.ceil(longest / _PARTS), least), _LARGEST), "there is one image, to learn from and to judge by"
