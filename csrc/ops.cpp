@@ -28,10 +28,11 @@ TORCH_LIBRARY(maskrcnn_plus, m) {
   // indices of the boxes that are kept, the best first.
   m.def("batched_nms(Tensor boxes, Tensor scores, Tensor groups, float iou_threshold) -> Tensor");
 
-  // mask_probs: [N, Hm, Wm]; boxes: [N, 4] xyxy, finite; height, width: of the image. Returns the compressed counts of N
-  // COCO run-length encodings, one after the other, and the N + 1 offsets between them.
+  // mask_probs: [N, Hm, Wm]; boxes: [N, 4] xyxy, finite; height, width: of the image; rule: "detectron2" or
+  // "torchvision". Returns the compressed counts of N COCO run-length encodings, one after the other, and the N + 1
+  // offsets between them.
   m.def(
-      "paste_masks_rle(Tensor mask_probs, Tensor boxes, int height, int width, float threshold) -> "
+      "paste_masks_rle(Tensor mask_probs, Tensor boxes, int height, int width, float threshold, str rule) -> "
       "(Tensor bytes, Tensor offsets)");
 
   // input: float32 [N, C, H, W]; weight: [36, panels, C, 32], transformed 3 x 3 kernels; bias: [K]; relu: whether it

@@ -1,10 +1,10 @@
 // Masks pasted into an image as runs, without the pixels in between.
 //
-// The truth is Detectron2's paste on CPUs: bilinear sampling with zeros outside the mask (ATen's grid_sample) at the
-// centres of the pixels of a window round the box, compared with the threshold. Rows of the window whose centres lie
-// between the same two rows of the mask are a segment, along which the value is linear. A column takes the values at the
-// ends of its segments; where both are clear of the threshold on one side, so is the whole segment. Only the pixels of
-// the other segments, which the outline crosses, are computed, in ATen's order of float32 operations.
+// The truth is the paste of Detectron2 or torchvision on CPUs (paste_rle_rules.h): bilinear values at the centres of the
+// pixels of a window round the box, compared with the threshold. Rows of the window whose centres lie between the same two
+// rows of the mask are a segment, along which the value is linear. A column takes the values at the ends of its segments;
+// where both are clear of the threshold on one side, so is the whole segment. Only the pixels of the other segments, which
+// the outline crosses, are computed, in ATen's order of float32 operations.
 //
 // Shorthand: N objects, Hm x Wm mask.
 
@@ -21,59 +21,12 @@
 #include <vector>
 
 #include "capability.h"
+#include "paste_rle_rules.h"
 #include "paste_rle_writer.h"
 #include "tasks.h"
 
-#if defined(__GNUC__)
-#define INLINE inline __attribute__((always_inline))
-#else
-#define INLINE inline
-#endif
-
 namespace maskrcnn_plus {
 namespace {
-
-constexpr int64_t kPad = 2; // zeros round the mask on each side: a sample and its neighbour may both lie outside
-
-// Pixels of the image that are looked at: those of the box and one more on each side.
-struct Window {
-  int64_t left, top, right, bottom;
-
-  static Window of(const float* box, int64_t height, int64_t width) {
-    // As double, which holds every pixel and every float.
-    const auto low = [](float value, int64_t size) {
-      return static_cast<int64_t>(std::min(std::max(std::floor(double(value)) - 1, 0.0), double(size)));
-    };
-    const auto high = [](float value, int64_t size) {
-      return static_cast<int64_t>(std::min(std::max(std::ceil(double(value)) + 1, 0.0), double(size)));
-    };
-    return {low(box[0], width), low(box[1], height), high(box[2], width), high(box[3], height)};
-  }
-
-  bool empty() const {
-    return left >= right || top >= bottom;
-  }
-};
-
-// Where one pixel's centre lies along one axis of the mask: between elements `index` and `index` + 1 of the padded mask.
-struct Sample {
-  int64_t index;
-  float near, far; // weights of the two
-  bool finite;
-
-  // ATen's instructions fuse a * b + c where the processor can.
-  template <bool fused>
-  static INLINE Sample at(int64_t pixel, float low, float high, int64_t size) {
-    const float relative = (static_cast<float>(pixel) + 0.5f - low) / (high - low) * 2 - 1;
-    const float half = static_cast<float>(size) / 2;
-    const float place = fused ? std::fma(relative + 1, half, -0.5f) : (relative + 1) * half - 0.5f;
-    const float below = std::floor(place);
-    const float far = place - below;
-    const float inside = std::min(std::max(below, static_cast<float>(-kPad)), static_cast<float>(size));
-    const bool finite = std::isfinite(place);
-    return {finite ? static_cast<int64_t>(inside) + kPad : 0, 1 - far, far, finite};
-  }
-};
 
 // Rows [begin, end) of the image whose samples have one index.
 struct Segment {
@@ -93,6 +46,7 @@ struct Scratch {
 struct Masks {
   const float* probs; // [N, Hm, Wm]
   const float* boxes; // [N, 4]
+  const PixelBox* pixel_boxes; // [N] for torchvision's rule, else null
   int64_t mask_height, mask_width, height, width;
   float threshold;
 };
@@ -113,10 +67,9 @@ INLINE float pad_columns(const Masks& masks, int64_t n, Scratch& scratch) {
   return std::isfinite(largest) ? largest : std::numeric_limits<float>::quiet_NaN();
 }
 
-template <bool fused>
-INLINE void paste(const Masks& masks, int64_t n, Scratch& scratch, RunWriter& writer) {
-  const float* box = masks.boxes + n * 4;
-  const Window window = Window::of(box, masks.height, masks.width);
+template <typename Mask>
+INLINE void paste(const Mask& mask, const Masks& masks, int64_t n, Scratch& scratch, RunWriter& writer) {
+  const Window window = mask.window(masks.height, masks.width);
   if (window.empty()) {
     return;
   }
@@ -124,7 +77,7 @@ INLINE void paste(const Masks& masks, int64_t n, Scratch& scratch, RunWriter& wr
   scratch.segments.clear();
   const bool keep_rows = window.bottom - window.top <= kMostRows;
   for (int64_t y = window.top; y < window.bottom; ++y) {
-    const Sample row = Sample::at<fused>(y, box[1], box[3], masks.mask_height);
+    const Sample row = mask.row(y);
     if (keep_rows) {
       scratch.rows.push_back(row);
     }
@@ -148,7 +101,7 @@ INLINE void paste(const Masks& masks, int64_t n, Scratch& scratch, RunWriter& wr
   uint8_t* sides = scratch.sides.data();
 
   for (int64_t x = window.left; x < window.right; ++x) {
-    const Sample column = Sample::at<fused>(x, box[0], box[2], masks.mask_width);
+    const Sample column = mask.column(x);
     if (!column.finite) {
       continue;
     }
@@ -166,21 +119,8 @@ INLINE void paste(const Masks& masks, int64_t n, Scratch& scratch, RunWriter& wr
         writer.add(start + segment.begin, start + segment.end);
       } else if (side == 0) {
         for (int64_t y = segment.begin; y < segment.end; ++y) {
-          const Sample row =
-              keep_rows ? scratch.rows[y - window.top] : Sample::at<fused>(y, box[1], box[3], masks.mask_height);
-          const float nw = column.near * row.near;
-          const float ne = column.far * row.near;
-          const float sw = column.near * row.far;
-          const float se = column.far * row.far;
-          float value;
-          if (fused) {
-            value = std::fma(east[i], ne, west[i] * nw);
-            value = std::fma(west[i + 1], sw, value);
-            value = std::fma(east[i + 1], se, value);
-          } else {
-            value = west[i] * nw + east[i] * ne + west[i + 1] * sw + east[i + 1] * se;
-          }
-          if (value >= threshold) {
+          const Sample row = keep_rows ? scratch.rows[y - window.top] : mask.row(y);
+          if (mask.value(west + i, east + i, column, row) >= threshold) {
             writer.add(start + y, start + y + 1);
           }
         }
@@ -189,16 +129,27 @@ INLINE void paste(const Masks& masks, int64_t n, Scratch& scratch, RunWriter& wr
   }
 }
 
+template <bool fused>
+INLINE void paste_by_rule(const Masks& masks, int64_t n, Scratch& scratch, RunWriter& writer) {
+  if (masks.pixel_boxes != nullptr) {
+    const ResizedMask<fused> mask(masks.pixel_boxes[n], masks.mask_height, masks.mask_width);
+    paste(mask, masks, n, scratch, writer);
+  } else {
+    const SampledMask<fused> mask(masks.boxes + n * 4, masks.mask_height, masks.mask_width);
+    paste(mask, masks, n, scratch, writer);
+  }
+}
+
 using Paste = void (*)(const Masks&, int64_t, Scratch&, RunWriter&);
 
 void paste_plain(const Masks& masks, int64_t n, Scratch& scratch, RunWriter& writer) {
-  paste<false>(masks, n, scratch, writer);
+  paste_by_rule<false>(masks, n, scratch, writer);
 }
 
 #if defined(__x86_64__) && defined(__GNUC__)
 __attribute__((target("avx2,fma"))) void paste_fused(
     const Masks& masks, int64_t n, Scratch& scratch, RunWriter& writer) {
-  paste<true>(masks, n, scratch, writer);
+  paste_by_rule<true>(masks, n, scratch, writer);
 }
 #endif
 
@@ -211,16 +162,15 @@ Paste paste_of_this_processor() {
   return paste_plain;
 }
 
-// The objects with the widest windows first, so that none of them holds up the end.
+// The objects with the widest boxes in the image first, so that none of them holds up the end.
 std::vector<int64_t> widest_first(const Masks& masks, int64_t count) {
   std::vector<int64_t> order(count);
   std::iota(order.begin(), order.end(), 0);
-  std::vector<int64_t> columns;
-  for (int64_t n = 0; n < count; ++n) {
-    const Window window = Window::of(masks.boxes + n * 4, masks.height, masks.width);
-    columns.push_back(window.empty() ? 0 : window.right - window.left);
+  std::vector<float> widths;
+  for (const float* box = masks.boxes; box < masks.boxes + count * 4; box += 4) {
+    widths.push_back(std::min(box[2], static_cast<float>(masks.width)) - std::max(box[0], 0.0f));
   }
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return columns[a] > columns[b]; });
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return widths[a] > widths[b]; });
   return order;
 }
 
@@ -231,7 +181,8 @@ std::tuple<at::Tensor, at::Tensor> paste_masks_rle(
     const at::Tensor& boxes,
     int64_t height,
     int64_t width,
-    double threshold) {
+    double threshold,
+    std::string_view rule) {
   TORCH_CHECK_VALUE(
       mask_probs.dim() == 3 && boxes.dim() == 2 && boxes.size(0) == mask_probs.size(0) && boxes.size(1) == 4,
       "paste_masks_rle: masks must be [N, Hm, Wm] and boxes [N, 4], got ", mask_probs.sizes(), " and ", boxes.sizes(),
@@ -244,13 +195,23 @@ std::tuple<at::Tensor, at::Tensor> paste_masks_rle(
   TORCH_CHECK_VALUE(
       count == 0 || mask_probs.numel() > 0, "paste_masks_rle: masks of ", mask_probs.size(1), " x ", mask_probs.size(2),
       " hold nothing.");
+  TORCH_CHECK_VALUE(
+      rule == "detectron2" || rule == "torchvision",
+      "paste_masks_rle: the rule must be \"detectron2\" or \"torchvision\", got ", rule, ".");
   const at::Tensor all_probs = mask_probs.to(at::kFloat).contiguous();
   const at::Tensor all_boxes = boxes.to(at::kFloat).contiguous();
-  const Masks masks{
-      all_probs.const_data_ptr<float>(), all_boxes.const_data_ptr<float>(), mask_probs.size(1), mask_probs.size(2),
-      height, width, static_cast<float>(threshold)};
+  Masks masks{
+      all_probs.const_data_ptr<float>(), all_boxes.const_data_ptr<float>(), nullptr, mask_probs.size(1),
+      mask_probs.size(2), height, width, static_cast<float>(threshold)};
   for (int64_t i = 0; i < count * 4; ++i) {
     TORCH_CHECK_VALUE(std::isfinite(masks.boxes[i]), "paste_masks_rle: box ", i / 4, " is not finite.");
+  }
+  std::vector<PixelBox> pixel_boxes;
+  if (rule == "torchvision") {
+    for (int64_t n = 0; n < count; ++n) {
+      pixel_boxes.push_back(PixelBox::of(masks.boxes + n * 4, masks.mask_width));
+    }
+    masks.pixel_boxes = pixel_boxes.data();
   }
 
   const Paste paste_object = paste_of_this_processor();

@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <string_view>
 #include <tuple>
 
 namespace maskrcnn_plus {
@@ -12,6 +13,7 @@ std::tuple<at::Tensor, at::Tensor> paste_masks_rle(
     const at::Tensor& boxes,
     int64_t height,
     int64_t width,
-    double threshold);
+    double threshold,
+    std::string_view rule);
 
 } // namespace maskrcnn_plus

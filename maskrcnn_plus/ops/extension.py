@@ -20,7 +20,7 @@ SCHEMAS = (
     "roi_align_backward(Tensor grad, Tensor rois, Tensor? levels, float[] spatial_scales, SymInt[] sizes, "
     "int sampling_ratio, bool aligned, bool channels_last) -> Tensor[]",
     "batched_nms(Tensor boxes, Tensor scores, Tensor groups, float iou_threshold) -> Tensor",
-    "paste_masks_rle(Tensor mask_probs, Tensor boxes, int height, int width, float threshold) -> "
+    "paste_masks_rle(Tensor mask_probs, Tensor boxes, int height, int width, float threshold, str rule) -> "
     "(Tensor bytes, Tensor offsets)",
     "winograd_conv3x3(Tensor input, Tensor weight, Tensor bias, bool relu) -> Tensor",
     "winograd_conv3x3_backward_weight(Tensor input, Tensor grad) -> Tensor",

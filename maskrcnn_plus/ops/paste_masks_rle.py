@@ -53,9 +53,7 @@ def paste_masks_rle(
     _check_arguments(mask_probs, boxes, height, width, threshold, rule)
     mask_probs, boxes = (tensor.detach().to("cpu", torch.float32) for tensor in (mask_probs, boxes))
     _check_boxes(boxes, height, width, rule)
-    if rule == "torchvision":
-        return paste_masks_rle_reference(mask_probs, boxes, height, width, threshold, rule)
-    data, offsets = torch.ops.maskrcnn_plus.paste_masks_rle(mask_probs, boxes, height, width, threshold)
+    data, offsets = torch.ops.maskrcnn_plus.paste_masks_rle(mask_probs, boxes, height, width, threshold, rule)
     text, edges = data.numpy().tobytes().decode("ascii"), offsets.tolist()
     return [{"size": [height, width], "counts": text[begin:end]} for begin, end in pairwise(edges)]
 
@@ -93,18 +91,18 @@ def _check_boxes(boxes: Tensor, height: int, width: int, rule: str) -> None:
 
 
 def paste_by_reference(
-    mask_probs: Tensor, boxes: Tensor, height: int, width: int, threshold: float
+    mask_probs: Tensor, boxes: Tensor, height: int, width: int, threshold: float, rule: str
 ) -> tuple[Tensor, Tensor]:
     """`maskrcnn_plus::paste_masks_rle` where the compiled kernel is missing."""
     extension.warn_once("paste_masks_rle")
-    rles = paste_masks_rle_reference(mask_probs, boxes, height, width, threshold, "detectron2")
+    rles = paste_masks_rle_reference(mask_probs, boxes, height, width, threshold, rule)
     counts = [rle["counts"].encode("ascii") for rle in rles]
     offsets = torch.tensor([0, *accumulate(map(len, counts))])
     return torch.tensor(list(b"".join(counts)), dtype=torch.uint8), offsets
 
 
 @torch.library.register_fake("maskrcnn_plus::paste_masks_rle")
-def _(mask_probs, boxes, height, width, threshold):
+def _(mask_probs, boxes, height, width, threshold, rule):
     length = torch.library.get_ctx().new_dynamic_size()
     data = torch.empty(length, dtype=torch.uint8, device=boxes.device)
     return data, torch.empty(boxes.shape[0] + 1, dtype=torch.int64, device=boxes.device)

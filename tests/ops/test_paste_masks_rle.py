@@ -1,4 +1,4 @@
-"""Pasting masks as runs: Detectron2's pixels, pycocotools' text, and no cost for the image."""
+"""Pasting masks as runs: Detectron2's or torchvision's pixels, pycocotools' text, and no cost for the image."""
 
 import os
 import subprocess
@@ -19,6 +19,7 @@ from maskrcnn_plus.ops.paste_masks_rle_reference import paste_masks_rle_referenc
 
 needs_extension = pytest.mark.skipif(not extension.is_available(), reason=extension.why_missing())
 CASES = 270  # images, of 8 objects each
+RULES = ("detectron2", "torchvision")
 KINDS = ("sub-pixel", "pixel", "half a pixel", "partly outside", "wholly outside", "one pixel", "image", "degenerate")
 
 
@@ -102,7 +103,7 @@ def test_pixels_of_detectron2_and_text_of_pycocotools():
 
 
 @needs_extension
-def test_equals_detectron2_without_fused_operations():
+def test_equal_pixels_without_fused_operations():
     """The same in a process in which PyTorch takes its kernels for processors without AVX2."""
     code = (
         "import importlib.util, sys\n"
@@ -110,6 +111,7 @@ def test_equals_detectron2_without_fused_operations():
         "tests = importlib.util.module_from_spec(spec)\n"
         "spec.loader.exec_module(tests)\n"
         "tests.test_pixels_of_detectron2_and_text_of_pycocotools()\n"
+        "tests.test_pixels_of_torchvision()\n"
     )
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-c", code, __file__]
@@ -134,10 +136,14 @@ def test_operator_equals_reference_on_masks_of_any_shape_and_value():
     for seed in range(60):
         _, boxes, height, width = random_case(seed)
         probs = torch.randn(8, *((28, 14), (3, 50), (1, 5))[seed % 3], generator=generator)
-        probs[0, 0, 0], probs[1, 0, 0], probs[2, 0, 0] = float("nan"), float("inf"), -float("inf")
+        size = torch.tensor([width, height, width, height])
+        near = boxes.clamp(-size, 2 * size)  # as far as torchvision's rule goes
+        infinite = probs.clone()  # where a neighbour has no weight, `interpolate` sometimes leaves it out
+        infinite[:3, 0, 0] = torch.tensor([float("nan"), float("inf"), -float("inf")])
         for threshold in (0.0, 0.5, 1.0):
-            expected = paste_masks_rle_reference(probs, boxes, height, width, threshold)
-            assert paste_masks_rle(probs, boxes, height, width, threshold) == expected
+            for masks, where, *rule in ((infinite, boxes), (probs, near, "torchvision")):
+                expected = paste_masks_rle_reference(masks, where, height, width, threshold, *rule)
+                assert paste_masks_rle(masks, where, height, width, threshold, *rule) == expected
 
 
 def test_inverted_boxes():
@@ -235,25 +241,28 @@ def test_refuses(change, error, text):
 @needs_extension
 def test_operator_refuses_what_would_crash_it():
     operator = torch.ops.maskrcnn_plus.paste_masks_rle
-    good = torch.rand(2, 28, 28), torch.zeros(2, 4), 10, 20, 0.5
+    good = torch.rand(2, 28, 28), torch.zeros(2, 4), 10, 20, 0.5, "torchvision"
     operator(*good)
-    for index, bad in ((0, torch.rand(3, 28, 28)), (1, torch.full((2, 4), float("inf"))), (2, 0), (3, 2**62)):
+    operator(good[0], torch.tensor([[-3e38, -3e38, 3e38, 3e38], [3e38, 0, -3e38, 9]]), *good[2:])
+    refused = (torch.rand(3, 28, 28), torch.full((2, 4), float("inf")), 0, 2**62)
+    for index, bad in (*enumerate(refused), (5, "nearest")):
         with pytest.raises(ValueError, match="paste_masks_rle"):
             operator(*(bad if i == index else value for i, value in enumerate(good)))
 
 
 @pytest.mark.usefixtures("_operators")
-def test_operator_passes_opcheck():
+@pytest.mark.parametrize("rule", RULES)
+def test_operator_passes_opcheck(rule):
     probs, boxes, height, width = random_case(24)
     for count in (8, 0):
-        arguments = (probs[:count], boxes[:count], height, width, 0.5)
+        arguments = (probs[:count], boxes[:count], height, width, 0.5, rule)
         results = torch.library.opcheck(torch.ops.maskrcnn_plus.paste_masks_rle.default, arguments)
         assert set(results.values()) == {"SUCCESS"}
 
 
 def test_without_the_operator_the_reference_runs_and_says_so_once(monkeypatch, request):
     probs, boxes, height, width = random_case(32)
-    expected = paste_masks_rle(probs, boxes, height, width)
+    expected, by_torchvision = (paste_masks_rle(probs, boxes, height, width, rule=rule) for rule in RULES)
     request.getfixturevalue("without_kernels")
     monkeypatch.setattr(extension, "_why_missing", "left out")
     monkeypatch.setattr(extension, "_warned", False)
@@ -262,11 +271,15 @@ def test_without_the_operator_the_reference_runs_and_says_so_once(monkeypatch, r
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert paste_masks_rle(probs, boxes, height, width) == results == expected
+        assert paste_masks_rle(probs, boxes, height, width, rule="torchvision") == by_torchvision
 
 
 def test_pixels_of_torchvision():
-    for seed in range(0, CASES, 3):
+    """1,080 masks, of boxes whose sides are less and more than 128 pixels together: ATen's order differs."""
+    for seed in range(0, CASES, 2):
         probs, boxes, height, width = random_case(seed)
+        larger = 1 + seed % 3
+        boxes, height, width = boxes * larger, height * larger, width * larger
         boxes[:, 0::2].clamp_(0, width)
         boxes[:, 1::2].clamp_(0, height)
         rles = paste_masks_rle(probs, boxes, height, width, rule="torchvision")
