@@ -1,7 +1,7 @@
 """A trained model made faster for prediction, with the same results.
 
-Batch norms become part of the convolutions before them. On CPUs 3 x 3 convolutions run by Winograd's method, and
-the mask head computes only the masks that are wanted.
+Batch norms become part of the convolutions before them. On CPUs 3 x 3 convolutions run by Winograd's method, 1 x 1
+convolutions take the ReLU or the sum that follows along, and the mask head computes only the masks that are wanted.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskrcnn_plus.backbones.freezing import FrozenBatchNormAct2d
 from maskrcnn_plus.inference.mask_head import SelectiveMaskHead
+from maskrcnn_plus.inference.pointwise import FusedBottleneck, PointwiseConv2d
 from maskrcnn_plus.ops.winograd import WinogradConv2d
 
 __all__ = ["fold_batch_norms", "optimize_for_inference"]
@@ -47,7 +48,8 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     heads = getattr(model, "roi_heads", None)
     if SelectiveMaskHead.takes(getattr(heads, "mask_head", None)):
         heads.mask_head = SelectiveMaskHead(heads.mask_head)
-    _replace(model, {conv: WinogradConv2d(conv) for conv in model.modules() if WinogradConv2d.takes(conv)})
+    for fast in (WinogradConv2d, PointwiseConv2d, FusedBottleneck):
+        _replace(model, {module: fast(module) for module in model.modules() if fast.takes(module)})
     return model
 
 
