@@ -1,7 +1,6 @@
 """An exported model.onnx on one image with numpy, onnxruntime and opencv: onnx_client.py FOLDER IMAGE LABELS.png."""
 
 import json
-import math
 import sys
 
 import cv2
@@ -16,7 +15,7 @@ def interpolate(places, cells, support=1.0):
 
 def resize(image, rule):
     """[H, W, C] -> [h, w, C] by preprocessing.resize."""
-    sides, name, short, limit = image.shape[:2], rule["rule"], rule["short_side"], rule["max_size"] or math.inf
+    sides, name, short, limit = image.shape[:2], rule["rule"], rule["short_side"], rule["max_size"] or np.inf
     short, limit = sorted((short, limit)) if name == "mmcv" else (short or min(sides), limit)
     factor = min(rule["scale"] * (short / min(sides)), limit / max(sides))
     size = tuple(max(round(side * factor) if name == "scale" else int(side * factor + 0.5), 1) for side in sides)
@@ -24,8 +23,8 @@ def resize(image, rule):
         for axis in (1, 0) if size != sides else ():
             step = sides[axis] / size[axis]
             matrix = interpolate((np.arange(size[axis]) + 0.5) * step - 0.5, sides[axis], max(step, 1))
-            image = np.tensordot(matrix / matrix.sum(1, keepdims=True), image, (1, axis))
-            image = np.floor(np.moveaxis(image, 0, axis) + 0.5)
+            resized = np.tensordot(matrix / matrix.sum(1, keepdims=True), image, (1, axis))
+            image = np.floor(np.moveaxis(resized, 0, axis) + 0.5)
         return image
     shrinks = name == "scale" and size[0] <= sides[0] and size[1] <= sides[1]
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
@@ -54,9 +53,8 @@ def main(folder, path, output):
     if before["select"] or "torchvision" in (rules["mask_pasting"], before["resize"]["rule"]):
         sys.exit(f"{folder}: torchvision's rules and selected channels need maskrcnn_plus.runtime")
     pixels = network_input(image, before)
-    session = onnxruntime.InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"])
-    names = ["boxes", "scores", "classes", "masks", "count"]
-    boxes, scores, classes, masks, count = session.run(names, {"image": pixels})
+    run = onnxruntime.InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"]).run
+    boxes, scores, classes, masks, count = run(["boxes", "scores", "classes", "masks", "count"], {"image": pixels})
     (height, width), found = image.shape[:2], []
     boxes = np.clip(boxes * ([width / pixels.shape[3], height / pixels.shape[2]] * 2), 0, [width, height] * 2)
     labels = np.zeros((height, width), np.uint16)
