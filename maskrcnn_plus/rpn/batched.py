@@ -16,6 +16,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from maskrcnn_plus.ops.nms import batched_nms
+from maskrcnn_plus.ops.stable_topk import stable_topk
 from maskrcnn_plus.scripting import NotScriptable
 
 
@@ -111,8 +112,8 @@ def decode_best(
     Returns:
         Boxes [N, k, 4] and their logits [N, k], the best first, where k is P or `limit`.
     """
-    logits, order = logits.sort(descending=True, dim=1)
-    logits, places = logits[:, :limit], order[:, :limit, None].expand(-1, -1, 4)  # [N, k], [N, k, 4]
+    logits, places = stable_topk(logits, limit)  # [N, k]
+    places = places[:, :, None].expand(-1, -1, 4)
     anchors = anchors.expand(len(deltas), -1, -1).gather(1, places)
     boxes = transform.apply_deltas(deltas.gather(1, places).flatten(0, 1), anchors.flatten(0, 1))  # [N * k, 4]
     return boxes.view(anchors.shape), logits  # [N, k, 4]
