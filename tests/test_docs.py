@@ -49,6 +49,27 @@ def test_tools_understand_the_commands_of_the_guide(guide: Path, capsys: pytest.
             pytest.fail(f"{guide.name}: {tool} {' '.join(arguments)}\n{capsys.readouterr().err}")
 
 
+def test_the_job_array_deals_out_all_shards_and_is_merged_whatever_became_of_a_job():
+    """Run with SLURM's variables, as its last job, in a folder of its own, with a `python` that tells its arguments."""
+    script = REPOSITORY / "docs" / "predict_array.slurm"
+    text = script.read_text(encoding="utf-8")
+    (last,) = re.findall(r"#SBATCH --array=1-(\d+)", text)
+    tell = f'python() {{ printf "%s\\n" "$OMP_NUM_THREADS" "$@"; }}; {text.replace("exec python", "python")}'
+    slurm = {"SLURM_ARRAY_TASK_ID": last, "SLURM_CPUS_PER_TASK": "4"}
+    done = subprocess.run(
+        ["bash", "-euc", tell], env={**os.environ, **slurm}, capture_output=True, text=True, check=True
+    )
+    threads, tool, *arguments = done.stdout.splitlines()
+    assert (threads, tool) == ("4", "tools/predict.py")
+    parse = importlib.import_module("predict").parse_arguments
+    args = parse(arguments)
+    assert args.shard == f"{last}/{last}"
+    # A job with a file that cannot be predicted ends with exit code 1: `afterok` would wait for ever.
+    dependency, merge = re.search(r'--dependency=(\w+):\$array --wrap "python tools/predict.py (.*)"', text).groups()
+    assert dependency == "afterany"
+    assert parse(merge.split()).output == args.output
+
+
 class Loaded(HTMLParser):
     """What a page loads as it opens."""
 
