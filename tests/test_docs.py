@@ -50,7 +50,7 @@ def test_tools_understand_the_commands_of_the_guide(guide: Path, capsys: pytest.
 
 
 def test_the_job_array_deals_out_all_shards_and_is_merged_whatever_became_of_a_job():
-    """Run with SLURM's variables, as its last job, in a folder of its own, with a `python` that tells its arguments."""
+    """Run with SLURM's variables, as its last job, with a `python` that tells its arguments."""
     script = REPOSITORY / "docs" / "predict_array.slurm"
     text = script.read_text(encoding="utf-8")
     (last,) = re.findall(r"#SBATCH --array=1-(\d+)", text)

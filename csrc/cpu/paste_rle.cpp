@@ -200,19 +200,20 @@ std::tuple<at::Tensor, at::Tensor> paste_masks_rle(
       "paste_masks_rle: the rule must be \"detectron2\" or \"torchvision\", got ", rule, ".");
   const at::Tensor all_probs = mask_probs.to(at::kFloat).contiguous();
   const at::Tensor all_boxes = boxes.to(at::kFloat).contiguous();
-  Masks masks{
-      all_probs.const_data_ptr<float>(), all_boxes.const_data_ptr<float>(), nullptr, mask_probs.size(1),
-      mask_probs.size(2), height, width, static_cast<float>(threshold)};
-  for (int64_t i = 0; i < count * 4; ++i) {
-    TORCH_CHECK_VALUE(std::isfinite(masks.boxes[i]), "paste_masks_rle: box ", i / 4, " is not finite.");
-  }
+  const float* xyxy = all_boxes.const_data_ptr<float>();
   std::vector<PixelBox> pixel_boxes;
-  if (rule == "torchvision") {
-    for (int64_t n = 0; n < count; ++n) {
-      pixel_boxes.push_back(PixelBox::of(masks.boxes + n * 4, masks.mask_width));
+  for (int64_t n = 0; n < count; ++n, xyxy += 4) {
+    TORCH_CHECK_VALUE(
+        std::all_of(xyxy, xyxy + 4, [](float value) { return std::isfinite(value); }), "paste_masks_rle: box ", n,
+        " is not finite.");
+    if (rule == "torchvision") {
+      pixel_boxes.push_back(PixelBox::of(xyxy, mask_probs.size(2)));
     }
-    masks.pixel_boxes = pixel_boxes.data();
   }
+  const Masks masks{
+      all_probs.const_data_ptr<float>(), all_boxes.const_data_ptr<float>(),
+      pixel_boxes.empty() ? nullptr : pixel_boxes.data(), mask_probs.size(1), mask_probs.size(2), height, width,
+      static_cast<float>(threshold)};
 
   const Paste paste_object = paste_of_this_processor();
   const std::vector<int64_t> order = widest_first(masks, count);

@@ -34,6 +34,21 @@ struct Sample {
   bool finite;
 };
 
+// The weighted sum of four elements. `west` and `east` point at the upper elements of two columns, each followed by the lower
+// one. ATen rounds one of the two upper products by itself where it fuses the others: the east one, or the west one.
+template <bool fused, bool east_first>
+INLINE float weigh(const float* west, const float* east, const Sample& column, const Sample& row) {
+  const float nw = column.near * row.near;
+  const float ne = column.far * row.near;
+  const float sw = column.near * row.far;
+  const float se = column.far * row.far;
+  if (!fused) {
+    return west[0] * nw + east[0] * ne + west[1] * sw + east[1] * se;
+  }
+  const float upper = east_first ? std::fma(west[0], nw, east[0] * ne) : std::fma(east[0], ne, west[0] * nw);
+  return std::fma(east[1], se, std::fma(west[1], sw, upper));
+}
+
 // Detectron2's: bilinear sampling with zeros outside the mask (ATen's grid_sample), at the pixels of the box and one more
 // on each side.
 template <bool fused>
@@ -61,16 +76,8 @@ class SampledMask {
     return at(y, box_[1], box_[3], mask_height_);
   }
 
-  // west, east: the elements of the two columns at the row's index, each followed by the one below.
   INLINE float value(const float* west, const float* east, const Sample& column, const Sample& row) const {
-    const float nw = column.near * row.near;
-    const float ne = column.far * row.near;
-    const float sw = column.near * row.far;
-    const float se = column.far * row.far;
-    if (!fused) {
-      return west[0] * nw + east[0] * ne + west[1] * sw + east[1] * se;
-    }
-    return std::fma(east[1], se, std::fma(west[1], sw, std::fma(east[0], ne, west[0] * nw)));
+    return weigh<fused, false>(west, east, column, row);
   }
 
  private:
@@ -132,14 +139,7 @@ class ResizedMask {
 
   INLINE float value(const float* west, const float* east, const Sample& column, const Sample& row) const {
     if (height_ + width_ <= 128) {
-      const float nw = column.near * row.near;
-      const float ne = column.far * row.near;
-      const float sw = column.near * row.far;
-      const float se = column.far * row.far;
-      if (!fused) {
-        return west[0] * nw + east[0] * ne + west[1] * sw + east[1] * se;
-      }
-      return std::fma(east[1], se, std::fma(west[1], sw, std::fma(west[0], nw, east[0] * ne)));
+      return weigh<fused, true>(west, east, column, row);
     }
     if (!fused) {
       return (west[0] * column.near + east[0] * column.far) * row.near +

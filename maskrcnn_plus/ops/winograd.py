@@ -11,55 +11,44 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from detectron2.layers import Conv2d
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from maskrcnn_plus.ops import extension
+from maskrcnn_plus.ops.replaced_conv import ReplacedConv2d
 
 _POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)  # and infinity: those of csrc/cpu/winograd_tiles.h
 _PANEL = 32  # output channels
 _GRAIN = 16  # channels are multiples of it
 
 
-class WinogradConv2d(nn.Module):
+class WinogradConv2d(ReplacedConv2d):
     """The same convolution, norm and activation as a module that `takes` approves of; without gradients."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         """Copy the weights of `conv` in transformed form, four times their size."""
-        super().__init__()
-        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        super().__init__(conv)
         bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().clone()
         self.register_buffer("weight", transform_kernels(conv.weight.detach().double()).to(conv.weight.dtype))
         self.register_buffer("bias", bias)
-        self.norm = getattr(conv, "norm", None)
-        activation = getattr(conv, "activation", None)
-        self.relu = self.norm is None and (isinstance(activation, nn.ReLU) or activation is F.relu)
-        self.activation = None if self.relu else activation
 
     @staticmethod
     def takes(conv: nn.Module) -> bool:
         """Whether a module can be replaced on this machine."""
         return (
             is_fast()
-            and type(conv) in (nn.Conv2d, Conv2d)
+            and ReplacedConv2d.takes(conv)
             and conv.kernel_size == (3, 3)
             and conv.stride == conv.dilation == (1, 1)
             and conv.padding in ((1, 1), "same")
             and conv.padding_mode == "zeros"
-            and conv.groups == 1
             and conv.in_channels % _GRAIN == conv.out_channels % _GRAIN == 0
-            and conv.weight.dtype == torch.float32
-            and conv.weight.device.type == "cpu"
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, K, H, W]."""
-        x = torch.ops.maskrcnn_plus.winograd_conv3x3(x, self.weight, self.bias, self.relu)
-        for module in (self.norm, self.activation):
-            x = x if module is None else module(x)
-        return x
+    def convolve(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, K, H, W], before norm and activation, but for a ReLU."""
+        return torch.ops.maskrcnn_plus.winograd_conv3x3(x, self.weight, self.bias, self.relu)
 
 
 class _Convolution(torch.autograd.Function):

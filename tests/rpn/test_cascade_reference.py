@@ -171,17 +171,18 @@ def test_losses_and_proposals_equal_the_paper_written_out(offset):
         boxes = torch.tensor(boxes, dtype=torch.float64).clamp(min=0)
         boxes = torch.minimum(boxes, torch.tensor([width, height, width, height]))
         kept = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
-        logits, boxes = torch.tensor(logits, dtype=torch.float64)[kept], boxes[kept]
-        assert torch.equal(mine.objectness_logits, mine.objectness_logits.sort(descending=True)[0])
+        logits, order = torch.tensor(logits, dtype=torch.float64)[kept].sort(descending=True)
+        torch.testing.assert_close(mine.objectness_logits, logits, atol=1e-6, rtol=0)
         # `Boxes` holds float32.
         found = by_logits_and_boxes(mine.objectness_logits, mine.proposal_boxes.tensor)
-        torch.testing.assert_close(found, by_logits_and_boxes(logits, boxes), atol=1e-5, rtol=0)
+        expected = by_logits_and_boxes(logits, boxes[kept][order].float())
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def by_logits_and_boxes(logits, boxes):
-    """[K, 5], proposals of equal logits in the order of their boxes."""
-    rows = torch.cat([logits[:, None], boxes.double()], dim=1)
-    return torch.tensor(sorted(rows.tolist(), key=lambda row: [round(value, 3) for value in row]))
+    """`boxes` in the order of their logits, those of equal ones in that of their coordinates."""
+    keys = torch.cat([-logits[:, None], boxes], dim=1).tolist()
+    return boxes[sorted(range(len(keys)), key=lambda k: [round(value, 3) for value in keys[k]])]
 
 
 def test_detectron2s_transform_gives_the_same_in_its_precision():
