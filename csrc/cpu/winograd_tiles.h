@@ -119,13 +119,16 @@ TILES_TARGET void read_gradient(const WinogradBlock& block, int64_t row) {
   }
 }
 
-// products[r][0 .. 2 vectors] = sum_c patches[r][c] * weight[c][0 .. 2 vectors] for TILES_ROWS rows.
+// products[r][0 .. 2 vectors] = sum_c patches[r][c] * weight[c][0 .. 2 vectors] for TILES_ROWS rows. On the way it asks for
+// `channels * ahead_step` floats at `ahead`: hardware does not fetch a panel early enough for its first rows.
 TILES_TARGET inline void multiply(
     const float* patches,
     int64_t channels,
     const float* weight,
     float* products,
-    int64_t product_stride) {
+    int64_t product_stride,
+    const float* ahead,
+    int64_t ahead_step) {
   constexpr int rows = TILES_ROWS;
   Vec sums[rows][2] = {};
   // Few addresses, so that they stay in registers.
@@ -134,6 +137,8 @@ TILES_TARGET inline void multiply(
     const Vec first = *reinterpret_cast<const Vec*>(weight);
     const Vec second = *reinterpret_cast<const Vec*>(weight + kLanes);
     weight += kWinogradPanel;
+    __builtin_prefetch(ahead, 0, 2);
+    ahead += ahead_step;
 #pragma GCC unroll 12
     for (int r = 0; r < rows; ++r) {
       const float value = thirds[r / (rows / 3)][r % (rows / 3) * channels + c];
@@ -186,14 +191,20 @@ TILES_TARGET void convolve(const WinogradBlock& block) {
     read_tile(block, row);
   }
   const int64_t stride = block.panels * kWinogradPanel;
+  const int64_t panel_size = block.channels * kWinogradPanel;
+  // Each of a panel's products asks for an equal share of the next panel.
+  const int64_t ahead_step = std::max<int64_t>(2 * kLanes * TILES_ROWS / block.rows, 1);
   for (int64_t place = 0; place < kWinogradPlaces; ++place) {
     for (int64_t panel = 0; panel < block.panels; ++panel) {
-      const float* weight = block.weight + (place * block.panels + panel) * block.channels * kWinogradPanel;
+      const float* weight = block.weight + (place * block.panels + panel) * panel_size;
+      const float* ahead = weight + panel_size;
       for (int64_t k = 0; k < kWinogradPanel; k += 2 * kLanes) {
         for (int64_t row = 0; row < block.rows; row += TILES_ROWS) {
           multiply(
               block.patches + (place * block.rows + row) * block.channels, block.channels, weight + k,
-              block.products + (place * block.rows + row) * stride + panel * kWinogradPanel + k, stride);
+              block.products + (place * block.rows + row) * stride + panel * kWinogradPanel + k, stride,
+              ahead, ahead_step);
+          ahead += block.channels * ahead_step;
         }
       }
     }

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from maskrcnn_plus.mask_heads import ConvUpsampleMaskHead
 from maskrcnn_plus.mask_heads.classes import get_class_rows
 
-_OBJECTS = 16  # whose feature maps stay near the core
+_OBJECTS = 36  # few enough for their feature maps to stay in a cache, enough for all threads
 
 
 class SelectiveMaskHead(nn.Module):
