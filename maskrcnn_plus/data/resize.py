@@ -27,6 +27,8 @@ class InterpolateTransform(Transform):
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         """Resize an image [H, W] or [H, W, C] of any dtype; the result is float32 with the same range of values."""
         self._check(img)
+        if self.new_size == self.size:
+            return np.array(img, dtype=np.float32)
         pixels = np.ascontiguousarray(img.reshape(*self.size, -1).transpose(2, 0, 1), dtype=np.float32)  # [C, H, W]
         resized = F.interpolate(torch.from_numpy(pixels)[None], self.new_size, mode="bilinear", align_corners=False)
         return resized[0].permute(1, 2, 0).reshape(*self.new_size, *img.shape[2:]).numpy()  # [new_H, new_W, ...]

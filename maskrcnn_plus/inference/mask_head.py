@@ -7,6 +7,7 @@ S x S pixels, a mask 2S x 2S.
 from __future__ import annotations
 
 import torch
+from detectron2.layers import Conv2d
 from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference
 from detectron2.structures import Instances
@@ -28,8 +29,10 @@ class SelectiveMaskHead(nn.Module):
         """Take the layers of a head that `takes` approves of."""
         super().__init__()
         self.convs = nn.ModuleList(head.conv_norm_relus)
-        self.register_buffer("up_weight", head.deconv.weight.detach().permute(0, 2, 3, 1).flatten(1).contiguous())
-        self.register_buffer("up_bias", head.deconv.bias.detach().repeat(4))  # [4 * D] of 2 x 2 pixels
+        up = head.deconv.weight.detach().permute(2, 3, 1, 0).flatten(0, 2)  # [4 * D, C], D of each of 2 x 2 pixels
+        self.up = Conv2d(up.shape[1], len(up), 1, activation=nn.ReLU()).requires_grad_(False)
+        self.up.weight.copy_(up[:, :, None, None])
+        self.up.bias.copy_(head.deconv.bias.repeat(4))
         self.register_buffer("weight", head.predictor.weight.detach().flatten(1))  # [K, D]
         self.register_buffer("bias", head.predictor.bias.detach().clone())  # [K]
 
@@ -63,9 +66,8 @@ class SelectiveMaskHead(nn.Module):
         """[r, C, S, S] and the class of each object -> [r, 2S, 2S]."""
         for conv in self.convs:
             x = conv(x)
-        count, channels, height, width = x.shape
-        pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)  # [r * S * S, D]
-        raised = torch.addmm(self.up_bias, pixels, self.up_weight).relu_().view(count, height * width * 4, -1)
+        count, _, height, width = x.shape
+        raised = self.up(x).permute(0, 2, 3, 1).reshape(count, height * width * 4, -1)
         masks = torch.baddbmm(
             self.bias[classes, None, None], raised, self.weight[classes, :, None]
         )  # [r, S * S * 4, 1]

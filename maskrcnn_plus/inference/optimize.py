@@ -1,7 +1,8 @@
 """A trained model made faster for prediction, with the same results.
 
 Batch norms become part of the convolutions before them. On CPUs 3 x 3 convolutions run by Winograd's method, 1 x 1
-convolutions take the ReLU or the sum that follows along, and the mask head computes only the masks that are wanted.
+convolutions take the ReLU or the sum that follows along, the mask head computes only the masks that are wanted, and box
+heads take features as they lie in memory.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskrcnn_plus.backbones.freezing import FrozenBatchNormAct2d
+from maskrcnn_plus.inference.box_head import flatten_pixels
 from maskrcnn_plus.inference.mask_head import SelectiveMaskHead
 from maskrcnn_plus.inference.pointwise import FusedBottleneck, PointwiseConv2d
 from maskrcnn_plus.ops.winograd import WinogradConv2d
@@ -48,6 +50,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     heads = getattr(model, "roi_heads", None)
     if SelectiveMaskHead.takes(getattr(heads, "mask_head", None)):
         heads.mask_head = SelectiveMaskHead(heads.mask_head)
+    flatten_pixels(heads)
     for fast in (WinogradConv2d, PointwiseConv2d, FusedBottleneck):
         _replace(model, {module: fast(module) for module in model.modules() if fast.takes(module)})
     return model

@@ -94,6 +94,7 @@ class Predictor:
         self.score_threshold = score_threshold
         loaded = load_model(config, weights, device, precision)
         self.device, self.mapper, self.model = loaded.device, loaded.mapper, loaded.model
+        self._scales: tuple[Any, dict[tuple[int, int], float]] = (self.mapper, {})  # of `get_scale`, and whose they are
         self.classes = loaded.classes  # None where neither config nor weights name them
         number = OmegaConf.select(config, "model.roi_heads.num_classes") or 1
         self._numbered_names = [f"class {k}" for k in range(number)]
@@ -212,7 +213,18 @@ class Predictor:
         return find_intensity_range(self.mapper, image)
 
     def get_scale(self, height: int, width: int) -> float:
-        """Pixels of the network's input for one of an image of height x width pixels (of the longer side)."""
+        """Pixels of the network's input for one of an image of height x width pixels (of the longer side).
+
+        The mapper is asked once for each size, with a black image.
+        """
+        if self._scales[0] is not self.mapper:
+            self._scales = (self.mapper, {})
+        known = self._scales[1]
+        if (height, width) not in known:
+            known[height, width] = self._measure_scale(height, width)
+        return known[height, width]
+
+    def _measure_scale(self, height: int, width: int) -> float:
         channels = get_rule(self.mapper).count or 3
         blank = ImageWindows("the image", np.zeros((height, width, channels), dtype=np.uint8)).pick(ChannelRule(None))
         example = make_example(self.mapper, blank, "the image", None)

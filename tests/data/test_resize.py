@@ -45,6 +45,15 @@ def test_equals_torchvision(length, max_size):
         assert np.allclose(transform.apply_box(boxes.numpy()), target["boxes"].numpy(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_an_image_of_the_right_size_is_a_copy(dtype):
+    image = np.arange(2 * 5 * 3).reshape(2, 5, 3).astype(dtype)
+    resized = InterpolateTransform(2, 5, 2, 5).apply_image(image)
+    assert resized.dtype == np.float32
+    assert np.array_equal(resized, image)
+    assert not np.shares_memory(resized, image)
+
+
 def test_sizes_are_rounded_down_and_by_torchvisions_formula():
     image = np.zeros((427, 640, 3), np.uint8)
     transform = InterpolateShortestEdge(800).get_transform(image)

@@ -213,6 +213,21 @@ def test_scale_of_an_image(tiny_mask_rcnn):
     assert predictor.get_scale(100, 400) == pytest.approx(0.5)
 
 
+def test_the_mapper_is_asked_once_for_the_scale_of_a_size(tiny_mask_rcnn):
+    predictor, other = (Predictor(tiny_mask_rcnn, "random") for _ in range(2))
+    asked = []
+    augmentations = predictor.mapper.augmentations
+    predictor.mapper.augmentations = lambda aug_input: (
+        asked.append(aug_input.image.shape[:2]) or augmentations(aug_input)
+    )
+    assert predictor.get_scale(48, 60) == predictor.get_scale(48, 60) == pytest.approx(2)
+    predictor.get_scale(60, 48)
+    assert asked == [(48, 60), (60, 48)]
+    other.mapper.augmentations = T.AugmentationList([])
+    predictor.mapper = other.mapper
+    assert predictor.get_scale(48, 60) == 1
+
+
 def test_config_by_name():
     predictor = Predictor("demo/mask_rcnn_lite0_fpn", "random", device="cpu", score_threshold=0.9)
     assert predictor.class_names == list(get_config("demo/mask_rcnn_lite0_fpn").dataset.thing_classes)
