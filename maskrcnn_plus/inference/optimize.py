@@ -1,8 +1,8 @@
 """A trained model made faster for prediction, with the same results.
 
-Batch norms become part of the convolutions before them. On CPUs 3 x 3 convolutions run by Winograd's method, 1 x 1
-convolutions take the ReLU or the sum that follows along, the mask head computes only the masks that are wanted, and box
-heads take features as they lie in memory.
+Batch norms become part of the convolutions before them. On CPUs 3 x 3 convolutions run by Winograd's method, others
+take the ReLU or the sum that follows along, the mask head computes only the masks that are wanted, and box heads take
+features as they lie in memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from maskrcnn_plus.backbones.freezing import FrozenBatchNormAct2d
 from maskrcnn_plus.inference.box_head import flatten_pixels
 from maskrcnn_plus.inference.mask_head import SelectiveMaskHead
-from maskrcnn_plus.inference.pointwise import FusedBottleneck, PointwiseConv2d
+from maskrcnn_plus.inference.onednn import ActivatedConv2d, FusedBottleneck, PointwiseConv2d
 from maskrcnn_plus.ops.winograd import WinogradConv2d
 
 __all__ = ["fold_batch_norms", "optimize_for_inference"]
@@ -46,11 +46,16 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
         The model, in evaluation mode and without gradients.
     """
     model.eval().requires_grad_(False)
-    fold_batch_norms(model)
+    _, activations = _fold_norms(model)
     heads = getattr(model, "roi_heads", None)
     if SelectiveMaskHead.takes(getattr(heads, "mask_head", None)):
         heads.mask_head = SelectiveMaskHead(heads.mask_head)
     flatten_pixels(heads)
+    activated = {}
+    for conv, activation in activations.items():
+        if not WinogradConv2d.takes(conv) and ActivatedConv2d.takes(conv, activation):
+            activated |= {conv: ActivatedConv2d(conv, activation), activation: nn.Identity()}
+    _replace(model, activated)
     for fast in (WinogradConv2d, PointwiseConv2d, FusedBottleneck):
         _replace(model, {module: fast(module) for module in model.modules() if fast.takes(module)})
     return model
@@ -75,22 +80,28 @@ def fold_batch_norms(model: nn.Module) -> int:
         UserWarning: the backbone's outputs changed by more than a relative 1e-4, and its norms are back in place; or
             the backbone does not run in float64.
     """
+    count, traced = _fold_norms(model)
+    return count + len(traced)
+
+
+def _fold_norms(model: nn.Module) -> tuple[int, dict[nn.Module, nn.Module]]:
+    """`fold_batch_norms`: norms that were their convolution's, and what stands in place of each that was found."""
     count = 0
     for conv in model.modules():
         if type(conv) is Conv2d and _is_foldable(conv.norm):
             conv.weight, conv.bias = _folded(conv, conv.norm)
             conv.norm = _get_activation(conv.norm)
             count += 1
-    if isinstance(getattr(model, "backbone", None), nn.Module):
-        count += _fold_traced(model.backbone, len(getattr(model, "pixel_mean", (0, 0, 0))))
-    return count
+    if not isinstance(getattr(model, "backbone", None), nn.Module):
+        return count, {}
+    return count, _fold_traced(model.backbone, len(getattr(model, "pixel_mean", (0, 0, 0))))
 
 
 @torch.no_grad()
-def _fold_traced(backbone: nn.Module, channels: int) -> int:
-    """Fold the norms that a run of the backbone shows to follow a convolution."""
+def _fold_traced(backbone: nn.Module, channels: int) -> dict[nn.Module, nn.Module]:
+    """Fold the norms that a run of the backbone shows to follow a convolution: by convolution, what is left of each."""
     if not any(map(_is_foldable, backbone.modules())):
-        return 0
+        return {}
     side = 2 * max(getattr(backbone, "size_divisibility", 0), 32)
     parameter = next(backbone.parameters(), torch.zeros(0))
     generator = torch.Generator().manual_seed(0)
@@ -100,8 +111,8 @@ def _fold_traced(backbone: nn.Module, channels: int) -> int:
             pairs, before = _trace(backbone, image)
     except (RuntimeError, TypeError) as error:  # of modules that insist on another type
         reason = str(error).splitlines()[0]
-        warnings.warn(f"batch norms of the backbone stay, as it does not run in float64 ({reason})", stacklevel=4)
-        return 0
+        warnings.warn(f"batch norms of the backbone stay, as it does not run in float64 ({reason})", stacklevel=5)
+        return {}
     stored = {conv: (conv.weight, conv.bias) for conv in pairs}
     for conv, norm in pairs.items():
         conv.weight, conv.bias = _folded(conv, norm)
@@ -110,15 +121,15 @@ def _fold_traced(backbone: nn.Module, channels: int) -> int:
     with _in_float64(backbone):
         error = _largest_change(before, _get_tensors(backbone(image)))
     if error <= _TOLERANCE:
-        return len(pairs)
+        return {conv: rest[norm] for conv, norm in pairs.items()}
     warnings.warn(
         f"batch norms of the backbone stay as they are, since folding them changes its output by {error:.1e}",
-        stacklevel=4,
+        stacklevel=5,
     )
     _replace(backbone, {new: old for old, new in rest.items()})
     for conv, (weight, bias) in stored.items():
         conv.weight, conv.bias = weight, bias
-    return 0
+    return {}
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch import nn
 
 from maskrcnn_plus.backbones import TimmBackbone
 from maskrcnn_plus.config import detectron2_config
+from maskrcnn_plus.inference.onednn import ActivatedConv2d
 from maskrcnn_plus.inference.optimize import fold_batch_norms, optimize_for_inference
 from maskrcnn_plus.mask_rcnn import MaskRCNNPlus
 from maskrcnn_plus.ops.winograd import WinogradConv2d, is_fast
@@ -116,6 +117,17 @@ def test_same_detections_with_fewer_layers(options, batch_norms, kept):
     known = Instances(expected.image_size, pred_boxes=expected.pred_boxes, pred_classes=expected.pred_classes)
     (found,) = model.inference([example], [known], do_postprocess=False)
     assert (found.pred_masks - expected.pred_masks).abs().max() < (2e-4 if kept else 1e-4)
+
+
+@pytest.mark.skipif(not is_fast(), reason="the convolutions of this processor stay")
+def test_convolutions_take_the_activations_of_their_norms_along():
+    model = mask_rcnn(bottom_up=LITE0)
+    before = sum(type(module.act) is nn.ReLU6 for module in model.modules() if isinstance(module, BatchNormAct2d))
+    optimize_for_inference(model)
+    fused = [module for module in model.modules() if isinstance(module, ActivatedConv2d)]
+    assert len(fused) == before == 32
+    # What is left is for maps of odd sides.
+    assert count(model, nn.ReLU6) == sum(module.with_odd_sides is not None for module in fused) == 5
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""1 x 1 convolutions by oneDNN: those of PyTorch in float64, and blocks of ResNets that leave their input alone."""
+"""Convolutions by oneDNN: those of PyTorch in float64, and blocks of ResNets that leave their input alone."""
 
 import copy
 
@@ -6,11 +6,12 @@ import pytest
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling.backbone.resnet import BottleneckBlock
+from timm.layers import Conv2dSame
 from torch import nn
 from torch.nn import functional as F
 
+from maskrcnn_plus.inference.onednn import ActivatedConv2d, FusedBottleneck, PointwiseConv2d
 from maskrcnn_plus.inference.optimize import fold_batch_norms, optimize_for_inference
-from maskrcnn_plus.inference.pointwise import FusedBottleneck, PointwiseConv2d
 
 pytestmark = pytest.mark.skipif(not PointwiseConv2d.takes(nn.Conv2d(1, 1, 1)), reason="PyTorch without oneDNN")
 
@@ -48,6 +49,53 @@ def test_a_convolution_in_float64(kind, threads):
 
 def test_no_images():
     assert PointwiseConv2d(nn.Conv2d(3, 4, 1))(torch.zeros(0, 3, 5, 6)).shape == (0, 4, 5, 6)
+
+
+ACTIVATED = {
+    "dense": (lambda: nn.Conv2d(5, 8, 3, stride=2, padding=1), nn.ReLU()),
+    "depthwise": (lambda: nn.Conv2d(16, 16, 5, padding=2, groups=16, bias=False), nn.ReLU6(inplace=True)),
+    "1 x 1": (lambda: nn.Conv2d(8, 24, 1), nn.ReLU6()),
+    "dilated": (lambda: nn.Conv2d(6, 6, 3, padding=(2, 0), dilation=2, groups=3), nn.ReLU()),
+    "same 3": (lambda: Conv2dSame(16, 16, 3, stride=2, groups=16), nn.ReLU6()),
+    "same 5": (lambda: Conv2dSame(16, 16, 5, stride=2, groups=16), nn.ReLU()),
+    "same, dense": (lambda: Conv2dSame(3, 16, 3, stride=2, bias=False), nn.ReLU6()),
+    "same, oblong": (lambda: Conv2dSame(4, 4, (3, 5), stride=2), nn.ReLU6()),
+    "after nothing": (lambda: nn.Conv2d(3, 4, 3), nn.Sequential(nn.Identity(), nn.ReLU6())),
+}
+
+
+@pytest.mark.parametrize("kind", ACTIVATED)
+@pytest.mark.parametrize("size", [(10, 14), (11, 13), (10, 13), (64, 96), (6, 6)])
+def test_a_convolution_with_its_activation_in_float64(kind, size):
+    torch.manual_seed(0)
+    make, activation = ACTIVATED[kind]
+    conv = make().requires_grad_(False)
+    exact = copy.deepcopy(conv).double()
+    assert ActivatedConv2d.takes(conv, activation)
+    fast = ActivatedConv2d(conv, activation)
+    x = 4 * torch.randn(2, conv.in_channels, *size)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        given = x.contiguous(memory_format=layout)
+        torch.testing.assert_close(fast(given).double(), activation(exact(x.double())), rtol=1e-5, atol=1e-5)
+        assert torch.equal(given, x)
+    assert fast(x[:0]).shape == (0, *exact(x.double()).shape[1:])
+
+
+def test_pairs_that_stay():
+    relu, conv = nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)
+    for pair in (
+        (conv, nn.SiLU()),
+        (conv, nn.Sequential(nn.ReLU(), nn.ReLU6())),
+        (conv, nn.Sequential()),
+        (nn.Conv2d(4, 4, 3, padding="same"), relu),
+        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), relu),
+        (nn.Conv2d(4, 4, 3).bfloat16(), relu),
+        (Conv2dSame(4, 4, 4, stride=2), relu),
+        (Conv2dSame(4, 4, 3, stride=(2, 1)), relu),
+        (Conv2dSame(4, 4, 3, stride=2, dilation=2), relu),
+        (nn.Linear(4, 4), relu),
+    ):
+        assert not ActivatedConv2d.takes(*pair)
 
 
 BLOCKS = {

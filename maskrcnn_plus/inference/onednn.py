@@ -1,4 +1,4 @@
-"""1 x 1 convolutions on CPUs by oneDNN, with the ReLU and the sum that follow them in the same pass over memory.
+"""Convolutions on CPUs by oneDNN, with the activation and the sum that follow them in the same pass over memory.
 
 PyTorch's own convolution does neither, and with one thread it leaves oneDNN aside for one image.
 
@@ -7,10 +7,12 @@ Shorthand: N images, C channels in, K channels out, H x W pixels.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from detectron2.modeling.backbone.resnet import BottleneckBlock
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,8 +32,7 @@ class PointwiseConv2d(ReplacedConv2d):
     def takes(conv: nn.Module) -> bool:
         """Whether a module can be replaced on this machine."""
         return (
-            torch.backends.mkldnn.is_available()
-            and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+            _has_onednn()
             and ReplacedConv2d.takes(conv)
             and conv.kernel_size == (1, 1)
             and conv.padding in ((0, 0), "same", "valid")
@@ -49,6 +50,48 @@ class PointwiseConv2d(ReplacedConv2d):
 
     def _arguments(self) -> tuple[Any, ...]:
         return self.weight, self.bias, [0, 0], self.stride, [1, 1], 1
+
+
+class ActivatedConv2d(nn.Module):
+    """A convolution and the ReLU or ReLU6 that alone reads its output; without gradients.
+
+    Of TensorFlow's padding ("same": where sides and stride are even, one pixel less before than after) nothing is
+    copied: the kernel gets a row and a column of zeros before it, which equal padding on both sides makes good.
+    """
+
+    def __init__(self, conv: nn.Conv2d, activation: nn.Module) -> None:
+        """Take the weights of a pair that `takes` approves of."""
+        super().__init__()
+        weight, padding = conv.weight.detach(), list(conv.padding)
+        self.with_odd_sides = None
+        if type(conv) is Conv2dSame:
+            weight, padding = F.pad(weight, (1, 0, 1, 0)), [side // 2 for side in conv.kernel_size]
+            self.with_odd_sides = nn.Sequential(conv, activation)
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", None if conv.bias is None else conv.bias.detach())
+        kind = ("relu", []) if _find_limit(activation) == math.inf else ("hardtanh", [0.0, 6.0])
+        self._options = (padding, list(conv.stride), list(conv.dilation), conv.groups, *kind, "")
+
+    @staticmethod
+    def takes(conv: nn.Module, activation: nn.Module) -> bool:
+        """Whether the two can be replaced on this machine."""
+        return (
+            _has_onednn()
+            and type(conv) in (nn.Conv2d, Conv2dSame)
+            and conv.weight.dtype == torch.float32
+            and conv.weight.device.type == "cpu"
+            and not isinstance(conv.padding, str)
+            and conv.padding_mode == "zeros"
+            and (type(conv) is nn.Conv2d or (conv.stride, conv.dilation) == ((2, 2), (1, 1)))
+            and (type(conv) is nn.Conv2d or all(side % 2 == 1 for side in conv.kernel_size))
+            and _find_limit(activation) is not None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, K, H', W']."""
+        if self.with_odd_sides is not None and (x.shape[2] % 2 or x.shape[3] % 2):
+            return self.with_odd_sides(x)
+        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self._options)
 
 
 class FusedBottleneck(nn.Module):
@@ -79,3 +122,14 @@ class FusedBottleneck(nn.Module):
         if not isinstance(self.conv2, ReplacedConv2d):
             out = F.relu_(out)
         return self.conv3.add_relu(out, x if self.shortcut is None else self.shortcut(x))
+
+
+def _has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+
+
+def _find_limit(activation: nn.Module) -> float | None:
+    """The largest value of a ReLU or ReLU6, alone or after modules that do nothing; None of anything else."""
+    parts = list(activation) if type(activation) is nn.Sequential else [activation]
+    parts = [part for part in parts if type(part) is not nn.Identity]
+    return {nn.ReLU: math.inf, nn.ReLU6: 6.0}.get(type(parts[0])) if len(parts) == 1 else None
