@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from maskrcnn_plus.mask_heads import ConvUpsampleMaskHead
 from maskrcnn_plus.mask_heads.classes import get_class_rows
+from maskrcnn_plus.ops.replaced_conv import is_float32_on_cpu
 
 _OBJECTS = 36  # few enough for their feature maps to stay in a cache, enough for all threads
 
@@ -43,8 +44,7 @@ class SelectiveMaskHead(nn.Module):
             type(head) in (MaskRCNNConvUpsampleHead, ConvUpsampleMaskHead)
             and head.deconv.bias is not None
             and head.predictor.bias is not None
-            and head.deconv.weight.dtype == torch.float32
-            and head.deconv.weight.device.type == "cpu"
+            and is_float32_on_cpu(head.deconv)
         )
 
     def forward(self, x: Tensor, instances: list[Instances]) -> list[Instances]:

@@ -16,7 +16,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskrcnn_plus.ops.replaced_conv import ReplacedConv2d
+from maskrcnn_plus.ops.replaced_conv import ReplacedConv2d, is_float32_on_cpu
 
 
 class PointwiseConv2d(ReplacedConv2d):
@@ -78,12 +78,10 @@ class ActivatedConv2d(nn.Module):
         return (
             _has_onednn()
             and type(conv) in (nn.Conv2d, Conv2dSame)
-            and conv.weight.dtype == torch.float32
-            and conv.weight.device.type == "cpu"
+            and is_float32_on_cpu(conv)
             and not isinstance(conv.padding, str)
             and conv.padding_mode == "zeros"
-            and (type(conv) is nn.Conv2d or (conv.stride, conv.dilation) == ((2, 2), (1, 1)))
-            and (type(conv) is nn.Conv2d or all(side % 2 == 1 for side in conv.kernel_size))
+            and (type(conv) is nn.Conv2d or _halves_even_sides(conv))
             and _find_limit(activation) is not None
         )
 
@@ -126,6 +124,11 @@ class FusedBottleneck(nn.Module):
 
 def _has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+
+
+def _halves_even_sides(conv: Conv2dSame) -> bool:
+    """Whether of even sides TensorFlow's padding puts one pixel less before than after."""
+    return (conv.stride, conv.dilation) == ((2, 2), (1, 1)) and all(side % 2 == 1 for side in conv.kernel_size)
 
 
 def _find_limit(activation: nn.Module) -> float | None:

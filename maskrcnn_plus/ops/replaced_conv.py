@@ -29,12 +29,7 @@ class ReplacedConv2d(nn.Module):
     @staticmethod
     def takes(conv: nn.Module) -> bool:
         """Whether a module is a float32 convolution without groups on the CPU, and nothing more than that."""
-        return (
-            type(conv) in (nn.Conv2d, Conv2d)
-            and conv.groups == 1
-            and conv.weight.dtype == torch.float32
-            and conv.weight.device.type == "cpu"
-        )
+        return type(conv) in (nn.Conv2d, Conv2d) and conv.groups == 1 and is_float32_on_cpu(conv)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, K, H', W']."""
@@ -42,3 +37,8 @@ class ReplacedConv2d(nn.Module):
         for module in (self.norm, self.activation):
             x = x if module is None else module(x)
         return x
+
+
+def is_float32_on_cpu(module: nn.Module) -> bool:
+    """Whether the weight of a module is."""
+    return module.weight.dtype == torch.float32 and module.weight.device.type == "cpu"
