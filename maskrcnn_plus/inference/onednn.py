@@ -128,7 +128,8 @@ def _has_onednn() -> bool:
 
 def _halves_even_sides(conv: Conv2dSame) -> bool:
     """Whether of even sides TensorFlow's padding puts one pixel less before than after."""
-    return (conv.stride, conv.dilation) == ((2, 2), (1, 1)) and all(side % 2 == 1 for side in conv.kernel_size)
+    is_odd = all(side % 2 == 1 and side > 1 for side in conv.kernel_size)  # a side of 1 is not padded
+    return is_odd and (conv.stride, conv.dilation) == ((2, 2), (1, 1))
 
 
 def _find_limit(activation: nn.Module) -> float | None:

@@ -58,6 +58,7 @@ ACTIVATED = {
     "dilated": (lambda: nn.Conv2d(6, 6, 3, padding=(2, 0), dilation=2, groups=3), nn.ReLU()),
     "same 3": (lambda: Conv2dSame(16, 16, 3, stride=2, groups=16), nn.ReLU6()),
     "same 5": (lambda: Conv2dSame(16, 16, 5, stride=2, groups=16), nn.ReLU()),
+    "same 7": (lambda: Conv2dSame(16, 16, 7, stride=2, groups=16), nn.ReLU()),
     "same, dense": (lambda: Conv2dSame(3, 16, 3, stride=2, bias=False), nn.ReLU6()),
     "same, oblong": (lambda: Conv2dSame(4, 4, (3, 5), stride=2), nn.ReLU6()),
     "after nothing": (lambda: nn.Conv2d(3, 4, 3), nn.Sequential(nn.Identity(), nn.ReLU6())),
@@ -65,7 +66,7 @@ ACTIVATED = {
 
 
 @pytest.mark.parametrize("kind", ACTIVATED)
-@pytest.mark.parametrize("size", [(10, 14), (11, 13), (10, 13), (64, 96), (6, 6)])
+@pytest.mark.parametrize("size", [(10, 14), (11, 13), (10, 13), (64, 96), (6, 6), (4, 6)])
 def test_a_convolution_with_its_activation_in_float64(kind, size):
     torch.manual_seed(0)
     make, activation = ACTIVATED[kind]
@@ -91,6 +92,8 @@ def test_pairs_that_stay():
         (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), relu),
         (nn.Conv2d(4, 4, 3).bfloat16(), relu),
         (Conv2dSame(4, 4, 4, stride=2), relu),
+        (Conv2dSame(4, 4, 1, stride=2), relu),
+        (Conv2dSame(4, 4, (3, 1), stride=2), relu),
         (Conv2dSame(4, 4, 3, stride=(2, 1)), relu),
         (Conv2dSame(4, 4, 3, stride=2, dilation=2), relu),
         (nn.Linear(4, 4), relu),
