@@ -6,7 +6,6 @@
 Shape shorthand: N objects of one image of H x W pixels, C channels; [h, w] the image as the network sees it.
 """
 
-import math
 import os
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Sequence
@@ -17,7 +16,7 @@ import torch
 from detectron2.structures import Instances
 from omegaconf import DictConfig, OmegaConf
 
-from maskrcnn_plus.data.channels import ChannelRule, get_rule
+from maskrcnn_plus.data.channels import get_rule
 from maskrcnn_plus.data.pixel_size import tiff_pixel_size
 from maskrcnn_plus.data.windows import ImageWindows
 from maskrcnn_plus.inference.auto_scale import AutoScale, choose_diameter, correct_diameter
@@ -28,6 +27,7 @@ from maskrcnn_plus.inference.examples import (
     make_example,
     warn_if_shrunk,
 )
+from maskrcnn_plus.inference.input_scale import InputScale, find_fixed_scale
 from maskrcnn_plus.inference.loading import RANDOM, find_config, load_model
 from maskrcnn_plus.inference.optimize import optimize_for_inference
 from maskrcnn_plus.inference.precision import use_bfloat16
@@ -94,7 +94,7 @@ class Predictor:
         self.score_threshold = score_threshold
         loaded = load_model(config, weights, device, precision)
         self.device, self.mapper, self.model = loaded.device, loaded.mapper, loaded.model
-        self._scales: tuple[Any, dict[tuple[int, int], float]] = (self.mapper, {})  # of `get_scale`, and whose they are
+        self._get_scale = InputScale(self.mapper)
         self.classes = loaded.classes  # None where neither config nor weights name them
         number = OmegaConf.select(config, "model.roi_heads.num_classes") or 1
         self._numbered_names = [f"class {k}" for k in range(number)]
@@ -213,28 +213,15 @@ class Predictor:
         return find_intensity_range(self.mapper, image)
 
     def get_scale(self, height: int, width: int) -> float:
-        """Pixels of the network's input for one of an image of height x width pixels (of the longer side).
-
-        The mapper is asked once for each size, with a black image.
-        """
-        if self._scales[0] is not self.mapper:
-            self._scales = (self.mapper, {})
-        known = self._scales[1]
-        if (height, width) not in known:
-            known[height, width] = self._measure_scale(height, width)
-        return known[height, width]
-
-    def _measure_scale(self, height: int, width: int) -> float:
-        channels = get_rule(self.mapper).count or 3
-        blank = ImageWindows("the image", np.zeros((height, width, channels), dtype=np.uint8)).pick(ChannelRule(None))
-        example = make_example(self.mapper, blank, "the image", None)
-        return max(example["image"].shape[1:]) / max(height, width)
+        """Pixels of the network's input for one of an image of height x width pixels (of the longer side)."""
+        if self._get_scale.mapper is not self.mapper:
+            self._get_scale = InputScale(self.mapper)
+        return self._get_scale(height, width)
 
     @property
     def fixed_scale(self) -> float | None:
         """`get_scale` every image but huge ones; None of a config that brings images of all sizes to one."""
-        large, small = (self.get_scale(side, side) for side in (1024, 512))
-        return small if math.isclose(large, small, rel_tol=0.01) else None
+        return find_fixed_scale(self.get_scale)
 
     def usual_scale(self, height: int, width: int) -> float:
         """`get_scale` an image, were there no limit of the longer side: that of a square with the same shorter side."""

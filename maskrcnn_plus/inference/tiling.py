@@ -48,6 +48,7 @@ from maskrcnn_plus.data.pixel_size import tiff_pixel_size
 from maskrcnn_plus.data.windows import ImageWindows, open_windows
 from maskrcnn_plus.inference.auto_scale import choose_diameter
 from maskrcnn_plus.inference.background import find_background
+from maskrcnn_plus.inference.input_scale import find_fixed_scale
 from maskrcnn_plus.inference.kept_tiles import KeptTiles
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.masks.merge import TileObjects, merge_tiles
@@ -130,15 +131,14 @@ def plan_tiling(
         ValueError: a tile of less than 32 px, an overlap that is negative or above half of the tile, or a scale that is
             not above 0.
     """
-    large, small = (predictor.get_scale(side, side) for side in (1024, 512))
-    fixed = math.isclose(large, small, rel_tol=0.01)
+    fixed = find_fixed_scale(predictor.get_scale)
     if scale is None:
-        scale = small if fixed else 1.0
+        scale = fixed or 1.0
     if not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale}, it must be a finite number above 0")
     grain = _grain(predictor.model, scale)
     if tile_size is None:
-        tile_size = (INPUT_SIDE if fixed else 1024 * large) / scale
+        tile_size = (INPUT_SIDE if fixed else 1024 * predictor.get_scale(1024, 1024)) / scale
         tile_size = max(round(tile_size / grain) * grain, 32)
     if tile_size < 32:
         raise ValueError(f"tile_size is {tile_size}, it must be at least 32 pixels")
