@@ -70,5 +70,5 @@ docs: setup
 
 clean:
 	@if [ -s $(VENV)/ready ] || [ -e $(VENV)/setting-up ]; then rm -rf $(VENV); fi
-	rm -rf build dist output *.egg-info .pytest_cache .ruff_cache maskrcnn_plus/_C*.so
+	rm -rf build dist output/demo output/demo_quick output/docs *.egg-info .pytest_cache .ruff_cache maskrcnn_plus/_C*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -9,7 +9,7 @@ from detectron2.config.instantiate import instantiate, locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from maskrcnn_plus.errors import ConfigError, UserError
+from maskrcnn_plus.errors import ConfigError, UserError, first_line
 
 
 def build(cfg: DictConfig, key: str, **arguments: Any) -> Any:
@@ -28,7 +28,7 @@ def build(cfg: DictConfig, key: str, **arguments: Any) -> Any:
     try:
         node = OmegaConf.select(cfg, key)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"config key `{key}` cannot be read: {_first_line(error)}", key) from error
+        raise ConfigError(f"config key `{key}` cannot be read: {first_line(error)}", key) from error
     if node is None:
         raise ConfigError(f"The config has no `{key}`, which is needed here: please add it.", key)
     return _build(node, key, arguments)
@@ -44,7 +44,7 @@ def _build(node: Any, key: str, extra: Mapping[str, Any] | None = None) -> Any:
             return instantiate(node)  # which makes dataclasses of what OmegaConf keeps of them, in Detectron2's head
         parts = {name: node[name] for name in node if name not in extra}
     except OmegaConfBaseException as error:
-        raise ConfigError(f"config key `{key}` cannot be built: {_first_line(error)}", key) from error
+        raise ConfigError(f"config key `{key}` cannot be built: {first_line(error)}", key) from error
     arguments = {name: _build(part, f"{key}.{name}") for name, part in parts.items()}
     target = arguments.pop("_target_")
     try:
@@ -55,8 +55,3 @@ def _build(node: Any, key: str, extra: Mapping[str, Any] | None = None) -> Any:
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
         detail = f"{kind}{error}".rstrip(": ")
         raise ConfigError(f"config key `{key}` cannot be built: {detail}", key) from error
-
-
-def _first_line(error: Exception) -> str:
-    """OmegaConf's message without its lines about types."""
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -19,7 +19,7 @@ from maskrcnn_plus.logs import log_to_file
 _PACKAGE = Path(__file__).resolve().parent
 OURS = (_PACKAGE, _PACKAGE.with_name("tools"), _PACKAGE.with_name("maskrcnn_plus_tools"))  # installed
 
-__all__ = ["ConfigError", "UserError", "describe", "run_tool"]
+__all__ = ["ConfigError", "UserError", "describe", "first_line", "run_tool"]
 
 
 class UserError(ValueError):
@@ -84,18 +84,28 @@ def describe(error: Exception, overrides: Sequence[str] = ()) -> str:
     """
     text = _message(error)
     if _no_memory(error):
+        reason = _first_line(text, error)[:200]
         text = (
-            f"not enough memory ({text.splitlines()[0][:200]}). Lower dataloader.train.total_batch_size, the size of "
-            "the images, or dataset.max_objects."
+            f"not enough memory ({reason}). Lower dataloader.train.total_batch_size, the size of the images, or "
+            "dataset.max_objects."
         )
     elif not _explained(error):
         frame = traceback.extract_tb(error.__traceback__)[-1:]
         place = f" ({os.path.basename(frame[0].filename)}:{frame[0].lineno})" if frame else ""
-        text = f"{type(error).__name__}: {text.splitlines()[0][:300] if text else ''}{place}"
+        text = f"{type(error).__name__}: {_first_line(text)[:300]}{place}"
     changed = _suspects(text, getattr(error, "key", ""), overrides)
     if changed and (isinstance(error, ConfigError) or not isinstance(error, UserError | OSError)):
         text += ("" if text.endswith((".", "!", "?")) else ".") + f" Changed on the command line: {', '.join(changed)}."
     return text
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; the name of its class where it says nothing, as Python's MemoryError."""
+    return _first_line(str(error).strip(), error)
+
+
+def _first_line(text: str, error: BaseException | None = None) -> str:
+    return (text.splitlines() or [type(error).__name__ if error is not None else ""])[0]
 
 
 def _explained(error: Exception) -> bool:

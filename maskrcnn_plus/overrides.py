@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from maskrcnn_plus.errors import ConfigError
+from maskrcnn_plus.errors import ConfigError, first_line
 
 MAX_DEPTH = 20
 
@@ -43,14 +43,14 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
             value = _parse(entry)
             changes += _changes(cfg, key, value)
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{shortened(entry)}: {str(error).splitlines()[0]}", key) from error
+            raise ConfigError(f"{shortened(entry)}: {first_line(error)}", key) from error
     for key, value in changes:
         OmegaConf.update(cfg, key, value, merge=isinstance(value, Mapping))
     for key, value in changes:
         try:
             OmegaConf.select(cfg, key, throw_on_missing=True)
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{key}={shortened(value)}: {str(error).splitlines()[0]}.", key) from error
+            raise ConfigError(f"{key}={shortened(value)}: {first_line(error)}.", key) from error
     return cfg
 
 
@@ -61,7 +61,7 @@ def _parse(entry: str) -> Any:
         override = OverridesParser.create().parse_override(entry)
         value = override.value()
     except (HydraException, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0][:120]
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else first_line(error)[:120]
         raise ConfigError(
             f"{shortened(entry)}: the value cannot be read ({reason}). Quote text that has spaces, commas, brackets or "
             "quotes: 'key=\"a, b\"'.",

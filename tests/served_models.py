@@ -32,15 +32,15 @@ class Values(nn.Module):
         self.gate.set()
         self.calls = []
         self.running = threading.Lock()
-        self.fails = False
+        self.error = None
 
     def forward(self, batch):
         assert self.running.acquire(blocking=False), "the model runs twice at a time"
         try:
             self.calls.append(len(batch))
             assert self.gate.wait(20)
-            if self.fails:
-                raise RuntimeError("no kernel image is available\nmore")
+            if self.error is not None:
+                raise self.error
             return [{"instances": self._find(example["image"][0])} for example in batch]
         finally:
             self.running.release()

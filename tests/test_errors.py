@@ -95,7 +95,8 @@ def test_the_overrides_that_may_be_the_cause_are_named(error, overrides, named):
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError("a"), torch.OutOfMemoryError("b"), RuntimeError("x: can't allocate memory: you tried")]
+    "error",
+    [MemoryError("a"), MemoryError(), torch.OutOfMemoryError("b"), RuntimeError("x: can't allocate memory: you tried")],
 )
 def test_too_little_memory_has_a_remedy(error, capsys):
     assert run_tool("tool", lambda: _raise(error)) == 2

@@ -11,6 +11,7 @@ post images to /v1/predict; /docs describes it, docs/serve.md has examples. Othe
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -69,8 +70,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the config")
     args = parser.parse_args(argv)
     for name in ("max_mb", "max_pixels", "max_waiting", "batch"):
-        if getattr(args, name) is not None and not getattr(args, name) > 0:
-            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: more than 0 is needed")
+        if getattr(args, name) is not None and not 0 < getattr(args, name) < math.inf:
+            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: a number above 0 is needed")
+    if not 0 <= args.port <= 65535:
+        parser.error(f"--port {args.port}: 0 to 65535 is needed")
     return args
 
 
@@ -96,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
     predictor = Predictor(cfg, args.weights, score_threshold=threshold, **options)
     keep_memory_on_cpu(predictor.device)
     predictor.warm_up()
-    token = args.token or os.environ.get(TOKEN) or None
+    token = (args.token or os.environ.get(TOKEN) or "").strip() or None
     settings = Settings(
         max_bytes=int(args.max_mb * 2**20),
         max_pixels=args.max_pixels,

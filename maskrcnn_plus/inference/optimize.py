@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskrcnn_plus.backbones.freezing import FrozenBatchNormAct2d
+from maskrcnn_plus.errors import first_line
 from maskrcnn_plus.inference.box_head import flatten_pixels
 from maskrcnn_plus.inference.mask_head import SelectiveMaskHead
 from maskrcnn_plus.inference.onednn import ActivatedConv2d, FusedBottleneck, PointwiseConv2d
@@ -110,8 +111,8 @@ def _fold_traced(backbone: nn.Module, channels: int) -> dict[nn.Module, nn.Modul
         with _in_float64(backbone):
             pairs, before = _trace(backbone, image)
     except (RuntimeError, TypeError) as error:  # of modules that insist on another type
-        reason = str(error).splitlines()[0]
-        warnings.warn(f"batch norms of the backbone stay, as it does not run in float64 ({reason})", stacklevel=5)
+        problem = f"batch norms of the backbone stay, as it does not run in float64 ({first_line(error)})"
+        warnings.warn(problem, stacklevel=5)
         return {}
     stored = {conv: (conv.weight, conv.bias) for conv in pairs}
     for conv, norm in pairs.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maskrcnn_plus.errors import UserError
+from maskrcnn_plus.errors import UserError, first_line
 from maskrcnn_plus.model_folder import ModelFolderError
 
 Graph = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -41,7 +41,7 @@ def load_graph(path: Path, threads: int | None = None, runtime: str | None = Non
     except ModuleNotFoundError as error:
         raise UserError(f"{path} needs the package {package}, which is not installed: pip install {package}") from error
     except Exception as error:  # of both packages' own classes
-        reason = str(error).strip().splitlines()[0][:300]
+        reason = first_line(error)[:300]
         raise ModelFolderError(
             f"{package} cannot load {path}: {reason} It is damaged, or made for another version: update {package}, or "
             "export the model again."

@@ -26,7 +26,7 @@ from maskrcnn_plus.config import skip_pretrained
 from maskrcnn_plus.config_rules import check_config
 from maskrcnn_plus.data.classes import Classes, resolve_classes
 from maskrcnn_plus.device import usable_device
-from maskrcnn_plus.errors import UserError
+from maskrcnn_plus.errors import UserError, first_line
 from maskrcnn_plus.input_channels import follow_dataset_channels
 from maskrcnn_plus.learning_rate import log_learning_rate
 from maskrcnn_plus.locking import lock_folder
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> dict[str, Any]:
         if "DataLoader worker" not in str(error):
             raise
         raise ChildProcessError(
-            f"A data loading process ended unexpectedly ({str(error).splitlines()[0].strip()}), most often for lack of "
+            f"A data loading process ended unexpectedly ({first_line(error)}), most often for lack of "
             "memory: try a smaller num_workers in dataloader.train and dataloader.test. --resume continues from the "
             "last checkpoint."
         ) from error

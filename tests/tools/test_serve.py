@@ -74,7 +74,17 @@ def test_a_missing_package_is_told_with_the_extra(run, monkeypatch, capsys):
     assert "pip install 'maskrcnn_plus[web]'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("wrong", [("--max-mb", "0"), ("--batch", "0"), ("--tile", "some")])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--max-mb", "0"),
+        ("--max-mb", "inf"),
+        ("--port", "99999"),
+        ("--port", "-1"),
+        ("--batch", "0"),
+        ("--tile", "some"),
+    ],
+)
 def test_arguments_out_of_range_are_refused(run, wrong):
     with pytest.raises(SystemExit):
         run(*wrong)

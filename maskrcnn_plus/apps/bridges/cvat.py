@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cvat_sdk.auto_annotation import DetectionFunctionContext, DetectionFunctionSpec
     from cvat_sdk.models import LabeledShapeRequest
 
-_AS_THEY_ARE = ("L", "RGB", "RGBA", "I;16")  # modes of Pillow whose arrays are images
+_AS_THEY_ARE = ("L", "RGB", "RGBA", "I", "F", "I;16", "I;16L", "I;16B")  # modes of Pillow whose arrays are images
 
 
 class MaskFunction:
@@ -54,7 +54,8 @@ class MaskFunction:
         """Shapes of the objects in an image, the best first."""
         if image.mode not in _AS_THEY_ARE:
             image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-        found = self._detect(np.asarray(image), context.conf_threshold)
+        pixels = np.asarray(image)
+        found = self._detect(pixels.astype(pixels.dtype.newbyteorder("="), copy=False), context.conf_threshold)
         facts = {"labels": found.pred_classes.tolist(), "scores": found.scores.tolist()}
         shapes = self._polygons(found, **facts) if context.conv_mask_to_poly else self._masks(found, **facts)
         return list(shapes)

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from maskrcnn_plus import model_folder
 from maskrcnn_plus.apps.bridges.detector import Detector
 from maskrcnn_plus.masks.label_map import rles_to_label_map
 
@@ -53,9 +56,14 @@ def label_image(
     return labels, pandas.concat(tables, ignore_index=True)
 
 
-@lru_cache(maxsize=1)
 def load(weights: str, diameter: float | None) -> Detector:
-    """The model, loaded once."""
+    """The model, loaded once, and anew where its file has changed, as after another training."""
+    path = Path(weights, model_folder.FILE_NAME) if os.path.isdir(weights) else Path(weights)
+    return _load(weights, diameter, path.stat().st_mtime_ns if path.is_file() else None)
+
+
+@lru_cache(maxsize=1)
+def _load(weights: str, diameter: float | None, changed: int | None) -> Detector:
     return Detector(weights, diameter=diameter)
 
 

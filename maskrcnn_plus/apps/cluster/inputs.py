@@ -27,7 +27,9 @@ class ListedFile:
     changed: int | None
 
 
-def list_files(entries: Sequence[str], recursive: bool, patience: float) -> list[ListedFile]:
+def list_files(
+    entries: Sequence[str], recursive: bool, patience: float, leave_out: Sequence[str] = ()
+) -> list[ListedFile]:
     """Files of all entries without repetition, in natural order within each.
 
     Args:
@@ -35,31 +37,39 @@ def list_files(entries: Sequence[str], recursive: bool, patience: float) -> list
             list are taken as files.
         recursive: take the files in sub-folders of folders too.
         patience: see `Store`.
+        leave_out: folders, or their addresses, whose files are not taken from other folders: results of the job.
 
     Raises:
         UserError, ValueError: an entry that gives no file.
         OSError: a store does not answer.
     """
-    found: dict[str, str] = {}  # path -> folder that its name begins below
+    found: dict[str, tuple[str, str]] = {}  # absolute path or address -> path, folder that its name begins below
     facts: dict[str, tuple[int | None, int | None]] = {}
     for entry, listed in expand_lists(entries):
         if "://" not in entry:
-            for path, root in find_files(entry, recursive, keep_missing=listed):
-                found.setdefault(path, root)
+            for path, root in find_files(entry, recursive, leave_out, keep_missing=listed):
+                found.setdefault(path if "://" in path else os.path.abspath(path), (path, root))
         elif listed:
-            found.setdefault(entry, "")
+            found.setdefault(entry, (entry, ""))
         else:
-            for path, root, size, changed in _list_store(entry, recursive, patience):
-                found.setdefault(path, root)
+            for path, root, size, changed in _list_store(entry, recursive, patience, leave_out):
+                found.setdefault(path, (path, root))
                 facts[path] = size, changed
-    named = name_files(found.items())
+    named = name_files(found.values())
     return [ListedFile(file.path, file.name, *facts.get(file.path) or _local_facts(file.path)) for file in named]
 
 
-def _list_store(entry: str, recursive: bool, patience: float) -> Iterator[tuple[str, str, int, int | None]]:
-    """Path, root, size and time of change of the files of an address."""
+def _list_store(
+    entry: str, recursive: bool, patience: float, leave_out: Sequence[str]
+) -> Iterator[tuple[str, str, int, int | None]]:
+    """Path, root, size and time of change of the files of an address, but for hidden ones, as in local folders."""
     store = Store(entry, patience)
-    files = store.list(recursive=recursive)
+    skipped = tuple(f"{folder}/" for folder in leave_out)
+    files = [
+        file
+        for file in store.list(recursive=recursive)
+        if "/." not in file.address[len(store.address) :] and not file.address.startswith(skipped)
+    ]
     if not files:
         folder, _, name = entry.rstrip("/").rpartition("/")
         alone = [file for file in Store(folder, patience).list() if file.address == f"{folder}/{name}"]

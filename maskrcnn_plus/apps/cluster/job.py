@@ -25,6 +25,9 @@ from maskrcnn_plus.plain_data import from_plain
 TABLES = ("objects", "failures", "images")
 """Folders of the output, in the order in which a shard's files are written: the last one makes it whole."""
 
+RESULTS = (*reversed(TABLES), "spread", "tiles", "formats")
+"""All folders of the output, in the order in which they are emptied."""
+
 _INPUTS = pa.schema([("path", pa.string()), ("name", pa.string())])
 
 
@@ -132,9 +135,7 @@ def plan_job(
     )
     if overwrite:
         store.delete("manifest.json")  # first, so that nothing is taken for a result of the new plan
-        files_there = [
-            file for kind in (*reversed(TABLES), "spread", "tiles") for file in store.list(kind, recursive=True)
-        ]
+        files_there = [file for kind in RESULTS for file in store.list(kind, recursive=True)]
         files_there += [file for file in store.list() if file.address.rpartition("/")[2].startswith(ATTEMPT)]
         for file in files_there:
             store.delete(file.address.removeprefix(store.address + "/"))

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from maskrcnn_plus.apps.cluster.inputs import list_files
-from maskrcnn_plus.apps.cluster.job import Job, Manifest, plan_job, shard_name
+from maskrcnn_plus.apps.cluster.job import RESULTS, Job, Manifest, plan_job, shard_name
 from maskrcnn_plus.apps.cluster.stores import Store
 from maskrcnn_plus.apps.cluster.tiles import list_spread
 from maskrcnn_plus.apps.cluster.worker import Part, Worker
@@ -103,7 +103,7 @@ def predict_cluster(
     store = job.store()
     predictor = job.source.build(device="cpu")  # the machine that starts a job may have no GPU
     settings = describe_settings(predictor, job.options) | {"formats": " ".join(sorted(job.options.formats))}
-    files = list_files(inputs, recursive, job.patience)
+    files = list_files(inputs, recursive, job.patience, [store.child(kind) for kind in RESULTS])
     with contextlib.ExitStack() as stack:
         if store.local is not None:
             place = store.local / ".lock"

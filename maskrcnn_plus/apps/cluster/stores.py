@@ -21,7 +21,7 @@ from pyarrow import ArrowInvalid, ArrowNotImplementedError, NativeFile
 from pyarrow import fs as arrow
 
 from maskrcnn_plus.atomic import TEMPORARY, write_atomically
-from maskrcnn_plus.errors import UserError
+from maskrcnn_plus.errors import UserError, first_line
 
 T = TypeVar("T")
 
@@ -177,10 +177,10 @@ class Store:
                 if self.local is not None or error.errno in _FINAL:
                     raise
                 if any(word in str(error) for word in _REFUSED):
-                    raise PermissionError(errno.EACCES, _first_line(error), self.child(name)) from error
+                    raise PermissionError(errno.EACCES, first_line(error), self.child(name)) from error
                 if time.monotonic() > deadline:
                     raise StoreError(
-                        f"{self.child(name)}: the store did not answer for {self.patience:.0f} s: {_first_line(error)}"
+                        f"{self.child(name)}: the store did not answer for {self.patience:.0f} s: {first_line(error)}"
                     ) from error
             time.sleep(pause * (0.5 + random.random()))  # so that a thousand actors do not come back at once
             pause = min(2 * pause, 5.0)
@@ -207,7 +207,7 @@ def find_file_system(address: str) -> tuple[arrow.FileSystem, str]:
     except (ArrowInvalid, ArrowNotImplementedError):
         pass  # fsspec may know it
     except OSError as error:
-        raise UserError(f"{address}: {_first_line(error)}") from error
+        raise UserError(f"{address}: {first_line(error)}") from error
     import fsspec
 
     try:
@@ -225,7 +225,3 @@ def _patient_s3(found: arrow.FileSystem) -> arrow.FileSystem:
     return arrow.S3FileSystem(
         region=found.region, connect_timeout=10.0, request_timeout=30.0, allow_delayed_open=True, **options
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -14,6 +14,7 @@ from maskrcnn_plus.data.channels import get_rule
 from maskrcnn_plus.data.images import read_image_size
 from maskrcnn_plus.data.limits import reading_by_parts
 from maskrcnn_plus.data.windows import ImageWindows
+from maskrcnn_plus.errors import first_line
 from maskrcnn_plus.inference.kept_tiles import KeptTiles
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.inference.tile_choice import TileChoice
@@ -130,9 +131,8 @@ def explain_no_objects(predictor: Predictor, num_images: int) -> str:
 
 def failure_reason(error: Exception, *names: str) -> str:
     """Why an image cannot be predicted, in one line without the names that it is listed under."""
-    lines = str(error).splitlines()
-    reason = lines[0] if lines else type(error).__name__
-    if not isinstance(error, (ValueError, OSError)):
+    reason = first_line(error)
+    if not isinstance(error, (ValueError, OSError)) and reason != type(error).__name__:
         reason = f"{type(error).__name__}: {reason}"
     for name in names:
         reason = reason.removeprefix(f"{name}: ")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
+from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from maskrcnn_plus.apps.serve.service import Service
 
-COOKIE = "maskrcnn_plus"
 UPLOADS = ("/v1/predict", "/page/images")
 
 _OPEN = ("/healthz", "/login", "/static/style.css", "/static/favicon.svg")
@@ -28,9 +27,13 @@ def is_token(given: str, token: str) -> bool:
     return hmac.compare_digest(first, second)
 
 
-def make_cookie(token: str) -> str:
-    """What a browser that knew the token shows from then on; the token cannot be had from it."""
-    return hmac.new(token.encode(), b"page", hashlib.sha256).hexdigest()
+def make_cookie(token: str) -> tuple[str, str]:
+    """Name and value of what a browser that knew the token shows from then on; the token cannot be had from it.
+
+    Browsers show a host's cookies to all of its ports, so the name belongs to the token as well.
+    """
+    name, value = (hmac.new(token.encode(), part, hashlib.sha256).hexdigest() for part in (b"name", b"page"))
+    return f"maskrcnn_plus_{name[:8]}", value
 
 
 class Guard:
@@ -92,13 +95,9 @@ class Guard:
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer":
             return is_token(given.strip(), self.settings.token)
-        try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        except CookieError:
-            return False
-        return cookie is not None and hmac.compare_digest(
-            cookie.value.encode(), make_cookie(self.settings.token).encode()
-        )
+        name, value = make_cookie(self.settings.token)
+        shown = cookie_parser(headers.get("cookie", "")).get(name, "")  # whatever others' cookies are like
+        return hmac.compare_digest(shown.encode(), value.encode())
 
 
 def _path(scope: dict) -> str:

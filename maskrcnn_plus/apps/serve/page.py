@@ -9,7 +9,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from starlette.responses import FileResponse, RedirectResponse, StreamingResponse
 
-from maskrcnn_plus.apps.serve.access import COOKIE, is_token, make_cookie
+from maskrcnn_plus.apps.serve.access import is_token, make_cookie
 from maskrcnn_plus.apps.serve.answers import DOWNLOADS, draw_picture, select, to_outlines, write_download
 from maskrcnn_plus.apps.serve.archive import zip_files
 from maskrcnn_plus.apps.serve.service import Kept, Service
@@ -50,9 +50,10 @@ def make_router(service: Service, title: str) -> APIRouter:
         if settings.token is None or not is_token(given, settings.token):
             return FileResponse(STATIC / "login.html", 401, headers={"Cache-Control": "no-cache"})
         answer = RedirectResponse("./", 303)
-        # Without a path the cookie is for the folder of this address: other servers of the host have their own.
+        # Without a path the cookie is for the folder of this address: other servers of the host have their own, and
+        # those at its other ports another name.
         options = {"path": None, "httponly": True, "samesite": "strict", "secure": request.url.scheme == "https"}
-        answer.set_cookie(COOKIE, make_cookie(settings.token), **options)
+        answer.set_cookie(*make_cookie(settings.token), **options)
         return answer
 
     @router.get("/page/config")
@@ -139,5 +140,6 @@ def _reading(kept: Kept, function: Any, *args: Any) -> Any:
     """Call what reads the image again."""
     try:
         return function(*args)
-    except (ValueError, OSError) as error:
-        raise HTTPException(400, kept.upload.explain(error)) from error
+    except Exception as error:  # of the decoder or the memory, too
+        status = 400 if isinstance(error, ValueError | OSError) else 500
+        raise HTTPException(status, kept.upload.explain(error)) from error

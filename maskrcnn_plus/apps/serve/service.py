@@ -131,7 +131,9 @@ class Service:
             if job.future.cancelled():
                 raise HTTPException(503, "The server is stopping.") from None
             raise
-        except (JobCancelled, ValueError, OSError, RuntimeError, LookupError, TypeError, ArithmeticError) as error:
+        except HTTPException:
+            raise
+        except Exception as error:  # of the decoder, the model or the memory
             raise to_http(upload, error) from error
         finally:
             job.cancel()

@@ -1,5 +1,6 @@
 """napari's plugin: the manifest, labels of layers and planes, and the widget where napari is installed."""
 
+import os
 import tomllib
 from pathlib import Path
 
@@ -116,11 +117,25 @@ def test_the_widget_adds_labels_with_their_table(monkeypatch):
 
 def test_weights_predict_a_layer(nuclei_zoo):
     pytest.importorskip("pandas")
-    bridge.load.cache_clear()
+    bridge._load.cache_clear()
     detector = bridge.load("maskrcnn_plus://nuclei", None)
     assert bridge.load("maskrcnn_plus://nuclei", None) is detector
     pixels = np.random.default_rng(0).integers(0, 4000, (2, 64, 64), dtype=np.uint16)
     labels, table = bridge.label_image(pixels, lambda plane: detector(plane, 0.0))
     assert labels.shape == pixels.shape
     assert set(np.unique(labels).tolist()) - {0} <= set(table["index"])
-    bridge.load.cache_clear()
+    bridge._load.cache_clear()
+
+
+def test_weights_are_read_again_where_their_file_has_changed(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(bridge, "Detector", lambda weights, diameter: made.append(weights) or len(made))
+    exported, checkpoint = tmp_path / "exported", tmp_path / "model_best.pth"
+    exported.mkdir()
+    for path, weights in ((exported / "model.json", exported), (checkpoint, checkpoint)):
+        path.write_text("first")
+        first = bridge.load(str(weights), None)
+        assert bridge.load(str(weights), None) == first
+        os.utime(path, (1, 1))  # another training
+        assert bridge.load(str(weights), None) == first + 1
+    bridge._load.cache_clear()

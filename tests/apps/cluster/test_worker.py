@@ -11,7 +11,7 @@ from cluster_images import MODEL, draw
 
 from maskrcnn_plus.apps.cluster.attempts import Attempt
 from maskrcnn_plus.apps.cluster.inputs import list_files
-from maskrcnn_plus.apps.cluster.job import Job, plan_job, read_manifest, read_shard
+from maskrcnn_plus.apps.cluster.job import RESULTS, Job, plan_job, read_manifest, read_shard
 from maskrcnn_plus.apps.cluster.merge import merge_predictions
 from maskrcnn_plus.apps.cluster.stores import Store
 from maskrcnn_plus.apps.cluster.tables import get_image_id, image_order
@@ -117,6 +117,17 @@ def test_a_list_of_addresses_names_what_is_gone(folder, s3):
         list_files(["s3://bucket/nothing/"], False, 20.0)
     with pytest.raises(UserError, match="none of its 1 files has the name of an image"):
         list_files(["s3://bucket/texts"], False, 20.0)
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_job_that_writes_below_its_input_sees_the_same_files_again(folder, scheme):
+    top = folder / "plates"
+    for name in ("a.png", "one/b.png", "one/._b.png", "tables/formats/overlays/a.png", "tables/c.png"):
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_bytes((folder / "in/0.png").read_bytes())
+    results = [Store(f"{scheme}{top}/tables").child(kind) for kind in RESULTS]
+    found = list_files([f"{scheme}{top}", f"{top}/one/../one/b.png"][: 1 if scheme else 2], True, 20.0, results)
+    assert [file.name for file in found] == ["a", "one/b", "tables/c"]
 
 
 def test_pages_and_tiles_of_a_huge_image_are_those_of_one_process(folder, tool):

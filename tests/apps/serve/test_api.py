@@ -5,6 +5,7 @@ import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -180,12 +181,21 @@ def test_a_hundred_requests_of_four_clients_lose_nothing(predictor):
         assert not list(service.folder.iterdir())
 
 
-def test_an_error_of_the_model_is_told_and_ends_nothing(predictor):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("no kernel image is available\nmore"), "no kernel image"),
+        (MemoryError(), "not enough memory"),  # Python's own says nothing
+        (AssertionError(), "AssertionError"),
+        (cv2.error("dims <= CV_CN_MAX"), "dims"),
+    ],
+)
+def test_an_error_of_the_model_is_told_and_ends_nothing(predictor, error, told):
     with serving(predictor) as (client, _):
-        predictor.model.fails = True
+        predictor.model.error = error
         answer = client.post("/v1/predict", content=png(draw()))
-        assert (answer.status_code, "no kernel image" in answer.json()["detail"]) == (500, True)
-        predictor.model.fails = False
+        assert (answer.status_code, told in answer.json()["detail"]) == (500, True)
+        predictor.model.error = None
         assert client.post("/v1/predict", content=png(draw())).status_code == 200
 
 

@@ -196,6 +196,28 @@ def test_a_file_that_is_given_before_the_server_has_answered_is_not_lost(visit, 
         assert page.inner_text("#count") == "3 objects"
 
 
+def test_a_folder_that_is_dropped_is_told(visit, predictor, tmp_path):
+    (tmp_path / "photos").mkdir()
+    with listening(predictor) as (url, _):
+        page = visit(url, expected=["ERR_"])
+        page.wait_for_selector("#examples")
+        devtools = page.context.new_cdp_session(page)
+        data = {"items": [], "files": [str(tmp_path / "photos")], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            devtools.send("Input.dispatchDragEvent", {"type": kind, "x": 300, "y": 200, "data": data})
+        page.wait_for_selector(".chip.failed")
+        assert page.inner_text("#doing").startswith("photos: failed: It cannot be read: it is a folder")
+
+
+def test_a_network_that_is_away_for_a_moment_costs_no_result(visit, predictor):
+    with listening(predictor) as (url, _):
+        page, asked = visit(url, expected=["ERR_FAILED"]), []
+        page.route("**/outlines", lambda route: asked.append(route) or (route.abort, route.continue_)[len(asked) > 1]())
+        drop(page, ("a.png", png(rectangles())))
+        page.wait_for_selector("#rows tr")
+        assert (len(asked), page.inner_text("#count")) == (2, "3 objects")
+
+
 def test_a_broken_file_is_told_and_the_others_go_on(visit, predictor):
     with listening(predictor) as (url, _):
         page = visit(url, expected=["400"])

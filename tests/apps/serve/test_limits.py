@@ -136,9 +136,20 @@ def test_a_person_gets_in_by_the_form(predictor):
         assert {"HttpOnly", "SameSite=strict"} <= set(cookie.split("; "))
         assert "sésame" not in cookie
         assert client.get("/page/config").status_code == 200
-        client.cookies.set("maskrcnn_plus", "0" * 64)
+        login = cookie.partition(";")[0]
         client.cookies.clear()
-        assert client.get("/page/config", headers={"cookie": "maskrcnn_plus=" + "0" * 64}).status_code == 401
+        assert client.get("/page/config", headers={"cookie": login[:-64] + "0" * 64}).status_code == 401
+        for other in ('consent={"a":1}', "seen=May 3", "plain", "a=[b]; theme=dark"):  # of other programs of the host
+            assert client.get("/page/config", headers={"cookie": f"{other}; {login}"}).status_code == 200
+
+
+def test_servers_at_two_ports_of_a_host_keep_their_visitors(predictor):
+    """A browser shows the cookies of a host to all of its ports."""
+    names = set()
+    for token in ("first", "second"):
+        with serving(predictor, token=token) as (client, _):
+            names.add(client.post("/login", data={"token": token}).history[0].headers["set-cookie"].partition("=")[0])
+    assert len(names) == 2
 
 
 def test_a_path_above_the_application_changes_nothing(predictor):

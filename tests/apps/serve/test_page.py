@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from served_models import draw, finished, make_predictor, png, serving, tiff, wait_until
 
 from maskrcnn_plus.apps.predict_files.run import predict_files
-from maskrcnn_plus.apps.serve.answers import DOWNLOADS
+from maskrcnn_plus.apps.serve.answers import DOWNLOADS, write_download
 from maskrcnn_plus.apps.serve.archive import MISSING, zip_files
 
 FOLDERS = {"overlay": "overlays"}
@@ -132,6 +132,23 @@ def test_the_picture_is_the_image_reduced_where_it_is_large(client):
     (key,) = add(client, png(flat))
     picture = cv2.imdecode(np.frombuffer(client.get(f"/page/images/{key}/picture").content, np.uint8), 1)
     assert (picture == 100).all()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), cv2.error("dims <= CV_CN_MAX"), OSError("cut")])
+def test_an_image_that_cannot_be_drawn_ends_no_zip(predictor, monkeypatch, error):
+    with serving(predictor) as (client, _):
+        keys = [*add(client, png(draw(0))), *add(client, png(draw(1)))]
+        writes = iter([error])
+
+        def write(*args):
+            for error in writes:
+                raise error
+            return write_download(*args)
+
+        monkeypatch.setattr("maskrcnn_plus.apps.serve.page.write_download", write)
+        answer = client.get(f"/page/download/csv.zip?ids={','.join(keys)}")
+        with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+            assert archive.namelist() == ["a_csv.csv", "missing.txt"]
 
 
 def test_tiles_are_counted_and_can_be_given_up(predictor):

@@ -108,7 +108,8 @@ async function show(image) {
     try {
       await load(image);
     } catch (error) {
-      fail(image, error);
+      if (!(error instanceof TypeError)) fail(image, error); // else the network is away for a moment
+      else await pause(5 * POLL).then(() => image === current && show(image));
     }
     if (image !== current || !image.view) return;
     const { picture, width, height, objects } = image.view;

@@ -36,7 +36,11 @@ export function upload(file, name, onSent) {
     request.responseType = "json";
     request.setRequestHeader("Content-Type", "application/octet-stream");
     request.upload.onprogress = (event) => onSent(event.loaded, event.total);
-    request.onerror = () => reject(new Refused("The server cannot be reached.", 0));
+    request.onerror = async () => {
+      const readable = await file.slice(0, 1).arrayBuffer().then(() => true, () => false);
+      const problem = readable ? "The server cannot be reached." : "It cannot be read: it is a folder, or was moved or changed.";
+      reject(new Refused(problem, 0));
+    };
     request.onload = () => {
       if (request.status === 401) location.assign("login");
       if (request.status === 200) return resolve(request.response.images);
