@@ -32,8 +32,11 @@ def resize(image, rule):
 
 def network_input(image, rules):
     """[H, W] or [H, W, 3] in OpenCV's order -> float32 [1, C, h, w] in 0..255."""
-    image = image[:, :, None] if image.ndim == 2 else image[:, :, 2::-1]  # RGB, without alpha
-    image = np.repeat(image, 3, axis=2) if image.shape[2] < rules["channels"] else image
+    image = image[:, :, None] if image.ndim == 2 else image[:, :, ::-1]  # RGB
+    if image.shape[2] != rules["channels"]:  # grey where RGB is wanted, or RGB where grey is
+        grey = image.astype(np.float32) @ np.float32([0.299, 0.587, 0.114]) if image.shape[2] == 3 else image
+        grey = np.rint(grey).astype(image.dtype) if image.dtype.kind == "u" else grey
+        image = np.repeat(grey.reshape(*image.shape[:2], 1), rules["channels"], axis=2)
     if rules["percentiles"]:
         low, high = np.percentile(image, rules["percentiles"])
         low, high = (low, high) if low < high else (image.min(), max(image.max(), float(image.min()) + 1))
@@ -49,9 +52,12 @@ def main(folder, path, output):
     """Predict, and write an image of labels: 0 background, k the k-th object."""
     with open(f"{folder}/model.json", encoding="utf-8") as file:
         model = json.load(file)
-    rules, before, image = model["postprocessing"], model["preprocessing"], cv2.imread(path, cv2.IMREAD_UNCHANGED)
+    rules, before = model["postprocessing"], model["preprocessing"]
     if before["select"] or "torchvision" in (rules["mask_pasting"], before["resize"]["rule"]):
         sys.exit(f"{folder}: torchvision's rules and selected channels need maskrcnn_plus.runtime")
+    image = cv2.imread(path, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)  # upright, without alpha
+    if image is None:
+        sys.exit(f"{path} cannot be read as an image")
     pixels = network_input(image, before)
     run = onnxruntime.InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"]).run
     boxes, scores, classes, masks, count = run(["boxes", "scores", "classes", "masks", "count"], {"image": pixels})

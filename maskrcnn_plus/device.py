@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 
 import torch
+from torch import nn
 
 
 def default_device() -> str:
@@ -44,6 +45,17 @@ def usable_device(name: str) -> torch.device:
         reason = str(error).partition(". ")[0] or type(error).__name__
         raise ValueError(f"device (config key `train.device`) {name!r} cannot be used here: {reason}") from error
     return device
+
+
+def use_channels_last(model: nn.Module) -> nn.Module:
+    """Bring the kernels of a model's 2D convolutions into channels_last memory, in place, and give the model.
+
+    `Module.to(memory_format=torch.channels_last)` would refuse tensors of five dimensions, which some networks have.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return model
 
 
 def emulates_bfloat16(device_type: str) -> bool:

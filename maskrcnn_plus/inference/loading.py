@@ -19,7 +19,7 @@ from maskrcnn_plus.checkpoints.choice import choose_config
 from maskrcnn_plus.config import get_config, skip_pretrained
 from maskrcnn_plus.data.classes import Classes, resolve_classes
 from maskrcnn_plus.data.mapper import InstanceMapper
-from maskrcnn_plus.device import usable_device
+from maskrcnn_plus.device import usable_device, use_channels_last
 from maskrcnn_plus.inference.exported import exported_classes, load_exported
 from maskrcnn_plus.inference.precision import check_precision
 from maskrcnn_plus.input_channels import follow_dataset_channels
@@ -101,7 +101,7 @@ def load_model(config: DictConfig, weights: str, device: str | None, precision: 
     elif weights != RANDOM:
         load_weights(model, weights, class_names=classes and classes.names, strict=True)
     if target.type == "cpu" and OmegaConf.select(config, "train.channels_last", default=True):
-        model = model.to(memory_format=torch.channels_last)
+        use_channels_last(model)
     return LoadedModel(model.to(target).eval(), mapper, classes, target)
 
 

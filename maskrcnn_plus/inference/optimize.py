@@ -110,8 +110,9 @@ def _fold_traced(backbone: nn.Module, channels: int) -> dict[nn.Module, nn.Modul
     try:
         with _in_float64(backbone):
             pairs, before = _trace(backbone, image)
-    except (RuntimeError, TypeError) as error:  # of modules that insist on another type
-        problem = f"batch norms of the backbone stay, as it does not run in float64 ({first_line(error)})"
+    except Exception as error:  # of modules that insist on another type or size
+        problem = f"batch norms of the backbone stay, as it does not run on {side} x {side} px in float64"
+        problem += f" ({first_line(error)})"
         warnings.warn(problem, stacklevel=5)
         return {}
     stored = {conv: (conv.weight, conv.bias) for conv in pairs}

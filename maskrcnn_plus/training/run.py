@@ -25,7 +25,7 @@ from maskrcnn_plus.checkpoints.description import describe
 from maskrcnn_plus.config import skip_pretrained
 from maskrcnn_plus.config_rules import check_config
 from maskrcnn_plus.data.classes import Classes, resolve_classes
-from maskrcnn_plus.device import usable_device
+from maskrcnn_plus.device import usable_device, use_channels_last
 from maskrcnn_plus.errors import UserError, first_line
 from maskrcnn_plus.input_channels import follow_dataset_channels
 from maskrcnn_plus.learning_rate import log_learning_rate
@@ -117,7 +117,7 @@ def build_model(cfg: DictConfig) -> nn.Module:
     """The model of the config on its device, in its memory format."""
     model = build(cfg, "model").to(cfg.train.device)
     if cfg.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+        use_channels_last(model)
     log = log_to_file(f"Model:\n{model}")
     logger.info(
         f"{type(model).__name__} of {sum(p.numel() for p in model.parameters()):,} parameters"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: pip install -e '.[export]'")
 
@@ -36,9 +37,11 @@ def client():
         Resize("mmcv", short_side=75, max_size=300),
     ],
 )
+@pytest.mark.parametrize("channels", [3, 1])
 @pytest.mark.parametrize("shape", [(61, 101, 3), (101, 61)])
-def test_it_makes_the_same_input(client, shape, resize, percentiles):
-    rules = Preprocessing(3, "BGR", resize, **STATISTICS, percentiles=percentiles)
+def test_it_makes_the_same_input(client, shape, channels, resize, percentiles):
+    order = "BGR" if channels == 3 else "L"
+    rules = Preprocessing(channels, order, resize, **STATISTICS, percentiles=percentiles)
     image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     expected, _ = prepare_input(image, rules)
     found = client["network_input"](
@@ -62,3 +65,22 @@ def test_what_it_does_not_know_is_refused(client, tmp_path):
         (tmp_path / "model.json").write_text(json.dumps(content))
         with pytest.raises(SystemExit, match=r"need maskrcnn_plus\.runtime"):
             client["main"](str(tmp_path), "a.png", str(tmp_path / "labels.png"))
+
+
+def test_photographs_are_turned_as_their_exif_data_say_and_what_is_none_is_named(client, tmp_path, monkeypatch):
+    rules = Preprocessing(3, "RGB", Resize("none"), **STATISTICS, select=None)
+    content = {"preprocessing": asdict(rules), "postprocessing": {"mask_pasting": "detectron2"}}
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    image.save(tmp_path / "upright.jpg", exif=(exif := Image.Exif()))
+    exif[0x0112] = 6  # turned by a quarter, as of a phone
+    image.save(tmp_path / "phone.jpg", exif=exif)
+    seen = []
+    main = client["main"]
+    monkeypatch.setitem(main.__globals__, "network_input", lambda image, rules: seen.append(image.shape) or 1 / 0)
+    for name, shape in (("upright.jpg", (20, 30, 3)), ("phone.jpg", (30, 20, 3))):
+        with pytest.raises(ZeroDivisionError):
+            main(str(tmp_path), str(tmp_path / name), "labels.png")
+        assert seen[-1] == shape
+    with pytest.raises(SystemExit, match=r"gone\.png cannot be read"):
+        main(str(tmp_path), str(tmp_path / "gone.png"), "labels.png")

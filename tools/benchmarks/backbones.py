@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from benchmarks.roi_align import photograph_boxes
 from benchmarks.timing import median, time_in_turn
 from maskrcnn_plus.backbones import PlainViT, TimmBackbone
+from maskrcnn_plus.device import use_channels_last
 from maskrcnn_plus.necks import SimpleFeaturePyramid
 
 NAMES = (
@@ -77,7 +78,7 @@ def build_model(cfg: DictConfig, name: str, boxes: Tensor) -> nn.Module:
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
     predictor.cls_score.bias.data[0] = 5.0
-    return model.to(memory_format=torch.channels_last)
+    return use_channels_last(model)
 
 
 def benchmark_backbones(cfg: DictConfig, names: list[str], size: tuple[int, int], rounds: int) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import compare
 from maskrcnn_plus.data import resolve_classes
+from maskrcnn_plus.device import use_channels_last
 from maskrcnn_plus.masks.label_masks import LabelMapMasks
 from maskrcnn_plus.roi import PyramidROIAlign
 from maskrcnn_plus.rpn import BatchedRPN
@@ -39,7 +40,7 @@ def build_pair(cfg: DictConfig, device: torch.device) -> tuple[nn.Module, nn.Mod
     ours = instantiate(cfg.model)
     theirs = instantiate(stock(cfg).model)
     theirs.load_state_dict(ours.state_dict())
-    return ours.to(device).to(memory_format=torch.channels_last), theirs.to(device)
+    return use_channels_last(ours.to(device)), theirs.to(device)
 
 
 def benchmark_training_step(cfg: DictConfig, rounds: int, device: torch.device) -> None:

@@ -15,6 +15,7 @@ from maskrcnn_plus.apps.evaluate import EvaluationData
 from maskrcnn_plus.data import register_coco, register_folder, register_label_maps
 from maskrcnn_plus.data.check import DataError, check_dataset
 from maskrcnn_plus.data.classes import DATA_SET_KEYS
+from maskrcnn_plus.data.formats.files import list_tree
 from maskrcnn_plus.data.images import IMAGE_SUFFIXES
 from maskrcnn_plus.data.synthetic import register_synthetic_cells
 
@@ -79,7 +80,7 @@ def folder_images(folder: str | Path) -> list[str]:
     folder = Path(folder)
     if folder.is_file():
         return [str(folder)]
-    paths = sorted(str(path) for path in folder.rglob("*") if path.name.lower().endswith(IMAGE_SUFFIXES))
+    paths = sorted(map(str, list_tree(folder, IMAGE_SUFFIXES)))
     if not paths:
         raise DataError(f"--calibrate {folder}: no image there")
     return paths

@@ -12,6 +12,7 @@ from hybrid_models import save_checkpoint, tiny_config
 from PIL import Image
 from same_objects import assert_same
 
+from maskrcnn_plus.apps.export_model.data import folder_images
 from maskrcnn_plus.config import get_config
 from maskrcnn_plus.data.diameter import ScaleToDiameter
 from maskrcnn_plus.errors import UserError
@@ -226,3 +227,10 @@ def test_a_backbone_of_ones_own_becomes_part_of_one_graph(trained, tool, tmp_pat
     expected = Predictor(cfg, weights).predict(image)
     assert len(expected) > 5
     assert_same([ExportedModel(folder, threads=1).predict(image)], [expected])
+
+
+def test_hidden_files_are_no_images_to_calibrate_on(tmp_path):
+    for name in ("b.png", "one/a.PNG", "._b.png", "__MACOSX/._b.png", ".thumbnails/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert folder_images(tmp_path) == [str(tmp_path / "b.png"), str(tmp_path / "one/a.PNG")]
