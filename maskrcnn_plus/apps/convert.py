@@ -105,18 +105,24 @@ def write_data_set(splits: dict[str, list[dict]], class_names: list[str], output
     Raises:
         DataError: the data cannot be written so.
     """
+    output = Path(os.path.realpath(output))  # where a link leads
     with _temporary_folder(output) as temporary:
         notes = WRITERS[to](splits, class_names, temporary)
         temporary.chmod(0o755)
-        os.replace(temporary, output)
+        if not os.path.ismount(output):
+            os.replace(temporary, output)
+            return notes
+        for entry in temporary.iterdir():  # nothing takes the place of a mounted folder
+            os.replace(entry, output / entry.name)
     return notes
 
 
 @contextlib.contextmanager
 def _temporary_folder(output: Path) -> Iterator[Path]:
-    """A folder beside `output`, which is removed in the end."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".maskrcnn_plus.tmp", dir=output.parent))
+    """A folder beside `output`, or in it where something is mounted there, which is removed in the end."""
+    place = output if os.path.ismount(output) else output.parent
+    place.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".maskrcnn_plus.tmp", dir=place))
     try:
         yield temporary
     finally:

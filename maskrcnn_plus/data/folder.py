@@ -18,6 +18,7 @@ from maskrcnn_plus.data.check import DataError, report_problems
 from maskrcnn_plus.data.check_cache import pack, unpack
 from maskrcnn_plus.data.coco import class_key
 from maskrcnn_plus.data.formats.coco import warn_once
+from maskrcnn_plus.data.formats.files import walk
 from maskrcnn_plus.data.groups import find_groups
 from maskrcnn_plus.data.limits import is_read_by_parts
 from maskrcnn_plus.data.registration import register_source
@@ -195,7 +196,7 @@ def choose_classes(data: FolderData, split: str, names: Sequence[str], where: st
 
 def _state(path: Path) -> tuple[int, int, int]:
     """Number, total size and newest change of the files of a folder."""
-    files = [path] if path.is_file() else [Path(base, name) for base, _, names in os.walk(path) for name in names]
+    files = [path] if path.is_file() else [Path(base, name) for base, _, names in walk(path) for name in names]
     states = [file.stat() for file in files if file.exists()]
     return (
         len(states),

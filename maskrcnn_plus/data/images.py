@@ -38,7 +38,22 @@ from maskrcnn_plus.data.tiff_files import (
 __all__ = ["IMAGE_SUFFIXES", "ImageReadError", "read_image", "read_image_size", "read_label_map"]
 
 IMAGE_SUFFIXES = (
-    *(".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".jp2", ".ppm", ".pgm", ".apng"),
+    *(
+        ".png",
+        ".tif",
+        ".tiff",
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".bmp",
+        ".webp",
+        ".gif",
+        ".jp2",
+        ".ppm",
+        ".pgm",
+        ".apng",
+    ),
     *(".dcm", ".dicom"),
 )
 

@@ -1,7 +1,9 @@
 """tools/convert.py: what it writes is read back as the same masks; what it refuses is one line and exit code 1."""
 
+import errno
 import importlib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -253,3 +255,25 @@ def test_tiles_that_are_too_small_are_refused(folder, convert):
     code, told, output = convert(folder, "--to", "coco", "--tile", "8")
     assert (code, output.exists()) == (1, False)
     assert "Tiles of 8 pixels are too small" in told.err
+
+
+@pytest.mark.parametrize("kind", ["link", "mount"])
+def test_a_link_or_a_mounted_folder_is_filled(folder, convert, tmp_path, monkeypatch, kind):
+    place = tmp_path / "elsewhere" if kind == "link" else tmp_path / "out"
+    place.mkdir()
+    if kind == "link":
+        (tmp_path / "out").symlink_to(place)
+    else:  # where nothing can be renamed to
+
+        def replace(source, target, original=os.replace):
+            if str(target) == str(place):
+                raise OSError(errno.EBUSY, "Device or resource busy", str(source))
+            original(source, target)
+
+        monkeypatch.setattr(os, "replace", replace)
+        monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(place))
+    code, told, output = convert(folder, "--to", "coco", "--val", "0.4")
+    assert code == 0, told.err
+    assert {split: len(records) for split, records in read(output).splits.items()} == {"train": 3, "val": 2}
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
+    assert (tmp_path / "out").is_symlink() == (kind == "link")

@@ -72,6 +72,6 @@ def write_repaired(diagnosis: Diagnosis, output: Path) -> list[str]:
             kept.append({**record, "annotations": annotations})
         start += len(members)
         if kept:
-            splits["train" if split == WHOLE else split] = kept
+            splits.setdefault("train" if split == WHOLE else split, []).extend(kept)
     lines += write_data_set(splits, diagnosis.class_names, output, "coco")
     return [*lines, f"written to {output}"]

@@ -5,6 +5,7 @@ SPLIT/_annotations.coco.json beside the images, or annotations/*.json and images
 
 from __future__ import annotations
 
+import filecmp
 import re
 from collections import Counter
 from pathlib import Path
@@ -14,10 +15,11 @@ import numpy as np
 
 from maskrcnn_plus.data.annotations import normalize_segmentation
 from maskrcnn_plus.data.check import DataError
-from maskrcnn_plus.data.formats.annotated import BOX, BOXES_ONLY, Annotated, ImageFinder
+from maskrcnn_plus.data.formats.annotated import BOX, BOXES_ONLY, Annotated
 from maskrcnn_plus.data.formats.coco import Category, parse_coco
 from maskrcnn_plus.data.formats.coco_attributes import select_attribute
 from maskrcnn_plus.data.formats.files import WHOLE, list_tree, peek_json, read_json, split_of
+from maskrcnn_plus.data.formats.image_finder import IMAGE_FOLDER, LABEL_FOLDER, ImageFinder, is_file
 from maskrcnn_plus.data.formats.options import ReadOptions
 from maskrcnn_plus.data.formats.shapes import NoAreaError, Shape
 
@@ -179,11 +181,37 @@ def _split(file: Path, root: Path) -> str:
 
 
 def _image_root(file: Path, root: Path, content: dict[str, Any]) -> Path:
-    """The folder that holds most of the images, by name: that of the file, or another one of the data set."""
+    """The folder that holds most of the images, by name: that of the file, or another one of the data set.
+
+    Raises:
+        DataError: nothing tells which of several such folders it is, and their images differ.
+    """
     names = [str(image.get("file_name", "")) for image in content["images"] if isinstance(image, dict)]
     names = [name.replace("\\", "/") for name in names[:: max(1, len(names) // _LOOKED_UP)]]
     folders = [file.parent, root, *(each for each in sorted(root.rglob("*")) if each.is_dir())]
-    split = _split(file, root)  # folders of the file's own, then of its split, come first where several hold such names
-    folders.sort(key=lambda each: (not each.is_relative_to(file.parent), split_of(each / "x", root) != split))
-    found = [sum((each / n).is_file() or (each / n.rpartition("/")[2]).is_file() for n in names) for each in folders]
-    return folders[found.index(max(found))]
+    split = _split(file, root)
+    hints = {file.stem, *(part for name in names for part in name.split("/")[:-1])}
+
+    def rank(folder: Path) -> tuple[int, ...]:
+        """Less for what is nearer: the file's own place, its split, folders of images, those that are named."""
+        likeness = len(hints & set(folder.relative_to(root).parts)) if folder.is_relative_to(root) else 0
+        kind = 2 if LABEL_FOLDER.search(folder.name) else 0 if IMAGE_FOLDER.search(folder.name) else 1
+        near = folder != file.parent, not folder.is_relative_to(file.parent), split_of(folder / "x", root) != split
+        return *near, -likeness, kind
+
+    def find(folder: Path) -> dict[str, Path]:
+        candidates = {name: (folder / name, folder / name.rpartition("/")[2]) for name in names}
+        found = {name: next(filter(is_file, paths), None) for name, paths in candidates.items()}
+        return {name: path for name, path in found.items() if path is not None}
+
+    there = {folder: find(folder) for folder in folders}
+    most = max(map(len, there.values()))
+    best, *others = sorted((folder for folder in there if len(there[folder]) == most), key=rank)
+    for other in others if most else ():
+        shared = [(there[best][name], there[other][name]) for name in there[best].keys() & there[other].keys()]
+        if rank(other) == rank(best) and any(not filecmp.cmp(*pair, shallow=False) for pair in shared):
+            raise DataError(
+                f"{file}: its images may be those of {best} or of {other}, which differ. Put it beside its own, or "
+                "keep one of the folders."
+            )
+    return best

@@ -19,7 +19,7 @@ from maskrcnn_plus.special_files import refuse_special_file
 WHOLE = "all"
 """Name of the split of a folder that has none."""
 
-_SPLITS = {
+SPLITS = {
     "train": "train",
     "training": "train",
     "test": "test",
@@ -28,6 +28,8 @@ _SPLITS = {
     "valid": "val",
     "validation": "val",
 }
+"""What words for a split mean."""
+
 _KEPT_BYTES = 1 << 26  # of JSON files whose content waits for the reader that knows it
 _OUTLINE_ITEMS, _OUTLINE_TEXT, _OUTLINE_DEPTH = 8, 200, 5
 
@@ -80,6 +82,18 @@ def damaged(path: Path, error: DataError) -> None:
         known.errors[path] = error
 
 
+def walk(path: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` that follows links to folders, but to none that it has come through."""
+    seen = set()
+    for folder, folders, names in os.walk(path, followlinks=True):
+        place = os.path.realpath(folder)
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        yield folder, folders, names
+
+
 def list_tree(path: Path, suffixes: Sequence[str]) -> list[Path]:
     """Visible files below a folder, or the file itself, with one of the extensions; `._NAME` of macOS is hidden."""
     if path.is_file():
@@ -88,7 +102,7 @@ def list_tree(path: Path, suffixes: Sequence[str]) -> list[Path]:
     if known is not None and key in known.trees:
         return list(known.trees[key])
     found = []
-    for folder, folders, names in os.walk(path):
+    for folder, folders, names in walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
         chosen = (name for name in sorted(names) if not name.startswith("."))
         found += [Path(folder, name) for name in chosen if Path(name).suffix.lower() in suffixes]
@@ -179,4 +193,4 @@ def split_of(file: Path, root: Path) -> str:
     """Split that a folder between `root` and a file is named after, or `WHOLE`: val, train2017, test_images."""
     parts = file.relative_to(root).parts[:-1] if file.is_relative_to(root) else ()
     words = (word for part in parts for word in re.split(r"[^a-z]+", part.lower()))
-    return next((_SPLITS[word] for word in words if word in _SPLITS), WHOLE)
+    return next((SPLITS[word] for word in words if word in SPLITS), WHOLE)

@@ -18,7 +18,7 @@ def read_splits(path: str) -> dict[str, list[str]]:
     expected = 'It must look like {"train": ["image1", "image2"], "val": ["image3"]}, names without extension.'
     try:
         refuse_special_file(path)
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             splits = json.load(file)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}). {expected}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,8 +44,8 @@ class ImageFinder:
         self._by_name: dict[str, list[Path]] = defaultdict(list)
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
         for file in self.files:
-            self._by_name[file.name].append(file)
-            self._by_stem[file.stem].append(file)
+            self._by_name[same_text(file.name)].append(file)
+            self._by_stem[same_text(file.stem)].append(file)
 
     def note_left_out(self, why: str, images: Sequence[Path] | None = None) -> None:
         """Note the images that no annotation file is of.
@@ -72,7 +73,7 @@ class ImageFinder:
         for plain in _spellings(name):
             base = plain.rpartition("/")[2]
             for candidate in (beside.parent / plain, beside.parent / base):
-                if base and _is_file(candidate):
+                if base and is_file(candidate):
                     return candidate
             if base in self._by_name:
                 return self._choose(self._by_name[base], plain, say)
@@ -81,7 +82,7 @@ class ImageFinder:
             if len(self._by_stem.get(stem, ())) == 1:
                 self.data.assume(_EXTENSION, name)
                 return self._by_stem[stem][0]
-        near = [file for file in self._by_stem.get(beside.stem, ()) if file.parent == beside.parent]
+        near = [file for file in self._by_stem.get(same_text(beside.stem), ()) if file.parent == beside.parent]
         if len(near) == 1:
             return near[0]
         if say:
@@ -98,7 +99,7 @@ class ImageFinder:
             folder: where it is looked for first.
             say: whether an image that is not there is noted as missing.
         """
-        files = self._by_name.get(name) or self._by_stem.get(name, [])
+        files = self._by_name.get(same_text(name)) or self._by_stem.get(same_text(name), [])
         near = [file for file in files if file.parent == folder]
         named = [file for file in files if IMAGE_FOLDER.search(file.parent.name)]
         if files:
@@ -128,9 +129,14 @@ class ImageFinder:
         return best[0]
 
 
+def same_text(name: str) -> str:
+    """A name in the one form of its letters: macOS writes a letter and its accent as two characters."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _spellings(name: str) -> list[str]:
     """What a name may mean as a path, slashes forward."""
-    plain = name.replace("\\", "/").strip()
+    plain = same_text(name).replace("\\", "/").strip()
     found = [plain]
     if "%" in plain or "?" in plain or "://" in plain:
         try:
@@ -147,8 +153,9 @@ def _common_tail(a: tuple[str, ...], b: list[str]) -> int:
     return next((count for count, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; there is none of a name that no file can have, such as a long address."""
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):
         return False

@@ -64,6 +64,10 @@ def read(path: Path, options: ReadOptions) -> Annotated:
     tables = [(file, columns) for file in list_tree(path, (".csv",)) if (columns := _find_columns(file))]
     if not tables:
         raise DataError(f"{path} holds no run-length codes: it needs {LOOKED_FOR}.")
+    samples = [entry for entry in tables if "sample_submission" in entry[0].name.lower()]
+    if 0 < len(samples) < len(tables):
+        tables = [entry for entry in tables if entry not in samples]
+        data.notes.append(f"{samples[0][0]} was left out: such a table holds examples of runs, no annotations.")
     for file, columns in tables:
         objects: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
         for number, row in _rows(file):

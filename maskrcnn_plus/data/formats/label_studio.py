@@ -35,6 +35,8 @@ from maskrcnn_plus.data.formats.shapes import (
 LOOKED_FOR = 'JSON of Label Studio (a list of tasks with "data" and "annotations"), or JSON-MIN'
 OPTIONS = ("attribute",)
 
+_GEOMETRY = {"points", "rle", "radiusX", "radiusY", "x", "y", "width", "height", "rotation"}
+
 
 def matches(path: Path) -> bool:
     """Whether a folder, or a JSON file, holds tasks of Label Studio."""
@@ -124,7 +126,7 @@ def _read_task(
     if size is not None:
         labels = _labels(results, options.attribute)
         shapes = data.read_shapes(
-            results, where, partial(_read_shape, size=size, labels=labels, options=options, data=data)
+            _once(results), where, partial(_read_shape, size=size, labels=labels, options=options, data=data)
         )
         data.add_shapes(split_of(image, root), image, shapes, where, stated)
 
@@ -144,6 +146,20 @@ def _stated_size(result: dict[str, Any]) -> tuple[int, int] | None:
     if isinstance(height, int) and isinstance(width, int) and min(height, width) > 0:
         return height, width
     return None
+
+
+def _once(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The results, of those that give the geometry of one region the first; the controls of a region each have one."""
+    seen: set[str | None] = set()
+    kept = []
+    for result in results:
+        value = result.get("value") if isinstance(result, dict) else None
+        geometry = {key: value[key] for key in sorted(_GEOMETRY & value.keys())} if isinstance(value, dict) else {}
+        known = f"{result['id']} {result.get('image_rotation')} {geometry}" if geometry and "id" in result else None
+        if known is None or known not in seen:
+            kept.append(result)
+        seen.add(known)
+    return kept
 
 
 def _labels(results: list[dict[str, Any]], attribute: str | None) -> dict[str, list[str]]:
@@ -169,6 +185,8 @@ def _read_shape(
     data: Annotated,
 ) -> Shape | None:
     """A result in pixels of an image of `size` (H, W)."""
+    if result.get("type") == "relation":  # between two regions
+        return None
     value = result["value"]
     kind = next((kind for kind in ("points", "rle", "radiusX", "width", "x") if kind in value), None)
     if kind is None:

@@ -18,7 +18,7 @@ from detectron2.structures import BoxMode
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.check_cache import fingerprint, get_cached
 from maskrcnn_plus.data.formats.annotated import Annotated
-from maskrcnn_plus.data.formats.files import read_json, split_of
+from maskrcnn_plus.data.formats.files import SPLITS, read_json, split_of
 from maskrcnn_plus.data.formats.folders import read_splits
 from maskrcnn_plus.data.formats.instance_maps import read_instance_map, rle_annotations, split_components
 from maskrcnn_plus.data.formats.label_folders import LabelledImage, pair_files
@@ -108,6 +108,10 @@ def _read_splits(path: Path, images: list[LabelledImage], data: Annotated) -> di
         lists = read_splits(str(root / "splits.json"))
         if not lists:
             continue
+        for name in lists:
+            if name.lower() not in SPLITS:
+                raise DataError(f"{root / 'splits.json'}: {name!r} is no split; rename it to train, val or test.")
+        lists = {SPLITS[name.lower()]: stems for name, stems in lists.items()}
         of_stem = {stem: split for split, stems in lists.items() for stem in stems}
         here = {each.image.stem: each.image for each in images if each.root == root}
         splits.update({image: of_stem.get(stem) for stem, image in here.items()})

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.annotated import Annotated
-from maskrcnn_plus.data.formats.files import list_tree, split_of
+from maskrcnn_plus.data.formats.files import list_tree, split_of, walk
 from maskrcnn_plus.data.formats.instance_maps import read_instance_map
 from maskrcnn_plus.data.formats.masks import mask_annotation
 from maskrcnn_plus.data.formats.options import ReadOptions
@@ -60,7 +59,7 @@ def read(path: Path, options: ReadOptions) -> Annotated:
 def _image_folders(path: Path) -> list[Path]:
     """Folders with one image in `images` and a folder `masks`, unless its only file has the name of the image."""
     found = []
-    for folder, folders, _ in os.walk(path):
+    for folder, folders, _ in walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if "images" in folders and "masks" in folders:
             here = Path(folder)

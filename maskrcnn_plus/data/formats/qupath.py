@@ -67,7 +67,11 @@ def _features(content: Any) -> list[Any] | None:
 def _read_feature(feature: dict[str, Any], place: str, data: Annotated) -> Shape:
     geometry, properties = feature["geometry"], feature.get("properties") or {}
     classification = properties.get("classification") or {}
-    label = classification.get("name") if isinstance(classification, dict) else classification
+    if isinstance(classification, dict):  # "names" of a class in parts, as Tumor: Positive
+        parts = classification.get("names")
+        names = ": ".join(map(str, parts)) if isinstance(parts, list) else None
+        classification = classification.get("name") or names
+    label = classification
     if not label:
         label = _CLASS
         data.assume(f"objects without classification, which are of the class {_CLASS!r}", place)

@@ -15,6 +15,7 @@ import numpy as np
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.annotated import BOX, BOXES_ONLY, Annotated
 from maskrcnn_plus.data.formats.files import list_tree, read_text, split_of
+from maskrcnn_plus.data.formats.image_finder import same_text
 from maskrcnn_plus.data.formats.options import ReadOptions
 from maskrcnn_plus.data.formats.shapes import NoAreaError, Shape, check_area
 from maskrcnn_plus.data.formats.yolo_yaml import class_names, find_yaml, listed_images, load_yaml
@@ -47,6 +48,8 @@ def read(path: Path, options: ReadOptions) -> Annotated:
             raise DataError(f"{path} holds no YOLO data set: it needs {LOOKED_FOR}.")
     else:
         content = load_yaml(yaml_file)
+        if content.get("kpt_shape"):
+            raise DataError(f"{yaml_file} is of poses: its labels are boxes and key points, no outlines of objects.")
         names = class_names(content["names"], yaml_file)
         if classes is not None and (lines := _class_lines(classes)) != names:
             there, here = list(lines.values()), list(names.values())
@@ -96,9 +99,11 @@ def _add_images(
             f"all {len(corners)} objects have 4 points: they were taken as outlines. If they are rotated boxes, draw "
             "or export polygons."
         )
+    orphans = [file for file in files.files if file not in set(labels.values())]
     if tell_orphans:
-        orphans = [file for file in files.files if file not in set(labels.values())]
         data.problems += [f"{file}: there is no image of this name. Add it, or remove the file." for file in orphans]
+    elif orphans := [file for file in orphans if file.stem not in stems]:
+        data.notes.append(f"{len(orphans)} text files have no image of their name, {orphans[0]} among them.")
 
 
 def _find_classes(root: Path) -> Path | None:
@@ -140,7 +145,7 @@ class _LabelFiles:
         self.files = [file for file in texts if not file.name.lower().startswith("readme")]
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
         for file in self.files:
-            self._by_stem[file.stem].append(file)
+            self._by_stem[same_text(file.stem)].append(file)
 
     def find(self, image: Path, is_only: bool) -> Path | None:
         """The text file of an image: in `labels` for an `images` of its path, else beside it, else with its name.
@@ -159,7 +164,7 @@ class _LabelFiles:
         beside = image.with_suffix(".txt")
         if beside.is_file() and beside.name not in _OTHERS:
             return beside
-        others = self._by_stem.get(image.stem, [])
+        others = self._by_stem.get(same_text(image.stem), [])
         return others[0] if is_only and len(others) == 1 else None
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from planted_faults import SIDE, DataSet, disc
 
 from maskrcnn_plus.apps.check_data.diagnosis import diagnose
+from maskrcnn_plus.data.formats import read
 
 
 @pytest.fixture
@@ -136,3 +137,19 @@ def test_errors_are_a_line(data, run, tmp_path, case):
     assert "Traceback" not in told.err
     assert not (path / "clean").exists()
     assert not (tmp_path / "clean").exists()
+
+
+def test_images_of_no_split_stay_in_what_is_repaired(run, tmp_path):
+    """They are taken for training, beside those of the train folder."""
+    for number, split in enumerate(("train", "extra", "val")):
+        for index in range(2):
+            folder = tmp_path / "data" / split
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng([number, index]).integers(0, 255, (40, 60), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{split}{index}.png")
+            (folder / f"{split}{index}.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5")
+    (tmp_path / "data" / "classes.txt").write_text("cell")
+    code, _ = run(tmp_path / "data", "--fix", tmp_path / "clean")
+    assert code == 0
+    found = {split: len(records) for split, records in read(tmp_path / "clean").splits.items()}
+    assert found == {"train": 4, "val": 2}

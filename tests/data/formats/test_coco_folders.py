@@ -1,6 +1,7 @@
 """Folders of COCO files: splits, images beside the file, classes by name."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -235,3 +236,55 @@ def test_nan_is_named(tmp_path):
 def test_a_split_named_test_alone(tmp_path):
     write(tmp_path / "test" / "_annotations.coco.json", tmp_path / "test" / "a.png", [CELL], 1)
     assert list(read(tmp_path).splits) == ["test"]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "file", "name"),
+    [
+        ("images", "annotated", "labels.json", "0001.png"),
+        ("rgb", "masks", "labels.json", "0001.png"),
+        ("images", "depth", "labels.json", "0001.png"),
+        ("images/patient2", "images/patient1", "annotations/patient2.json", "0001.png"),
+        ("data/plate2", "data/plate1", "labels.json", "C:\\data\\plate2\\0001.png"),
+    ],
+)
+def test_of_folders_with_the_same_names_the_likeliest_is_taken(tmp_path, right, wrong, file, name):
+    write(tmp_path / file, tmp_path / right / "0001.png", [CELL], 1, name=name)
+    write_image(tmp_path / wrong / "0001.png")
+    (tmp_path / wrong / "0001.png").write_bytes((tmp_path / right / "0001.png").read_bytes() + b"other")
+    (record,) = read(tmp_path).splits["all"]
+    assert record["file_name"] == str(tmp_path / right / "0001.png")
+
+
+def test_folders_that_nothing_tells_apart_are_named(tmp_path):
+    for folder in ("one", "two"):
+        write(tmp_path / "labels.json", tmp_path / folder / "0001.png", [CELL], 1)
+    assert len(read(tmp_path).splits["all"]) == 1  # the same image twice
+    with open(tmp_path / "two" / "0001.png", "ab") as image:
+        image.write(b"other")
+    with pytest.raises(DataError, match=r"labels\.json: its images may be those of .*one or of .*two, which differ"):
+        read(tmp_path)
+
+
+def test_a_name_that_no_file_can_have_is_found_by_its_address(tmp_path):
+    address = f"https://host/a.png?X-Amz-Signature={'0' * 400}"
+    write(tmp_path / "labels.json", tmp_path / "pictures" / "a.png", [CELL], 1, name=address)
+    (record,) = read(tmp_path).splits["all"]
+    assert record["file_name"] == str(tmp_path / "pictures" / "a.png")
+
+
+def test_names_of_a_mac_are_those_of_other_machines(tmp_path):
+    """macOS writes a letter and its accent as two characters."""
+    one, two = unicodedata.normalize("NFD", "zäh.png"), unicodedata.normalize("NFC", "zäh.png")
+    write(tmp_path / "labels.json", tmp_path / "pictures" / one, [CELL], 1, name=two)
+    assert [Path(record["file_name"]).name for record in read(tmp_path).splits["all"]] == [one]
+
+
+def test_links_to_folders_are_followed_and_end(tmp_path):
+    for split in ("train", "val"):
+        place = tmp_path / ("store" if split == "val" else "data") / split
+        write(place / "_annotations.coco.json", place / f"{split}.png", [CELL], 1)
+    (tmp_path / "data" / "val").symlink_to(tmp_path / "store" / "val")
+    (tmp_path / "data" / "train" / "round").symlink_to(tmp_path / "data")
+    data = read(tmp_path / "data")
+    assert {split: len(records) for split, records in data.splits.items()} == {"train": 1, "val": 1}

@@ -132,3 +132,12 @@ def test_damaged_files_never_crash(tmp_path):
         with contextlib.suppress(DataError):
             data = read(tmp_path, "kaggle")
             assert data.problems or len(data.splits["all"]) == 1
+
+
+def test_an_example_of_a_submission_is_no_annotation(tmp_path):
+    write(tmp_path, f"a,{RUNS[0]}")
+    write_image(tmp_path / "test" / "b.png")
+    (tmp_path / "sample_submission.csv").write_text("ImageId,EncodedPixels\nb,1 2\n")
+    data = read(tmp_path)
+    assert [len(records) for records in data.splits.values()] == [1]
+    assert any("sample_submission.csv was left out" in note for note in data.notes)

@@ -181,3 +181,14 @@ def test_the_short_form_is_read_as_the_long_one(tmp_path):
     (root / "project-1.json").write_text(json.dumps([task, {"id": 9}]))
     problems = read(root).problems
     assert any("task 9: it is no task of Label Studio" in problem for problem in problems)
+
+
+def test_further_controls_and_relations_of_a_region_are_no_objects(tmp_path):
+    """Each control of a region repeats its geometry."""
+    choice = result({"points": POINTS, "choices": ["large"]}, "choices", label=None)
+    relation = {"type": "relation", "from_id": "a", "to_id": "b", "direction": "right"}
+    other = result({"points": [[60, 10], [80, 10], [80, 50]]}, number="b")
+    for entries in ([result(), choice, relation, other], [result(label=None), result(), other]):
+        record, data = read_one(write(tmp_path, *entries))
+        assert len(record["annotations"]) == 2
+        assert data.problems == []

@@ -264,3 +264,18 @@ def test_sequences_of_the_cell_tracking_challenge(tmp_path):
     np.testing.assert_array_equal(masks_of(data.splits["all"][0]), MASKS)
     assert not data.problems
     assert any("4 images have no label image" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "Validation"])
+def test_words_for_the_splits(tmp_path, name):
+    for image in ("a", "b"):
+        in_folders(tmp_path, image=f"images/{image}.png", label=f"labels/{image}.png")
+    (tmp_path / "splits.json").write_text(json.dumps({"train": ["a"], name: ["b"]}), encoding="utf-8-sig")
+    splits = read(tmp_path).splits
+    assert {split: [Path(each["file_name"]).stem for each in splits[split]] for split in splits} == {
+        "train": ["a"],
+        "val": ["b"],
+    }
+    (tmp_path / "splits.json").write_text(json.dumps({"fold1": ["a"], "fold2": ["b"]}))
+    with pytest.raises(DataError, match=r"splits\.json: 'fold1' is no split"):
+        read(tmp_path)

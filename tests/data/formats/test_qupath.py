@@ -99,3 +99,11 @@ def test_a_wrong_feature_is_named(tmp_path, entry, said):
     assert len(record["annotations"]) == 1
     assert said in data.problems[0]
     assert "one.geojson, shape 1" in data.problems[0]
+
+
+def test_classes_in_parts(tmp_path):
+    """As QuPath from 0.4 on writes those that are derived, as Tumor: Positive."""
+    parts = feature(classification={"names": ["Tumor", "Positive"], "color": [1, 2, 3]})
+    _, data = read_one(write(tmp_path, parts, feature(classification={"name": "Tumor"})))
+    assert data.class_names == ["Tumor: Positive", "Tumor"]
+    assert not any("without classification" in note for note in data.notes)

@@ -1,6 +1,7 @@
 """YOLO's polygons: as drawn by hand, and what is refused by file and line."""
 
 import os
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -219,3 +220,26 @@ def test_an_image_of_boxes_alone_is_not_one_without_objects(tmp_path):
     data = read(tmp_path)
     assert [Path(each["file_name"]).stem for each in data.splits["train"]] == ["none", "one"]
     assert any("every object is a box" in note and "boxes.png" in note for note in data.notes)
+
+
+def test_poses_are_no_outlines(tmp_path):
+    with pytest.raises(DataError, match=r"data\.yaml is of poses"):
+        read(write(tmp_path, yaml="names: [a, b]\ntrain: images/train\nkpt_shape: [4, 3]\n"))
+
+
+def test_text_files_without_image_are_told_beside_a_yaml_too(tmp_path):
+    write(tmp_path)
+    (tmp_path / "labels" / "train" / "gone.txt").write_text(BOX)
+    _, data = read_one(tmp_path)
+    assert any(note.startswith("1 text files have no image of their name") for note in data.notes)
+
+
+def test_labels_of_names_of_a_mac_and_of_jpegs_by_another_name(tmp_path):
+    write(tmp_path)
+    (tmp_path / "images" / "train" / "one.png").unlink()
+    for name in (unicodedata.normalize("NFD", "zäh.png"), "two.jfif"):
+        write_image(tmp_path / "images" / "train" / "other.jpg")
+        (tmp_path / "images" / "train" / "other.jpg").rename(tmp_path / "images" / "train" / name)
+    for name in (unicodedata.normalize("NFC", "zäh.txt"), "two.txt"):
+        (tmp_path / "labels" / "train" / name).write_text(BOX)
+    assert [len(record["annotations"]) for record in read(tmp_path).splits["train"]] == [1, 1]
