@@ -32,6 +32,19 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
             one of another kind than the config has: a group of keys stays one, a list is no mapping. The config is
             unchanged then. Also for a reference to nothing (`train.seed=${nothing}`).
     """
+    changes = find_changes(cfg, overrides)
+    for key, value in changes:
+        OmegaConf.update(cfg, key, value, merge=isinstance(value, Mapping))
+    for key, value in changes:
+        try:
+            OmegaConf.select(cfg, key, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{key}={shortened(value)}: {first_line(error)}.", key) from error
+    return cfg
+
+
+def find_changes(cfg: DictConfig, overrides: Sequence[str]) -> list[tuple[str, Any]]:
+    """The keys and values that overrides change in `cfg`, which stays as it is; see `apply_overrides`."""
     changes = []
     for entry in overrides:
         key, equals, _ = entry.partition("=")
@@ -44,14 +57,7 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
             changes += _changes(cfg, key, value)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{shortened(entry)}: {first_line(error)}", key) from error
-    for key, value in changes:
-        OmegaConf.update(cfg, key, value, merge=isinstance(value, Mapping))
-    for key, value in changes:
-        try:
-            OmegaConf.select(cfg, key, throw_on_missing=True)
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"{key}={shortened(value)}: {first_line(error)}.", key) from error
-    return cfg
+    return changes
 
 
 def _parse(entry: str) -> Any:

@@ -72,7 +72,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """Evaluate, print the figures and write the page."""
     data = read_evaluation_data(args.data, args.split, args.format, args.on_error, from_arguments(args))
     predictor = open_predictions(args.predictions) if args.predictions else build_predictor(args)
-    diagnosis = evaluate_records(predictor, data)
+    diagnosis = evaluate_records(predictor, data, on_error=args.on_error)
     print(figures_table(diagnosis))
     for note in data.notes:
         print(f"  assumed: {note}")

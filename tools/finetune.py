@@ -5,7 +5,7 @@ Examples:
     python tools/finetune.py --data FOLDER --output output/mine
     python tools/finetune.py --data FOLDER --output output/mine --hours 0.5 --classes cell nucleus
     python tools/finetune.py --data FOLDER --output output/mine --dry-run        # the config alone, to read and edit
-    python tools/finetune.py --data FOLDER --output output/mine --resume         # after a stop
+    python tools/finetune.py --data FOLDER --output output/mine --resume         # after a stop, as config.py says
     python tools/finetune.py --data FOLDER --output output/mine train.max_iter=2000 dataset.scale=1.0
 
 The annotations may be of any format that docs/own_data.md lists. What was decided, and why, stands in
@@ -19,6 +19,7 @@ be understood, 128 + N stopped by signal N after a checkpoint was written (130 f
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,7 +62,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on with the training in the output folder")
     add_arguments(parser)
     parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to the config")
-    return parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(argv)
+    args.opts += [name for name in args.classes or () if "=" in name]  # written behind the classes
+    args.classes = [name for name in args.classes or () if "=" not in name] or None
+    return args
 
 
 def finetune(args: argparse.Namespace) -> None:
@@ -86,12 +90,15 @@ def finetune(args: argparse.Namespace) -> None:
         )
         configure(request)
     if not args.dry_run:
-        train(config, resume=args.resume)
-        report(config)
+        overrides = args.opts if args.resume else ()
+        train(config, resume=args.resume, overrides=overrides, output=args.output)
+        report(config, overrides)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
+    if argv is None:  # a program of its own; the training has handlers of its own
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     return run_tool("finetune", lambda: finetune(args), overrides=args.opts, failure=1)
 
 

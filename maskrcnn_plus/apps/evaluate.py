@@ -20,6 +20,7 @@ from maskrcnn_plus.data.coco import class_key
 from maskrcnn_plus.data.formats import ReadOptions, read
 from maskrcnn_plus.data.formats.files import WHOLE
 from maskrcnn_plus.data.images import read_image
+from maskrcnn_plus.errors import UserError, first_line
 from maskrcnn_plus.evaluation.diagnosis import Diagnosis, JudgedImage, diagnose, judge_image
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.masks.rle_masks import RLEMasks
@@ -87,7 +88,9 @@ def read_evaluation_data(
     return EvaluationData(records, list(data.class_names), split, list(data.notes))
 
 
-def evaluate_records(predictor: Predictor, data: EvaluationData, *, progress: bool = True) -> Diagnosis:
+def evaluate_records(
+    predictor: Predictor, data: EvaluationData, *, on_error: str = "raise", progress: bool = True
+) -> Diagnosis:
     """Predict annotated images and judge what is found.
 
     Classes are matched by name. Objects of classes that the model does not know, and detections of classes that the
@@ -96,11 +99,12 @@ def evaluate_records(predictor: Predictor, data: EvaluationData, *, progress: bo
     Args:
         predictor: of any weights; with a score threshold of 0, so that the curves are whole.
         data: of `read_evaluation_data`, or dataset dicts of one's own.
+        on_error: "raise", or "skip" to leave out images that cannot be used, which the notes then name.
         progress: show a progress bar.
 
     Raises:
-        DataError: no class has a counterpart.
-        ValueError: an image cannot be used; the message names it.
+        DataError: no class has a counterpart, or no image is left.
+        ValueError, OSError: an image cannot be used; the message names it.
     """
     names, of_data, of_model = _match_classes(data, predictor.class_names)
     images: list[JudgedImage] = []
@@ -111,12 +115,21 @@ def evaluate_records(predictor: Predictor, data: EvaluationData, *, progress: bo
             for annotation in record.get("annotations", [])
             if annotation["category_id"] in of_data
         ]
-        found = predictor.predict(record["file_name"])
-        diameters.append(getattr(found, "object_diameter", None))
-        known = [index for index, category in enumerate(found.pred_classes.tolist()) if category in of_model]
-        found = found[torch.tensor(known, dtype=torch.long)]
-        found.pred_classes = torch.tensor([of_model[c] for c in found.pred_classes.tolist()], dtype=torch.long)
-        images.append(judge_image({**record, "annotations": annotations}, found))
+        try:
+            found = predictor.predict(record["file_name"])
+            diameter = getattr(found, "object_diameter", None)
+            known = [index for index, category in enumerate(found.pred_classes.tolist()) if category in of_model]
+            found = found[torch.tensor(known, dtype=torch.long)]
+            found.pred_classes = torch.tensor([of_model[c] for c in found.pred_classes.tolist()], dtype=torch.long)
+            images.append(judge_image({**record, "annotations": annotations}, found))
+        except (UserError, OSError) as error:  # what no header tells
+            if on_error != "skip":
+                raise
+            data.notes.append(f"Left out: {first_line(error)}")
+            continue
+        diameters.append(diameter)
+    if not images:
+        raise DataError(f"No image of {len(data.records)} can be used. {data.notes[-1]}")
     known = [diameter for diameter in diameters if diameter]
     if known:
         data.notes.append(
@@ -189,12 +202,13 @@ def _match_classes(
 ) -> tuple[list[str], dict[int, int], dict[int, int]]:
     """The classes that both have, and the index among them of each category of the data and class of the model."""
     used = {entry["category_id"] for record in data.records for entry in record.get("annotations", [])}
-    in_data = {class_key(data.class_names[index]): index for index in sorted(used)}
+    keys = {index: class_key(data.class_names[index]) for index in sorted(used)}  # "cell" and "Cell" are one class
+    in_data = {key: index for index, key in keys.items()}
     in_model = {class_key(name): index for index, name in enumerate(model_names)}
     if len(in_data) == len(in_model) == 1 and in_data.keys() != in_model.keys():
         name = data.class_names[next(iter(in_data.values()))]
         data.notes.append(f"The only class of the data, {name}, was taken for the model's only one, {model_names[0]}.")
-        return [model_names[0]], {next(iter(in_data.values())): 0}, {0: 0}
+        return [model_names[0]], dict.fromkeys(keys, 0), {0: 0}
     shared = [key for key in in_model if key in in_data] if in_data else list(in_model)
     if not shared:
         known = ", ".join(data.class_names[index] for index in sorted(used))
@@ -210,7 +224,7 @@ def _match_classes(
         missing = [names[index] for key, index in own.items() if key not in other]
         if missing and in_data:
             data.notes.append(f"{what}: {', '.join(missing)}.")
-    of_data = {in_data[key]: number for number, key in enumerate(shared) if key in in_data}
+    of_data = {index: shared.index(key) for index, key in keys.items() if key in shared}
     return [model_names[in_model[key]] for key in shared], of_data, {in_model[key]: n for n, key in enumerate(shared)}
 
 

@@ -163,6 +163,11 @@ class Checkpointer(DetectionCheckpointer):
         changed = changed_keys(content.get("config") or self.config or {}, self.config or {})
         if changed:
             self.logger.info(f"Changed in the config since this checkpoint was written: {', '.join(changed)}.")
+        for split in self.changed_data(content):
+            self.logger.warning(
+                f"The {split} data are not those that {path} was trained with: images or annotations have changed, or "
+                "another part of them was drawn for validation, so that figures of before cannot be compared."
+            )
         for key in keys:
             try:
                 self.checkpointables[key].load_state_dict(content.pop(key))
@@ -176,6 +181,11 @@ class Checkpointer(DetectionCheckpointer):
         self.model.load_state_dict(content.pop("model"))
         self.metrics = dict((content.get(DESCRIPTION) or {}).get("metrics") or {})
         return content
+
+    def changed_data(self, content: Mapping[str, Any]) -> list[str]:
+        """The splits of which a checkpoint describes other data than those of this training: "train", "test"."""
+        before, now = ((each or {}).get("data") or {} for each in (content.get(DESCRIPTION), self.description))
+        return [split for split in before if split in now and before[split] != now[split]]
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         """A checkpoint of a training; weights of other origin are for `load_weights`.

@@ -132,10 +132,14 @@ class BestWeights:
         if not os.path.exists(path):
             return None
         try:
-            record = read_file(path).get("best")
+            content = read_file(path)
         except WeightsError as error:
             logger.warning(f"{error} The first evaluation writes it anew.")
             return None
+        if "test" in self.checkpointer.changed_data(content):
+            logger.warning(f"{path} is the best on other validation data: the first evaluation replaces it.")
+            return None
+        record = content.get("best")
         if record is None:  # of a run before model_best.pth held the record itself
             record = _read_record(self.record)
         if not _is_record(record):

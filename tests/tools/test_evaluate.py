@@ -107,6 +107,33 @@ def test_classes_without_a_counterpart_are_said(folder, predictor):
     assert any("The only class of the data, leaf, was taken for" in note for note in data.notes)
 
 
+def test_categories_that_differ_in_case_are_one_class(folder, predictor):
+    path = folder / "valid" / "_annotations.coco.json"
+    content = json.loads(path.read_text())
+    before = evaluate_records(predictor, read_evaluation_data(folder, "val"), progress=False)
+    content["annotations"][1]["category_id"] = 2
+    content["categories"] = [{"id": 1, "name": "cell"}, {"id": 2, "name": "CELL"}]
+    path.write_text(json.dumps(content))
+    diagnosis = evaluate_records(predictor, read_evaluation_data(folder, "val"), progress=False)
+    assert diagnosis.curve.objects == before.curve.objects == 3
+    assert diagnosis.figures["segm"]["AP"] == pytest.approx(100)
+
+
+def test_an_image_that_is_cut_short_is_left_out_and_named(folder, predictor):
+    path = folder / "valid" / "b.png"
+    path.write_bytes(path.read_bytes()[:-30])  # its header is whole
+    with pytest.raises(ValueError, match=r"b\.png"):
+        evaluate_records(predictor, read_evaluation_data(folder, "val"), progress=False)
+    data = read_evaluation_data(folder, "val", on_error="skip")
+    assert len(evaluate_records(predictor, data, on_error="skip", progress=False).images) == 2
+    assert any(note.startswith(f"Left out: {path}") for note in data.notes)
+    for name in ("a", "c"):
+        (folder / "valid" / f"{name}.png").write_bytes(path.read_bytes())
+    data = read_evaluation_data(folder, "val", on_error="skip")
+    with pytest.raises(DataError, match=r"No image of 3 can be used\. Left out: .*c\.png"):
+        evaluate_records(predictor, data, on_error="skip", progress=False)
+
+
 def test_the_page_holds_everything_and_nothing_from_elsewhere(folder, predictor, tmp_path):
     data = read_evaluation_data(folder)
     diagnosis = evaluate_records(predictor, data, progress=False)

@@ -70,9 +70,27 @@ def test_from_a_folder_to_predictions(folder, tmp_path, capsys, monkeypatch):
 
     assert finetune.main(["--data", str(folder), "--output", str(output)]) == 1
     assert "--resume" in capsys.readouterr().err
-    assert finetune.main(["--data", str(folder), "--output", str(output), "--resume"]) == 0
-    assert "is finished" in (output / "log.txt").read_text()
+    moved, log = tmp_path / "moved", output / "log.txt"
+    monkeypatch.chdir(tmp_path.parent)
+    command = ["--data", str(folder), "--output", str(output), "--resume"]
+    assert finetune.main(command) == 0
+    assert "is finished" in log.read_text()
     assert (output / "config.py").read_text().count("dataset.score_threshold") == 1
+    shutil.copytree(output, moved)
+    assert finetune.main([*command[:3], str(moved), "--resume", "train.max_iter=4", "optimizer.lr=1e-5"]) == 0
+    logs = [(each / "metrics.json").read_text().splitlines() for each in (output, moved)]
+    assert [max(json.loads(line)["iteration"] for line in log) for log in logs] == [3, 4]
+    assert "optimizer.lr" in (moved / "log.txt").read_text().partition("Changed in the config")[2]
+    assert finetune.main([*command, "train.max_itr=5"]) == 1
+
+
+@pytest.mark.usefixtures("quick")
+def test_classes_before_overrides_and_mappings(folder, tmp_path):
+    given = ["--dry-run", "--classes", "square", "train.max_iter=7", "optimizer={lr: 0.002}"]
+    assert finetune.main(["--data", str(folder), "--output", str(tmp_path / "out"), *given]) == 0
+    cfg = get_config(str(tmp_path / "out" / "config.py"))
+    assert (cfg.dataset.thing_classes, cfg.train.max_iter, cfg.optimizer.lr) == (["square"], 7, 0.002)
+    assert cfg.train.output_dir == str(tmp_path / "out")
 
 
 @pytest.mark.usefixtures("quick")
@@ -134,7 +152,10 @@ def test_tiles_of_a_run_that_fails_go_with_it(single, tmp_path, monkeypatch):
         (["--data", "missing"], "missing does not exist"),
         (["--hours", "-1"], "--hours -1"),
         (["--val", "20"], "--val 20"),
-        (["--classes", "squares"], "no object of squares"),
+        (["--classes", "squares"], "has no class squares, but circle, square. Did you mean square?"),
+        (["--classes", "square", "cell"], "has no class cell"),
+        (["--classes", "square", "train.max_itr=3"], "train.max_iter"),
+        (["dataloader={train: {num_workers: x}}"], "num_workers"),
         (["--resume"], "there is no"),
         (["--weights", "nothing.pth"], "nothing.pth"),
         (["train.max_itr=3"], "train.max_iter"),

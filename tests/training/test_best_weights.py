@@ -7,6 +7,8 @@ import pytest
 import torch
 from tiny import edit, entries, load, resume
 
+from maskrcnn_plus.training.data import RunData
+
 
 def set_best(output, value, iteration):
     record = {"metric": "a/mean", "value": value, "iteration": iteration}
@@ -80,3 +82,19 @@ def test_checkpoints_say_what_they_are(finished, stopped):
     assert load(finished / "model_final.pth")["description"]["config"] == about["config"]
     resume(stopped, max_iter=5)  # the last evaluation before the checkpoint that it resumes from was after iteration 1
     assert load(stopped / "model_final.pth")["description"]["metrics"]["iteration"] == 1
+
+
+def test_the_best_on_other_images_is_not_compared_with(stopped, monkeypatch):
+    """As where images were added, and others drawn for validation."""
+    set_best(stopped, 100.0, 3)
+
+    def grow(content):
+        content["description"]["data"]["test"] = {"images": 2, "fingerprint": "a"}
+
+    for path in stopped.glob("model_*.pth"):
+        edit(path, grow)
+    monkeypatch.setattr(RunData, "describe", lambda self: {"test": {"images": 3, "fingerprint": "b"}})
+    log = resume(stopped)
+    assert "The test data are not those that" in log
+    assert "model_best.pth is the best on other validation data" in log
+    assert not is_kept(stopped)

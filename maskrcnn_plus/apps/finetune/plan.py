@@ -15,7 +15,7 @@ from maskrcnn_plus.checkpoints.description import described_config
 from maskrcnn_plus.config import config_folder, get_config, list_configs
 from maskrcnn_plus.config_rules import check_config
 from maskrcnn_plus.data.diameter import ScaleToDiameter
-from maskrcnn_plus.overrides import apply_overrides
+from maskrcnn_plus.overrides import apply_overrides, find_changes
 
 
 class Decision(NamedTuple):
@@ -56,10 +56,11 @@ class Plan:
         self.base = base
         self.model_of: str | None = None
         self.diameter: float | None = None
-        self.cfg: DictConfig = apply_overrides(LazyConfig.load(str(config_folder() / f"{base}.py")), overrides)
+        loaded = LazyConfig.load(str(config_folder() / f"{base}.py"))
+        self._given = [key for key, _ in find_changes(loaded, overrides)]
+        self.cfg: DictConfig = apply_overrides(loaded, overrides)
         self._overrides = list(overrides)
         self.decisions: list[Decision] = []
-        self._given = [entry.partition("=")[0].strip() for entry in overrides]
 
     def decide(self, values: Mapping[str, Any], reason: str) -> None:
         """Set values, but for those that the user gives.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -23,12 +23,13 @@ from maskrcnn_plus.weights.files import read_file
 _MARK = "# Of the best F1 on the validation images."
 
 
-def report(config: Path, say: Callable[[str], None] = print) -> None:
+def report(config: Path, overrides: Sequence[str] = (), say: Callable[[str], None] = print) -> None:
     """Judge the best weights, write `report.html` beside them, and name the commands that go on.
 
     Args:
         config: of the training, in its output folder. The score threshold of the best F1 is written into it and into
             the weights' description, unless it gives one.
+        overrides: `key=value` for the config.
         say: is told the figures.
 
     Raises:
@@ -36,18 +37,20 @@ def report(config: Path, say: Callable[[str], None] = print) -> None:
     """
     if not comm.is_main_process():
         return
-    cfg, output = load_config(str(config)), config.parent
+    cfg, output = load_config(str(config), overrides), config.parent
     best = output / "model_best.pth"
     weights = best if best.is_file() else output / "model_final.pth"
     predictor = Predictor(cfg, str(weights), score_threshold=0.0)
     name = build(cfg, "dataloader.test.dataset.names")
     records = checked_dicts(name, on_error=cfg.dataset.on_error)
     data = EvaluationData(records, list(MetadataCatalog.get(name).thing_classes), "val")
-    diagnosis = evaluate_records(predictor, data)
+    diagnosis = evaluate_records(predictor, data, on_error=cfg.dataset.on_error)
     page = output / "report.html"
     title = f"{cfg.dataset.root}, validation images"
     write_report(page, diagnosis, predictor, weights=str(weights), data=title, notes=data.notes)
     say(figures_table(diagnosis))
+    for note in data.notes:
+        say(f"  {note}")
     if _keep_threshold(config, weights, diagnosis.threshold):
         say(f"  {weights} and {config.name} take this threshold.")
     quoted = shlex.quote(str(weights))

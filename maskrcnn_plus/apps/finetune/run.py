@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import functools
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +26,7 @@ from maskrcnn_plus.apps.finetune.timing import measure_speed
 from maskrcnn_plus.apps.finetune.weights import choose_start
 from maskrcnn_plus.config import find_config, load_config
 from maskrcnn_plus.data.check import DataError, check_dataset, report_problems
+from maskrcnn_plus.data.coco import class_key
 from maskrcnn_plus.data.folder import FolderData, choose_classes, load_folder
 from maskrcnn_plus.data.formats import ReadOptions
 from maskrcnn_plus.data.limits import reading_by_parts
@@ -90,6 +93,8 @@ def configure(request: Request, say: Callable[[str], None] = print) -> Path:
         raise UserError(f"--hours {request.hours}: it must be more than 0.")
     if not 0 < request.val < 1:
         raise UserError(f"--val {request.val}: it must be between 0 and 1, such as 0.2.")
+    if request.weights and os.path.exists(request.weights):
+        request = replace(request, weights=os.path.abspath(request.weights))  # the config may be run from elsewhere
     with _removed_on_failure(request.output / TILES):
         return _write_config(_cut_images(request, say), path, start, say)
 
@@ -108,14 +113,18 @@ def _write_config(request: Request, path: Path, start: float, say: Callable[[str
     seconds = 3600 * request.hours - (time.monotonic() - start)
     say("Measuring a training step and an evaluation on this machine ...")
     fit_into(plan, seconds, len(train), num_val, measure_speed)
-    plan.decide({"train.output_dir": str(request.output)}, f"Trains in {request.output}.")
+    plan.decide({"train.output_dir": os.path.abspath(request.output)}, f"Trains in {request.output}.")
     request.output.mkdir(parents=True, exist_ok=True)
     about = [
         f"A Mask R-CNN for {request.data}, configured from its training images. Change what you like, and train with",
         f"    python tools/train_net.py --config-file {path}",
     ]
     plan.write(path, about)
-    load_config(str(path))  # what is written can be read
+    try:
+        load_config(str(path))
+    except BaseException:  # what cannot be read is in nobody's way
+        path.unlink()
+        raise
     for line in plan.lines():
         say(f"  {line}")
     page = request.output / DATA_PAGE
@@ -129,19 +138,22 @@ def _write_config(request: Request, path: Path, start: float, say: Callable[[str
     return path
 
 
-def train(config: Path | str, resume: bool = False, overrides: Sequence[str] = ()) -> None:
+def train(config: Path | str, resume: bool = False, overrides: Sequence[str] = (), output: Path | None = None) -> None:
     """Train what a config says, in this process.
 
     Args:
         config: of `configure`, or another file or name of a config.
         resume: go on from the last checkpoint.
         overrides: `key=value` for it.
+        output: folder of the training, where it is not, or no longer, the one that the config names.
     """
     path = find_config(str(config))
     args = argparse.Namespace(
         config_file=path, resume=resume, eval_only=False, num_gpus=1, num_machines=1, machine_rank=0, dist_url=""
     )
     cfg = load_config(path, overrides)
+    if output is not None:
+        cfg.train.output_dir = str(output)
     launch(lambda each: run(each, cfg), args, cfg.train.device)
 
 
@@ -194,7 +206,7 @@ def _read(request: Request, say: Callable[[str], None]) -> tuple[FolderData, lis
             "and one to judge by. A single one is cut into tiles where it has a side of more than 256 pixels and "
             "of more than three objects."
         )
-    names = list(request.classes) if request.classes else data.used_classes()
+    names = _choose_names(request, data)
     if not names:
         raise DataError(f"{request.data}: no image has an object that can be used.")
     splits = {}
@@ -204,6 +216,19 @@ def _read(request: Request, say: Callable[[str], None]) -> tuple[FolderData, lis
     if not any(record["annotations"] for record in splits["train"]):
         raise DataError(f"{request.data}: no training image has an object that can be used.")
     return data, names, splits["train"], len(splits["val"])
+
+
+def _choose_names(request: Request, data: FolderData) -> list[str]:
+    """The classes to learn; those that are asked for must be of the data, but for a new name of an only one."""
+    used = data.used_classes()
+    asked = list(request.classes or ())
+    known = {class_key(name): name for name in data.class_names}
+    unknown = [name for name in asked if class_key(name) not in known]
+    if unknown and not len(asked) == len(used) == 1:
+        near = difflib.get_close_matches(class_key(unknown[0]), list(known), 1)
+        hint = f" Did you mean {known[near[0]]}?" if near else ""
+        raise DataError(f"{request.data} has no class {', '.join(unknown)}, but {', '.join(data.class_names)}.{hint}")
+    return asked or used
 
 
 def _location(request: Request, data: FolderData) -> dict[str, Any]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from maskrcnn_plus.apps.finetune.plan import Plan
 from maskrcnn_plus.checkpoints.choice import find_zoo_config
-from maskrcnn_plus.checkpoints.description import described_config
+from maskrcnn_plus.checkpoints.description import NoDescriptionError, described_config
 from maskrcnn_plus.checkpoints.sources import local_path
 from maskrcnn_plus.learning_rate import linear_lr
-from maskrcnn_plus.weights.conversion import WeightsError
 from maskrcnn_plus.weights.files import read_weights
 
 
@@ -45,7 +44,7 @@ def _find_model(weights: str) -> tuple[str | None, str]:
     """Where the model of weights is from, as of `Plan.take_model`, None for the base's; and what the weights are."""
     try:
         described_config(weights)
-    except WeightsError:
+    except NoDescriptionError:
         pass
     else:
         return weights, "a checkpoint of this package"

@@ -82,6 +82,14 @@ def test_checkpoints_of_this_package_bring_their_model(tmp_path):
     assert get_config(str(tmp_path / "config.py")).model.roi_heads.batch_size_per_image == 77
 
 
+def test_parts_of_somebody_elses_are_named(tmp_path):
+    description = describe(get_config("nuclei/mask_rcnn_lite0_fpn"), ["nucleus"])
+    description["config"]["model"]["roi_heads"]["mask_head"]["_target_"] = "my_heads.MyMaskHead"
+    torch.save({"model": {"a": torch.zeros(1)}, DESCRIPTION: description}, tmp_path / "own.pth")
+    with pytest.raises(WeightsError, match=r"own\.pth.*my_heads\.MyMaskHead"):
+        plan_for(tmp_path / "own.pth")
+
+
 def test_files_that_are_no_weights_are_named(tmp_path):
     (tmp_path / "notes.pth").write_text("no weights")
     with pytest.raises(WeightsError, match=r"notes\.pth"):
