@@ -317,6 +317,7 @@ class Predictor:
             instances.pred_masks_rle = RLEMasks(masks_to_rles(instances.pred_masks), instances.image_size)
             instances.remove("pred_masks")
         facts = {"class_names": self.class_names, "category_ids": self.category_ids}
+        facts["channel_rule"] = get_rule(self.mapper)
         return Predictions(instances.image_size, object_diameter=object_diameter, **facts, **instances.get_fields())
 
     def _padded_shape(self, image: torch.Tensor) -> tuple[int, ...]:

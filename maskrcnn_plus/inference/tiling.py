@@ -232,6 +232,7 @@ def _predict_windows(
         category_ids=getattr(predictor, "category_ids", None),
         pixel_size=tiff_pixel_size(windows.name),
         object_diameter=diameter,
+        channel_rule=get_rule(predictor.mapper),
         pred_boxes=Boxes(torch.from_numpy(merged.boxes).float()),
         scores=torch.from_numpy(merged.scores).float(),
         pred_classes=torch.from_numpy(merged.classes),

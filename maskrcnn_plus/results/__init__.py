@@ -133,7 +133,9 @@ def write_results(
             source = source or image
             image = image if needs_pixels(formats, source) else None
         if image is not None and not isinstance(image, ImageWindows):
-            image = stack.enter_context(open_windows(image))
+            rule = getattr(instances, "channel_rule", None)
+            image = stack.enter_context(open_windows(image, rule=rule))
+            channels = (rule and rule.count) or channels
         if image is not None and image.shape[:2] != tuple(instances.image_size):
             raise ValueError(
                 f"{name}: the image has size {image.shape[:2]} (H, W) but its predictions {instances.image_size}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from detectron2.structures import Instances
 
+from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.windows import open_windows
 from maskrcnn_plus.masks.rle_masks import encode_masks
 from maskrcnn_plus.results.overlay import class_label, class_shades, display_image, draw_overlay, make_picture
@@ -36,20 +37,26 @@ def draw(
     Raises:
         ValueError: image and instances differ in size, or the image cannot be used.
     """
-    with open_windows(image) as windows:
+    rule = getattr(instances, "channel_rule", None)
+    with open_windows(image, rule=rule) as windows:
         if windows.shape[:2] != tuple(instances.image_size):
             raise ValueError(
                 f"the image has size {windows.shape[:2]} (H, W) but its instances {tuple(instances.image_size)}"
             )
-        picture, reduced = make_picture(windows, encode_masks(instances))
+        picture, reduced = make_picture(windows, encode_masks(instances), count_channels(rule))
     return draw_overlay(picture, reduced, class_names, colour_by)
 
 
-def picture(image: np.ndarray | str | os.PathLike) -> np.ndarray:
-    """An image as it is shown, [H, W, 3] uint8 RGB."""
-    with open_windows(image) as windows:
+def picture(image: np.ndarray | str | os.PathLike, rule: ChannelRule | None = None) -> np.ndarray:
+    """An image, or the channels of it that a rule picks, as it is shown, [H, W, 3] uint8 RGB."""
+    with open_windows(image, rule=rule) as windows:
         height, width = windows.shape[:2]
-        return display_image(windows.read(0, 0, width, height), name=windows.name)
+        return display_image(windows.read(0, 0, width, height), count_channels(rule), windows.name)
+
+
+def count_channels(rule: ChannelRule | None) -> int:
+    """Channels of an image that is opened by a rule, where it is neither grey nor colour."""
+    return (rule and rule.count) or 3
 
 
 def plot(

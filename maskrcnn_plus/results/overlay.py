@@ -144,8 +144,9 @@ def make_picture(image: ImageWindows, instances: Instances, channels: int = 3) -
     size = shown.shape[:2]
     reduced = instances[:]  # of the same class, with what that knows besides the fields
     reduced._image_size = size
-    if reduced.has("pred_boxes"):
-        reduced.remove("pred_boxes")
+    for name in ("pred_boxes", "pred_mask_probs"):  # of the whole size
+        if reduced.has(name):
+            reduced.remove(name)
     reduced.pred_masks_rle = RLEMasks(reduce_rles(list(instances.pred_masks_rle), factor), size)
     return shown, reduced
 

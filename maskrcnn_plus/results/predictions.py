@@ -14,6 +14,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from maskrcnn_plus.atomic import write_atomically
+from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.windows import open_windows
 from maskrcnn_plus.masks.measure import move_rles
 from maskrcnn_plus.masks.rle_masks import RLEMasks, encode_masks, instance_masks
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
 
-_OF_THE_IMAGE = ("class_names", "category_ids", "pixel_size", "image", "object_diameter", "region")
+_OF_THE_IMAGE = ("class_names", "category_ids", "pixel_size", "image", "object_diameter", "region", "channel_rule")
 
 
 class Predictions(Instances):
@@ -40,6 +41,7 @@ class Predictions(Instances):
         object_diameter: median diameter of the objects, pixels of the image, that the scale follows from, estimated or
             given; None of a model whose scale does not depend on it.
         region: (x, y, width, height) of the part of the image that was predicted, pixels; None for all of it.
+        channel_rule: which channels and planes of the image were predicted; None takes it as it is.
     """
 
     class_names: Sequence[str] | None
@@ -48,6 +50,7 @@ class Predictions(Instances):
     image: np.ndarray | str | None
     object_diameter: float | None
     region: tuple[int, int, int, int] | None
+    channel_rule: ChannelRule | None
 
     def __init__(
         self,
@@ -59,11 +62,13 @@ class Predictions(Instances):
         image: np.ndarray | str | None = None,
         object_diameter: float | None = None,
         region: tuple[int, int, int, int] | None = None,
+        channel_rule: ChannelRule | None = None,
         **fields: Any,
     ) -> None:
         super().__init__(image_size, **fields)
         self.class_names, self.category_ids, self.pixel_size = class_names, category_ids, pixel_size
         self.image, self.object_diameter, self.region = image, object_diameter, region
+        self.channel_rule = channel_rule
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _OF_THE_IMAGE:
@@ -129,7 +134,7 @@ class Predictions(Instances):
         """Each object cut out, RGBA [h, w, 4] uint8, see `results.cutouts.cut_out`."""
         from maskrcnn_plus.results import cutouts, figures
 
-        return cutouts.cut_out(figures.picture(self._known_image()), self, soft)
+        return cutouts.cut_out(figures.picture(self._known_image(), self.channel_rule), self, soft)
 
     def to_df(self) -> pandas.DataFrame:
         """The table of `results.table.object_table`, a row an object.
@@ -142,7 +147,9 @@ class Predictions(Instances):
         from maskrcnn_plus.results.table import object_table
 
         with contextlib.ExitStack() as stack:
-            image = None if self.image is None else stack.enter_context(open_windows(self.image))
+            image = (
+                None if self.image is None else stack.enter_context(open_windows(self.image, rule=self.channel_rule))
+            )
             name = self.image if isinstance(self.image, str) else ""
             table = object_table(encode_masks(self), name, image, self.class_names, self.pixel_size)
         return pandas.read_csv(io.BytesIO(table))

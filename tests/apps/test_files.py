@@ -8,13 +8,16 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from detectron2.config import LazyCall as L
 from grey_values import GreyValues
 from omegaconf import OmegaConf
 
 from maskrcnn_plus.apps.predict_files.run import predict_files
+from maskrcnn_plus.data.classes import Classes
 from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.inference.predictor import Predictor
+from maskrcnn_plus.inference.tile_choice import TileChoice
 
 
 def predictor_of(parameter=0.0, **mapper):
@@ -174,6 +177,45 @@ def test_results_of_another_model_are_refused(folder, other):
         predict_files(predictor_of(**other), "in", "out")
     assert contents(folder / "out") == before
     assert predict_files(predictor_of(**other), "in", "out", overwrite=True).num_images == 3
+
+
+def test_formats_of_their_own_settings_are_added_to_results(folder):
+    predict_files(predictor_of(), "in", "out", formats=["csv"])
+    added = {"formats": ["csv", "cutouts", "geojson"], "object_type": "annotation"}
+    assert predict_files(predictor_of(), "in", "out", **added).num_images == 3
+    assert predict_files(predictor_of(), "in", "out", formats=["csv"]).num_before == 3
+    assert predict_files(predictor_of(), "in", "out", **added).num_before == 3
+    with pytest.raises(ValueError, match=r"other settings: soft \(False before, True now\)"):
+        predict_files(predictor_of(), "in", "out", **added, soft=True)
+    with pytest.raises(ValueError, match=r"other settings: geojson's objects"):
+        predict_files(predictor_of(), "in", "out", formats=["geojson"])
+
+
+def test_results_with_other_names_of_classes_are_refused(folder):
+    predict_files(predictor_of(), "in", "out", formats=["csv"])
+    renamed = predictor_of()
+    renamed.classes = Classes(["nucleus"], None)
+    with pytest.raises(ValueError, match=r"other settings: classes \(cell before, nucleus now\)"):
+        predict_files(renamed, "in", "out", formats=["csv", "labelme"])
+
+
+def test_planes_are_in_the_order_of_the_stack_however_they_were_predicted(folder):
+    """A plane that is predicted by tiles ends before those that wait for their batch."""
+    planes = np.zeros((3, 30, 40), dtype=np.uint8)
+    for k in range(3):
+        planes[k, 4:9, 3 + 9 * k : 9 + 9 * k] = 200
+    tifffile.imwrite("stack.tif", planes, imagej=True, metadata={"axes": "TYX"})
+    predict_files(predictor_of(), "stack.tif", "one", formats=["label-tiff"])
+    with pytest.MonkeyPatch.context() as patch:
+        options = TileChoice.options
+        seen = []
+        patch.setattr(
+            TileChoice,
+            "options",
+            lambda self, *size: seen.append(size) or ({"tile_size": 32} if len(seen) == 2 else options(self, *size)),
+        )
+        predict_files(predictor_of(), "stack.tif", "four", formats=["label-tiff"], batch_size=4)
+    assert (folder / "four/label-tiff/stack.tif").read_bytes() == (folder / "one/label-tiff/stack.tif").read_bytes()
 
 
 def test_another_order_or_choice_of_inputs_mixes_nothing_up(folder):

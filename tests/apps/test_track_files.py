@@ -13,6 +13,7 @@ from moving_objects import BrightPieces, piece_predictor
 
 from maskrcnn_plus.apps.track_files import run as track_run
 from maskrcnn_plus.apps.track_files.run import TrackOptions, track_files
+from maskrcnn_plus.data.pixel_size import tiff_calibration
 
 LINE = TrackOptions(lines=((0.0, 30.0, 100.0, 30.0),))
 
@@ -85,6 +86,27 @@ def test_a_stack_becomes_tracks_counts_labels_and_a_film(folder):
         assert float(container.streams.video[0].average_rate) == 4
         assert sum(1 for _ in container.decode(video=0)) == 8
     assert (folder / "out/csv/film_p0008.csv").exists()
+
+
+@pytest.mark.parametrize(("interval", "shown"), [(0.25, 4), (300, 10), (3600, 10)])
+def test_a_film_of_a_time_lapse_can_be_watched(folder, interval, shown):
+    """Minutes lie between the frames of a microscope; `time_s` has the true times."""
+    pages = np.stack([draw(k)[:, :, 0] for k in range(8)])
+    tifffile.imwrite("film.tif", pages, imagej=True, metadata={"axes": "TYX", "finterval": interval})
+    track_files(piece_predictor(), "film.tif", "out", LINE, formats=["overlay", "labels"], pixel_size=0.5)
+    with av.open("out/overlays/film.mp4") as film:
+        assert film.streams.video[0].average_rate == shown
+    assert max(float(row["time_s"]) for row in rows("out/tracks.csv")) == 7 * interval
+    calibration = tiff_calibration("out/labels/film.tif")
+    assert (calibration.width, calibration.height, calibration.interval) == (0.5, 0.5, interval)
+
+
+def test_several_planes_at_a_time_are_no_frames(folder, monkeypatch):
+    pages = np.stack([draw(k)[:, :, 0] for k in range(8)]).reshape(4, 2, 60, 100)
+    tifffile.imwrite("film.tif", pages, imagej=True, metadata={"axes": "TZYX"})
+    with pytest.raises(ValueError, match=r"film\.tif: it has several z planes at each time.*--project max"):
+        track_files(piece_predictor(), "film.tif", "out", LINE)
+    assert not os.path.exists("out")
 
 
 def test_images_of_a_folder_are_the_frames_of_one_film(folder):

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -12,6 +13,7 @@ from detectron2.structures import Boxes, Instances
 from omegaconf import OmegaConf
 from torch import nn
 
+from maskrcnn_plus.data.channels import get_rule
 from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.masks.rle_masks import RLEMasks, add_dense_masks, encode_masks
@@ -153,3 +155,35 @@ def test_a_tiff_says_the_size_of_its_pixels(tmp_path):
     found = predictor.predict([str(path), np.zeros((20, 30), np.uint8)])
     assert [each.pixel_size for each in found] == [0.25, None]
     assert [each.class_names for each in found] == [["cell"], ["cell"]]
+
+
+@pytest.mark.parametrize("how", ["channels", "projection", "five"])
+def test_pictures_and_tables_see_the_channels_that_were_predicted(tmp_path, how):
+    """As files of the same results do."""
+    pandas = pytest.importorskip("pandas")
+    planes = np.random.default_rng(0).integers(0, 4000, (5, 20, 30), dtype=np.uint16)
+    axes = {"channels": "CYX", "projection": "ZYX", "five": "CYX"}[how]
+    tifffile.imwrite(tmp_path / "a.tif", planes, ome=True, metadata={"axes": axes})
+    options = {
+        "channels": {"channels": 1, "select": [3]},
+        "projection": {"channels": 1, "projection": "max"},
+        "five": {"channels": 5},
+    }[how]
+    cfg = {
+        "model": L(Blind)(),
+        "dataloader": {"test": {"mapper": L(InstanceMapper)(is_train=False, augmentations=[], **options)}},
+        "train": {"device": "cpu"},
+        "dataset": {"thing_classes": NAMES},
+    }
+    predictor = Predictor(OmegaConf.create(cfg, flags={"allow_objects": True}), "random")
+    rule = get_rule(predictor.mapper)
+    found = Predictions((20, 30), class_names=NAMES, image=str(tmp_path / "a.tif"), channel_rule=rule, **fields())
+    assert predictor.predict(found.image).channel_rule == rule
+    written = write_results(tmp_path, "a", found, found.image, formats=["csv", "overlay", "cutouts"])
+    columns = {"columns": "image"}  # a path, and a name
+    assert found.to_df().drop(**columns).equals(pandas.read_csv(written["csv"]).drop(**columns))
+    np.testing.assert_array_equal(found.draw(), cv2.imread(str(written["overlay"]))[:, :, ::-1])
+    assert len(found.cutouts(soft=False)) == 3
+    seen = {"channels": planes[3], "projection": planes.max(axis=0)}.get(how)
+    if seen is not None:
+        assert found.to_df()["mean_intensity"][0] == pytest.approx(seen[:4, :5].mean(), abs=0.01)

@@ -95,9 +95,8 @@ class FilePredictor(PredictionLoop):
         """Write the label images of a file's `count` images as one TIFF, if all are there."""
         if "label-tiff" in self.options.formats:
             self.flush()
-            done = [
-                name for position, number, name in self.summary.done[-count:] if position == file.position and number
-            ]
+            ended = [entry for entry in self.summary.done[-count:] if entry[0] == file.position and entry[1]]
+            done = [name for _, _, name in sorted(ended)]  # tiled images ended before those that waited for a batch
             try:
                 if 0 < len(done) < count:
                     raise ValueError(f"label-tiff is not written, as {count - len(done)} of its {count} images failed")

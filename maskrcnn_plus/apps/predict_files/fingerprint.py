@@ -13,6 +13,9 @@ from maskrcnn_plus.apps.predict_files.prediction_loop import FileOptions
 from maskrcnn_plus.data.channels import get_rule
 from maskrcnn_plus.inference.predictor import Predictor
 
+FORMAT_SETTINGS = ("classes", "category ids", "background", "soft", "geojson's objects")
+"""Settings that change how some formats are written, not what is found: those of `describe_settings` and `run`."""
+
 _CACHED = "input_args"  # of Detectron2's augmentations: the names of their arguments, noted at first use
 
 
@@ -43,7 +46,7 @@ def describe_settings(predictor: Predictor, options: FileOptions) -> dict[str, s
     }
     if {"cutouts", "background"} & formats:
         settings |= {"background": options.background, "soft": str(options.soft)}
-    if "geojson" in formats and options.object_type != "detection":
+    if "geojson" in formats:
         settings["geojson's objects"] = options.object_type
     if rule.select:
         settings["channels"] = str(rule.select)

@@ -61,9 +61,7 @@ def write_stack(
         raise ValueError(f"{file.path}: its images have different sizes, which are no stack: {KIND} needs one size")
     axes, lengths, order = _arrange(file.path, rule, len(planes))
     is_large = any(plane.suffix == ".tif" and _dtype(plane) == np.uint32 for plane in planes)
-    calibration = tiff_calibration(file.path)
-    if pixel_size is not None:
-        calibration = Calibration(pixel_size, pixel_size, calibration.depth, calibration.interval)
+    calibration = get_calibration(file.path, pixel_size)
     write = partial(
         write_planes,
         planes=(read_label_map(str(planes[index])) for index in order),
@@ -75,6 +73,12 @@ def write_stack(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, write)
     return path
+
+
+def get_calibration(path: str | None, pixel_size: float | None) -> Calibration:
+    """The calibration of a file, with another size of its pixels where one is given, micrometres."""
+    found = Calibration() if path is None else tiff_calibration(path)
+    return found if pixel_size is None else Calibration(pixel_size, pixel_size, found.depth, found.interval)
 
 
 def read_size(plane: Path) -> tuple[int, int]:
@@ -90,6 +94,17 @@ def read_size(plane: Path) -> tuple[int, int]:
 def _dtype(plane: Path) -> np.dtype:
     with tifffile.TiffFile(plane) as tiff:
         return tiff.pages[0].dtype
+
+
+def stack_axes(path: str, rule: ChannelRule) -> str:
+    """The axes of a TIFF along which it holds images of their own, "TZ"; "" of other files, and what cannot be read."""
+    try:
+        if "://" in path or not is_tiff(path):
+            return ""
+        with open_tiff(path, path) as tiff:
+            return "".join(stacked_axes(tiff.series[0], rule)[0])
+    except (ValueError, OSError, LookupError):  # told where it is predicted
+        return ""
 
 
 def _arrange(path: str, rule: ChannelRule, count: int) -> tuple[str, list[int], list[int]]:

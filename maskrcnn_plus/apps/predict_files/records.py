@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +71,7 @@ class Records:
         files: Iterable[str],
         overwrite: bool = False,
         shard: Shard | None = None,
+        of_formats: Sequence[str] = (),
     ) -> None:
         """Open or make the folder.
 
@@ -82,6 +83,7 @@ class Records:
                 they may hold something else, such as the labels that people drew.
             overwrite: replace what is there, whatever it is, and make everything again.
             shard: the part of the inputs that this run predicts; those of other shards may have the folder too.
+            of_formats: names of settings of single formats: they are compared where both runs have them.
 
         Raises:
             ValueError: there are results of other settings, or other files.
@@ -90,7 +92,9 @@ class Records:
         self.output = Path(output)
         self._folder = self.output / ".records"
         self._settings = {name: str(value) for name, value in settings.items()}
-        self._digest = hashlib.sha256(json.dumps(self._settings, sort_keys=True).encode()).hexdigest()[:16]
+        self._of_formats = tuple(of_formats)
+        common = {name: value for name, value in self._settings.items() if name not in of_formats}
+        self._digest = hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:16]
         self._sub_folders, self._files = tuple(sub_folders), tuple(files)
         self._overwrite, self._shard = overwrite, shard
 
@@ -111,7 +115,9 @@ class Records:
             self._lock = locks.pop_all()
         if self._shard is None:  # other shards may be writing
             self._remove_leftovers()
-        write_atomically(self._settings_file, json.dumps(self._settings, indent=1).encode())
+        earlier = {} if self._overwrite else _read_json(self._settings_file) or {}
+        kept = {name: value for name, value in earlier.items() if name in self._of_formats}
+        write_atomically(self._settings_file, json.dumps({**kept, **self._settings}, indent=1).encode())
         return self
 
     def _remove_leftovers(self) -> None:
@@ -155,7 +161,10 @@ class Records:
                 f"{name} ({earlier.get(name, 'none')} before, {self._settings.get(name, 'none')} now)"
                 for name in {**earlier, **self._settings}
                 if earlier.get(name) != self._settings.get(name)
+                and (name not in self._of_formats or (name in earlier and name in self._settings))
             ]
+            if not changed:
+                return
             raise ValueError(
                 f"{self.output} has results of other settings: {', '.join(changed)}. Choose another output folder, or "
                 "make all results again with --overwrite"

@@ -24,13 +24,13 @@ import numpy as np
 from tqdm import tqdm
 
 from maskrcnn_plus.apps.predict_files.inputs import list_inputs
+from maskrcnn_plus.apps.predict_files.label_stacks import get_calibration, stack_axes
 from maskrcnn_plus.apps.predict_files.run import RunSummary, predict_files
 from maskrcnn_plus.apps.track_files.films import Film, StoredFrames, list_films
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.data.channels import get_rule
 from maskrcnn_plus.data.frames import read_frame_rate
 from maskrcnn_plus.data.limits import pixel_limit
-from maskrcnn_plus.data.pixel_size import Calibration, tiff_calibration
 from maskrcnn_plus.errors import UserError
 from maskrcnn_plus.inference.bytetrack import ByteTracker
 from maskrcnn_plus.inference.predictor import Predictor
@@ -50,7 +50,7 @@ FILM_FORMATS = {"overlay": ".mp4", "labels": ".tif", "label-tiff": ".tif"}
 
 _FOLDER = "tracks"
 _TABLE, _COUNTS = "tracks.csv", "track_counts.csv"
-_UNTIMED_RATE = 10.0  # frames a second of the film that is drawn of images without times
+_UNTIMED_RATE = 10.0  # frames a second of the film that is drawn of images without times, or minutes apart
 
 
 @dataclass(frozen=True)
@@ -126,14 +126,22 @@ def track_files(
     TrackCounts(track.lines, track.zones)
     of_frames = [kind for kind in formats if kind not in FILM_FORMATS]
     choices = {"recursive": recursive, "overwrite": overwrite, "max_pixels": max_pixels, **options}
+    folder = Path(output)
+    files = list_inputs(inputs, recursive, [str(folder / name) for name in FORMATS.values()])
+    rule = get_rule(predictor.mapper)
+    for file in files:
+        if {"T", "Z"} <= set(stack_axes(file.path, rule)):
+            raise UserError(
+                f"{file.path}: it has several z planes at each time, which are no frames of a film: --project max "
+                "makes one image of them"
+            )
     summary = predict_files(predictor, inputs, output, formats=list(dict.fromkeys([*of_frames, "coco"])), **choices)
     if summary.interrupted:
         return summary
-    folder = Path(output)
-    files = list_inputs(inputs, recursive, [str(folder / name) for name in FORMATS.values()])
     failed = {name for name, _ in summary.failures}
     of_films = [kind for kind in FILM_FORMATS if kind in formats]
-    run, done = _Run(predictor, folder, track, of_films, overwrite, options.get("progress", True)), []
+    chosen = overwrite, options.get("progress", True), options.get("pixel_size")
+    run, done = _Run(predictor, folder, track, of_films, *chosen), []
     with lock_folder(folder, folder / ".records" / "lock", "wait or choose another"), pixel_limit(max_pixels):
         for film in list_films(files, run.rule):
             if failed.issuperset(film.labels):
@@ -160,7 +168,9 @@ class _Run:
         formats: Sequence[str],
         overwrite: bool,
         progress: bool,
+        pixel_size: float | None,
     ) -> None:
+        self.pixel_size = pixel_size  # micrometres, in place of what a file says
         self.output, self.track, self.formats = output, track, formats
         self.overwrite, self.progress = overwrite, progress
         self.names, self.category_ids = predictor.class_names, predictor.category_ids
@@ -206,16 +216,18 @@ class _Run:
         write_atomically(counts_table, partial(write_rows, rows=counts.rows(film.name, self.names)))
         for kind, path in results.items():
             if kind == "overlay":
+                shown = rate if rate and rate >= 1 else _UNTIMED_RATE
                 pictures = self._pictures(film, tracked(), size)
-                write_atomically(path, partial(write_film, pictures=pictures, rate=rate or _UNTIMED_RATE))
+                write_atomically(path, partial(write_film, pictures=pictures, rate=shown))
             else:
                 last = max((int(each.max(initial=0)) for each in identities), default=0)
-                write_atomically(path, partial(_write_labels, film=film, frames=tracked(), size=size, last=last))
+                facts = {"film": film, "size": size, "last": last, "pixel_size": self.pixel_size}
+                write_atomically(path, partial(_write_labels, frames=tracked(), **facts))
         write_atomically(record, json.dumps(state).encode())
 
     def _state(self, frames: StoredFrames, rate: float | None) -> dict[str, str]:
         """What the results of a film depend on, besides its pixels."""
-        digest = hashlib.sha256(repr((self.track, self.formats, rate, self.names)).encode())
+        digest = hashlib.sha256(repr((self.track, self.formats, rate, self.names, self.pixel_size)).encode())
         for content in frames.contents():
             digest.update(hashlib.sha256(content).digest())
         return {"depends": digest.hexdigest()}
@@ -263,9 +275,11 @@ def _follow(
     return renumbered, {kept[child]: kept[parent] for child, parent in parents if kept.get(child)}
 
 
-def _write_labels(file: Any, film: Film, frames: Iterator[TrackedFrame], size: tuple[int, int], last: int) -> None:
+def _write_labels(
+    file: Any, film: Film, frames: Iterator[TrackedFrame], size: tuple[int, int], last: int, pixel_size: float | None
+) -> None:
     """Label images of all frames as one TIFF [T, H, W], in which `last` is the largest identity."""
-    calibration = Calibration() if film.is_folder else tiff_calibration(film.files[0].path)
+    calibration = get_calibration(None if film.is_folder else film.files[0].path, pixel_size)
 
     def planes() -> Iterator[np.ndarray]:
         for frame in frames:
