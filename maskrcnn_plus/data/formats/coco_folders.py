@@ -28,6 +28,7 @@ OPTIONS = ("attribute",)
 
 _LOOKED_UP = 100  # names by which the folder of the images is found
 _SPLITS = ("train", "val", "test", WHOLE)
+_IMAGES = ("images", "image", "imgs", "img")
 _BESIDE_INSTANCES = re.compile(r"(captions|person_keypoints|stuff|panoptic|image_info)[_-]")  # of COCO's own download
 _SEVERAL_SPLITS = "images that files of several splits annotate, and that were taken for the first of train, val, test"
 _TWICE = "images that several files annotate alike, and that were taken once"
@@ -195,9 +196,9 @@ def _image_root(file: Path, root: Path, content: dict[str, Any]) -> Path:
     def rank(folder: Path) -> tuple[int, ...]:
         """Less for what is nearer: the file's own place, its split, folders of images, those that are named."""
         likeness = len(hints & set(folder.relative_to(root).parts)) if folder.is_relative_to(root) else 0
-        kind = 2 if LABEL_FOLDER.search(folder.name) else 0 if IMAGE_FOLDER.search(folder.name) else 1
+        kinds = folder.name.lower() not in _IMAGES, not IMAGE_FOLDER.search(folder.name)
         near = folder != file.parent, not folder.is_relative_to(file.parent), split_of(folder / "x", root) != split
-        return *near, -likeness, kind
+        return *near, -likeness, bool(LABEL_FOLDER.search(folder.name)), *kinds
 
     def find(folder: Path) -> dict[str, Path]:
         candidates = {name: (folder / name, folder / name.rpartition("/")[2]) for name in names}

@@ -244,6 +244,7 @@ def test_a_split_named_test_alone(tmp_path):
         ("images", "annotated", "labels.json", "0001.png"),
         ("rgb", "masks", "labels.json", "0001.png"),
         ("images", "depth", "labels.json", "0001.png"),
+        ("images", "images_augmented", "labels.json", "0001.png"),
         ("images/patient2", "images/patient1", "annotations/patient2.json", "0001.png"),
         ("data/plate2", "data/plate1", "labels.json", "C:\\data\\plate2\\0001.png"),
     ],
