@@ -1,12 +1,24 @@
-"""What results know of their image beside their fields: names of classes, size of a pixel."""
+"""What results know of their image beside their fields: names of classes, size of a pixel, its channels."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     from detectron2.structures import Instances
+
+    from maskrcnn_plus.data.channels import ChannelRule
+
+
+def rule_of(image: np.ndarray | str | os.PathLike, instances: Instances) -> ChannelRule | None:
+    """Which channels of an image were predicted, where it is the one that the instances know."""
+    known = getattr(instances, "image", None)
+    is_file = isinstance(known, str) and isinstance(image, str | os.PathLike)
+    is_known = image is known or (is_file and os.fspath(image) == known)
+    return getattr(instances, "channel_rule", None) if is_known else None
 
 
 def known_class_names(instances: Instances, chosen: Sequence[str] | None = None) -> Sequence[str] | None:

@@ -15,6 +15,7 @@ from detectron2.structures import Instances
 from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.windows import open_windows
 from maskrcnn_plus.masks.rle_masks import encode_masks
+from maskrcnn_plus.results.facts import rule_of
 from maskrcnn_plus.results.overlay import class_label, class_shades, display_image, draw_overlay, make_picture
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def draw(
     Raises:
         ValueError: image and instances differ in size, or the image cannot be used.
     """
-    rule = getattr(instances, "channel_rule", None)
+    rule = rule_of(image, instances)
     with open_windows(image, rule=rule) as windows:
         if windows.shape[:2] != tuple(instances.image_size):
             raise ValueError(

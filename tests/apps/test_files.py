@@ -189,6 +189,9 @@ def test_formats_of_their_own_settings_are_added_to_results(folder):
         predict_files(predictor_of(), "in", "out", **added, soft=True)
     with pytest.raises(ValueError, match=r"other settings: geojson's objects"):
         predict_files(predictor_of(), "in", "out", formats=["geojson"])
+    predict_files(predictor_of(), "in/a.png", "out", **added, soft=True, overwrite=True)
+    again = predict_files(predictor_of(), "in", "out", **added, soft=True)
+    assert (again.num_before, again.num_images) == (1, 2)  # b and c had hard edges
 
 
 def test_results_with_other_names_of_classes_are_refused(folder):

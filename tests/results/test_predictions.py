@@ -17,7 +17,7 @@ from maskrcnn_plus.data.channels import get_rule
 from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.masks.rle_masks import RLEMasks, add_dense_masks, encode_masks
-from maskrcnn_plus.results import write_results
+from maskrcnn_plus.results import figures, write_results
 from maskrcnn_plus.results.overlay import draw_overlay
 from maskrcnn_plus.results.predictions import Predictions
 from maskrcnn_plus.results.supervision import to_supervision
@@ -184,6 +184,9 @@ def test_pictures_and_tables_see_the_channels_that_were_predicted(tmp_path, how)
     assert found.to_df().drop(**columns).equals(pandas.read_csv(written["csv"]).drop(**columns))
     np.testing.assert_array_equal(found.draw(), cv2.imread(str(written["overlay"]))[:, :, ::-1])
     assert len(found.cutouts(soft=False)) == 3
+    preview = np.zeros((20, 30, 3), dtype=np.uint8)  # another image of the same place has its own channels
+    assert figures.draw(preview, found).shape == (20, 30, 3)
+    assert write_results(tmp_path, "b", found, preview, formats=["overlay"], channels=3)
     seen = {"channels": planes[3], "projection": planes.max(axis=0)}.get(how)
     if seen is not None:
         assert found.to_df()["mean_intensity"][0] == pytest.approx(seen[:4, :5].mean(), abs=0.01)

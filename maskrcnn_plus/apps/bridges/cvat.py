@@ -54,8 +54,7 @@ class MaskFunction:
         """Shapes of the objects in an image, the best first."""
         if image.mode not in _AS_THEY_ARE:
             image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-        pixels = np.asarray(image)
-        found = self._detect(pixels.astype(pixels.dtype.newbyteorder("="), copy=False), context.conf_threshold)
+        found = self._detect(_get_pixels(image), context.conf_threshold)
         facts = {"labels": found.pred_classes.tolist(), "scores": found.scores.tolist()}
         shapes = self._polygons(found, **facts) if context.conv_mask_to_poly else self._masks(found, **facts)
         return list(shapes)
@@ -74,6 +73,19 @@ class MaskFunction:
             parts = {"group": group} if len(polygons) > 1 else {}  # holds the parts of an object together
             for outer, *_ in polygons:
                 yield self._cvat.polygon(label, outer.ravel().astype(float).tolist(), score=score, **parts)
+
+
+def _get_pixels(image: Image.Image) -> np.ndarray:
+    """The array of an image, of 8 or 16 bits where its values are such, as readers take files."""
+    pixels = np.asarray(image)
+    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    if image.mode not in ("I", "F") or not pixels.size:
+        return pixels
+    low, high = pixels.min(), pixels.max()
+    if image.mode == "F" and low >= 0 and high <= 1:
+        return pixels
+    fitting = next((kind for kind in (np.uint8, np.uint16) if low >= 0 and high <= np.iinfo(kind).max), None)
+    return pixels if fitting is None else np.rint(pixels).astype(fitting)
 
 
 def create(

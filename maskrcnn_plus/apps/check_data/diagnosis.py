@@ -122,7 +122,7 @@ def diagnose(
         _add_validation(data, read(val, name, options), path)
     findings = _group(PROBLEM, data.problems, _REMEDY) + [Finding(NOTE, note, []) for note in data.notes]
     splits = {}
-    for split in sorted(data.splits, key=_ORDER.index):
+    for split in sorted(data.splits, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER)):
         records = data.splits[split]
         splits[split], found = _check(records, len(data.class_names))
         findings += found

@@ -46,17 +46,24 @@ def list_files(
     found: dict[str, tuple[str, str]] = {}  # absolute path or address -> path, folder that its name begins below
     facts: dict[str, tuple[int | None, int | None]] = {}
     for entry, listed in expand_lists(entries):
+        outside = [folder for folder in leave_out if not _is_below(entry, folder)]
         if "://" not in entry:
-            for path, root in find_files(entry, recursive, leave_out, keep_missing=listed):
+            for path, root in find_files(entry, recursive, outside, keep_missing=listed):
                 found.setdefault(path if "://" in path else os.path.abspath(path), (path, root))
         elif listed:
             found.setdefault(entry, (entry, ""))
         else:
-            for path, root, size, changed in _list_store(entry, recursive, patience, leave_out):
+            for path, root, size, changed in _list_store(entry, recursive, patience, outside):
                 found.setdefault(path, (path, root))
                 facts[path] = size, changed
     named = name_files(found.values())
     return [ListedFile(file.path, file.name, *facts.get(file.path) or _local_facts(file.path)) for file in named]
+
+
+def _is_below(entry: str, folder: str) -> bool:
+    """Whether an input is in a folder of results, or that folder itself; then it was meant."""
+    places = [each if "://" in each else os.path.abspath(each) for each in (entry, folder)]
+    return f"{places[0].rstrip('/')}/".startswith(f"{places[1].rstrip('/')}/")
 
 
 def _list_store(

@@ -17,6 +17,7 @@ from maskrcnn_plus.apps.cluster.attempts import ATTEMPT
 from maskrcnn_plus.apps.cluster.inputs import ListedFile
 from maskrcnn_plus.apps.cluster.stores import PATIENCE, Store
 from maskrcnn_plus.apps.cluster.tables import to_parquet
+from maskrcnn_plus.apps.predict_files.fingerprint import FORMAT_SETTINGS
 from maskrcnn_plus.apps.predict_files.prediction_loop import FileOptions
 from maskrcnn_plus.apps.predictor_source import PredictorSource
 from maskrcnn_plus.errors import UserError
@@ -25,8 +26,8 @@ from maskrcnn_plus.plain_data import from_plain
 TABLES = ("objects", "failures", "images")
 """Folders of the output, in the order in which a shard's files are written: the last one makes it whole."""
 
-RESULTS = (*reversed(TABLES), "spread", "tiles", "formats")
-"""All folders of the output, in the order in which they are emptied."""
+RESULTS = (*TABLES, "spread", "tiles", "formats")
+"""All folders of the output."""
 
 _INPUTS = pa.schema([("path", pa.string()), ("name", pa.string())])
 
@@ -135,7 +136,9 @@ def plan_job(
     )
     if overwrite:
         store.delete("manifest.json")  # first, so that nothing is taken for a result of the new plan
-        files_there = [file for kind in RESULTS for file in store.list(kind, recursive=True)]
+        files_there = [
+            file for kind in (*reversed(TABLES), "spread", "tiles") for file in store.list(kind, recursive=True)
+        ]
         files_there += [file for file in store.list() if file.address.rpartition("/")[2].startswith(ATTEMPT)]
         for file in files_there:
             store.delete(file.address.removeprefix(store.address + "/"))
@@ -173,7 +176,8 @@ def _check_same(store: Store, earlier: Manifest, new: Manifest) -> None:
     before = {**earlier.settings, "shard_size": str(earlier.shard_size)}
     now: dict[str, Any] = {**new.settings, "shard_size": str(new.shard_size)}
     for name in {**before, **now}:
-        if before.get(name) != now.get(name):
+        of_both = name in before and name in now
+        if before.get(name) != now.get(name) and (of_both or name not in FORMAT_SETTINGS):
             changed.append(f"{name} ({before.get(name, 'none')} before, {now.get(name, 'none')} now)")
     if changed:
         raise UserError(f"{store.address} has results of other settings: {', '.join(changed)}. {remedy}")

@@ -84,7 +84,7 @@ class Plan:
         self.model_of = source
         described = get_config(source) if source in list_configs() else described_config(source)
         self.cfg.model, self.diameter = described.model, _learned_diameter(described)
-        apply_overrides(self.cfg, [entry for entry in self._overrides if entry.startswith("model.")])
+        apply_overrides(self.cfg, [entry for entry in self._overrides if re.match(r"\s*model[.=]", entry)])
 
     def is_given(self, key: str) -> bool:
         """Whether the user gives this key, or one above or below it."""

@@ -92,7 +92,8 @@ class Records:
         self.output = Path(output)
         self._folder = self.output / ".records"
         self._settings = {name: str(value) for name, value in settings.items()}
-        self._of_formats = tuple(of_formats)
+        self._of_formats = {name: self._settings[name] for name in of_formats if name in self._settings}
+        self._names_of_formats = tuple(of_formats)
         common = {name: value for name, value in self._settings.items() if name not in of_formats}
         self._digest = hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:16]
         self._sub_folders, self._files = tuple(sub_folders), tuple(files)
@@ -116,7 +117,7 @@ class Records:
         if self._shard is None:  # other shards may be writing
             self._remove_leftovers()
         earlier = {} if self._overwrite else _read_json(self._settings_file) or {}
-        kept = {name: value for name, value in earlier.items() if name in self._of_formats}
+        kept = {name: value for name, value in earlier.items() if name in self._names_of_formats}
         write_atomically(self._settings_file, json.dumps({**kept, **self._settings}, indent=1).encode())
         return self
 
@@ -161,7 +162,7 @@ class Records:
                 f"{name} ({earlier.get(name, 'none')} before, {self._settings.get(name, 'none')} now)"
                 for name in {**earlier, **self._settings}
                 if earlier.get(name) != self._settings.get(name)
-                and (name not in self._of_formats or (name in earlier and name in self._settings))
+                and (name not in self._names_of_formats or (name in earlier and name in self._settings))
             ]
             if not changed:
                 return
@@ -178,6 +179,9 @@ class Records:
         """Whether the results of all `kinds` are there for the image as it is."""
         record = None if self._overwrite else _read_json(self._path(image.name))
         if record is None or record.get("settings") != self._digest or record.get("input") != file_state(image.path):
+            return False
+        of_formats = record.get("of_formats") or {}
+        if any(of_formats.get(name, value) != value for name, value in self._of_formats.items()):
             return False
         return self._is_whole(record, kinds)
 
@@ -231,7 +235,7 @@ class Records:
             for kind, path in files.items()
         }
         results.update((kind, {"value": value}) for kind, value in values.items())
-        record = {"settings": self._digest, "input": state, "results": results}
+        record = {"settings": self._digest, "of_formats": self._of_formats, "input": state, "results": results}
         path = self._path(image.name)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(record).encode(), durable=True)

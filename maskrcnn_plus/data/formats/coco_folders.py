@@ -18,7 +18,7 @@ from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.annotated import BOX, BOXES_ONLY, Annotated
 from maskrcnn_plus.data.formats.coco import Category, parse_coco
 from maskrcnn_plus.data.formats.coco_attributes import select_attribute
-from maskrcnn_plus.data.formats.files import WHOLE, list_tree, peek_json, read_json, split_of
+from maskrcnn_plus.data.formats.files import WHOLE, list_tree, peek_json, read_json, split_of, walk
 from maskrcnn_plus.data.formats.image_finder import IMAGE_FOLDER, LABEL_FOLDER, ImageFinder, is_file
 from maskrcnn_plus.data.formats.options import ReadOptions
 from maskrcnn_plus.data.formats.shapes import NoAreaError, Shape
@@ -182,37 +182,39 @@ def _split(file: Path, root: Path) -> str:
 
 
 def _image_root(file: Path, root: Path, content: dict[str, Any]) -> Path:
-    """The folder that holds most of the images, by name: that of the file, or another one of the data set.
+    """The folder that names of images are below: that of the file, or another one of the data set.
 
-    Raises:
-        DataError: nothing tells which of several such folders it is, and their images differ.
+    It holds most of the images by their whole names, else, where these are of one folder of another machine, by their
+    last parts. Where nothing tells which of several such folders it is, and their files differ, it is that of the file,
+    so that each image is looked for by itself.
     """
     names = [str(image.get("file_name", "")) for image in content["images"] if isinstance(image, dict)]
     names = [name.replace("\\", "/") for name in names[:: max(1, len(names) // _LOOKED_UP)]]
-    folders = [file.parent, root, *(each for each in sorted(root.rglob("*")) if each.is_dir())]
-    split = _split(file, root)
-    hints = {file.stem, *(part for name in names for part in name.split("/")[:-1])}
+    folders = list(dict.fromkeys([file.parent, root, *sorted(Path(each) for each, _, _ in walk(root))]))
+    words, split = _words(file.stem), _split(file, root)
 
     def rank(folder: Path) -> tuple[int, ...]:
-        """Less for what is nearer: the file's own place, its split, folders of images, those that are named."""
-        likeness = len(hints & set(folder.relative_to(root).parts)) if folder.is_relative_to(root) else 0
-        kinds = folder.name.lower() not in _IMAGES, not IMAGE_FOLDER.search(folder.name)
+        """Less for what is nearer: the file's own place, its split, what is called like it, folders of images."""
         near = folder != file.parent, not folder.is_relative_to(file.parent), split_of(folder / "x", root) != split
+        below = folder.relative_to(root).parts if folder.is_relative_to(root) else ()
+        likeness = len(words & set().union(*map(_words, below)))
+        kinds = folder.name.lower() not in _IMAGES, not IMAGE_FOLDER.search(folder.name)
         return *near, -likeness, bool(LABEL_FOLDER.search(folder.name)), *kinds
 
-    def find(folder: Path) -> dict[str, Path]:
-        candidates = {name: (folder / name, folder / name.rpartition("/")[2]) for name in names}
-        found = {name: next(filter(is_file, paths), None) for name, paths in candidates.items()}
-        return {name: path for name, path in found.items() if path is not None}
+    attempts = [names]
+    if len({name.rpartition("/")[0] for name in names}) == 1:
+        attempts.append([name.rpartition("/")[2] for name in names])
+    for parts in attempts:
+        there = {folder: {part for part in parts if part and is_file(folder / part)} for folder in folders}
+        most = max(map(len, there.values()))
+        if most:
+            best, *others = sorted((folder for folder in folders if len(there[folder]) == most), key=rank)
+            others = [each for each in others if rank(each) == rank(best)]
+            pairs = [(best / part, each / part) for each in others for part in sorted(there[best] & there[each])]
+            return file.parent if any(not filecmp.cmp(*pair, shallow=False) for pair in pairs) else best
+    return file.parent
 
-    there = {folder: find(folder) for folder in folders}
-    most = max(map(len, there.values()))
-    best, *others = sorted((folder for folder in there if len(there[folder]) == most), key=rank)
-    for other in others if most else ():
-        shared = [(there[best][name], there[other][name]) for name in there[best].keys() & there[other].keys()]
-        if rank(other) == rank(best) and any(not filecmp.cmp(*pair, shallow=False) for pair in shared):
-            raise DataError(
-                f"{file}: its images may be those of {best} or of {other}, which differ. Put it beside its own, or "
-                "keep one of the folders."
-            )
-    return best
+
+def _words(name: str) -> set[str]:
+    """The words and numbers of a name."""
+    return set(re.findall(r"[^\W\d_]+|\d+", name.lower()))

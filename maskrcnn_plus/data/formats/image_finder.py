@@ -75,13 +75,13 @@ class ImageFinder:
             for candidate in (beside.parent / plain, beside.parent / base):
                 if base and is_file(candidate):
                     return candidate
-            if base in self._by_name:
-                return self._choose(self._by_name[base], plain, say)
+            if same_text(base) in self._by_name:
+                return self._choose(self._by_name[same_text(base)], plain, say)
         for plain in _spellings(name):
             stem = plain.rpartition("/")[2].rpartition(".")[0]
-            if len(self._by_stem.get(stem, ())) == 1:
+            if len(files := self._by_stem.get(same_text(stem), ())) == 1:
                 self.data.assume(_EXTENSION, name)
-                return self._by_stem[stem][0]
+                return files[0]
         near = [file for file in self._by_stem.get(same_text(beside.stem), ()) if file.parent == beside.parent]
         if len(near) == 1:
             return near[0]
@@ -114,8 +114,9 @@ class ImageFinder:
         Label images are taken only where there is nothing else, folders called "images" or so before others.
         """
         files = [file for file in files if not LABEL_FOLDER.search(file.parent.name)] or files
-        parts = name.split("/")
-        common = [(_common_tail(file.parts, parts), len({*file.parts} & {*parts})) for file in files]
+        parts = same_text(name).split("/")
+        places = [same_text(str(file)).split("/") for file in files]
+        common = [(_common_tail(place, parts), len({*place} & {*parts})) for place in places]
         best = [file for file, count in zip(files, common, strict=True) if count == max(common)]
         best = [file for file in best if IMAGE_FOLDER.search(file.parent.name)] or best
         if len(best) > 1:
@@ -136,8 +137,8 @@ def same_text(name: str) -> str:
 
 def _spellings(name: str) -> list[str]:
     """What a name may mean as a path, slashes forward."""
-    plain = same_text(name).replace("\\", "/").strip()
-    found = [plain]
+    plain = name.replace("\\", "/").strip()
+    found = list(dict.fromkeys([plain, same_text(plain)]))
     if "%" in plain or "?" in plain or "://" in plain:
         try:
             address = urlsplit(plain)
@@ -148,7 +149,7 @@ def _spellings(name: str) -> list[str]:
     return found + [match.group(1) for match in uploaded if match]
 
 
-def _common_tail(a: tuple[str, ...], b: list[str]) -> int:
+def _common_tail(a: list[str], b: list[str]) -> int:
     pairs = zip(reversed(a), reversed(b), strict=False)
     return next((count for count, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
 

@@ -108,11 +108,7 @@ def _read_splits(path: Path, images: list[LabelledImage], data: Annotated) -> di
         lists = read_splits(str(root / "splits.json"))
         if not lists:
             continue
-        for name in lists:
-            if name.lower() not in SPLITS:
-                raise DataError(f"{root / 'splits.json'}: {name!r} is no split; rename it to train, val or test.")
-        lists = {SPLITS[name.lower()]: stems for name, stems in lists.items()}
-        of_stem = {stem: split for split, stems in lists.items() for stem in stems}
+        of_stem = {stem: SPLITS.get(split.lower(), split) for split, stems in lists.items() for stem in stems}
         here = {each.image.stem: each.image for each in images if each.root == root}
         splits.update({image: of_stem.get(stem) for stem, image in here.items()})
         for stem in of_stem.keys() - here.keys():

@@ -99,7 +99,8 @@ def _add_images(
             f"all {len(corners)} objects have 4 points: they were taken as outlines. If they are rotated boxes, draw "
             "or export polygons."
         )
-    orphans = [file for file in files.files if file not in set(labels.values())]
+    used = set(labels.values())
+    orphans = [file for file in files.files if file not in used]
     if tell_orphans:
         data.problems += [f"{file}: there is no image of this name. Add it, or remove the file." for file in orphans]
     elif orphans := [file for file in orphans if file.stem not in stems]:

@@ -9,6 +9,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from maskrcnn_plus.apps.bridges.cvat import MaskFunction, create
+from maskrcnn_plus.data.pixels import prepare_image
 from maskrcnn_plus.masks.label_map import label_map_to_rles
 from maskrcnn_plus.masks.rle_masks import RLEMasks
 
@@ -96,7 +97,7 @@ def test_no_objects_and_empty_masks_give_no_shapes(polygons):
         ("RGBA", (30, 40, 4), np.uint8),
         ("I;16", (30, 40), np.uint16),
         ("I;16B", (30, 40), np.uint16),
-        ("I", (30, 40), np.int32),
+        ("I", (30, 40), np.uint8),
         ("F", (30, 40), np.float32),
         ("P", (30, 40, 3), np.uint8),
         ("1", (30, 40, 3), np.uint8),
@@ -107,6 +108,26 @@ def test_images_of_all_modes_are_seen_with_their_threshold(mode, shape, dtype):
     detect = planted()
     MaskFunction(detect, ["a", "b"]).detect(context(threshold=0.25), Image.new(mode, (40, 30)))
     assert detect.asked == (shape, dtype, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        (np.array([[0, 255]], np.int32), np.uint8),
+        (np.array([[0, 4000]], np.int32), np.uint16),
+        (np.array([[0, 254.6]], np.float32), np.uint8),
+        (np.array([[0, 0.5]], np.float32), np.float32),
+    ],
+)
+def test_deep_images_keep_their_values_and_are_such_as_readers_take(values, dtype):
+    seen = []
+    detect = planted()
+    MaskFunction(lambda image, threshold: seen.append(image) or detect(image, threshold), ["a", "b"]).detect(
+        context(), Image.fromarray(values)
+    )
+    assert seen[0].dtype == dtype
+    np.testing.assert_allclose(seen[0], values, atol=0.5 if dtype == np.uint8 else 0)
+    prepare_image(seen[0], 3, None)  # refuses a range that it does not know
 
 
 def test_weights_make_a_function(nuclei_zoo):

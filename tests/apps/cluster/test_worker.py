@@ -128,6 +128,8 @@ def test_a_job_that_writes_below_its_input_sees_the_same_files_again(folder, sch
     results = [Store(f"{scheme}{top}/tables").child(kind) for kind in RESULTS]
     found = list_files([f"{scheme}{top}", f"{top}/one/../one/b.png"][: 1 if scheme else 2], True, 20.0, results)
     assert [file.name for file in found] == ["a", "one/b", "tables/c"]
+    meant = list_files([f"{scheme}{top}/tables/formats"], True, 20.0, results)  # an input is no result
+    assert [file.name for file in meant] == ["overlays/a"]
 
 
 def test_pages_and_tiles_of_a_huge_image_are_those_of_one_process(folder, tool):

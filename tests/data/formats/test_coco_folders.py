@@ -247,6 +247,7 @@ def test_a_split_named_test_alone(tmp_path):
         ("images", "images_augmented", "labels.json", "0001.png"),
         ("images/patient2", "images/patient1", "annotations/patient2.json", "0001.png"),
         ("data/plate2", "data/plate1", "labels.json", "C:\\data\\plate2\\0001.png"),
+        ("images_2022", "images_2023", "labels_2022.json", "0001.png"),
     ],
 )
 def test_of_folders_with_the_same_names_the_likeliest_is_taken(tmp_path, right, wrong, file, name):
@@ -263,8 +264,32 @@ def test_folders_that_nothing_tells_apart_are_named(tmp_path):
     assert len(read(tmp_path).splits["all"]) == 1  # the same image twice
     with open(tmp_path / "two" / "0001.png", "ab") as image:
         image.write(b"other")
-    with pytest.raises(DataError, match=r"labels\.json: its images may be those of .*one or of .*two, which differ"):
-        read(tmp_path)
+    data = read(tmp_path)
+    assert not data.splits["all"]
+    assert any("0001.png may be any of 2 files that differ" in problem for problem in data.problems)
+
+
+@pytest.mark.parametrize("above", ["", "images"])
+@pytest.mark.parametrize("machine", ["", "C:\\\\data\\\\"])
+def test_images_in_folders_that_their_names_say_are_each_their_own(tmp_path, above, machine):
+    """Also where one of the folders has all the last parts of the names."""
+    entries, images = [], []
+    for number, name in enumerate(("patient2/0001.png", "patient1/0001.png", "patient1/0002.png")):
+        write_image(tmp_path / above / name)
+        with open(tmp_path / above / name, "ab") as image:
+            image.write(b"%d" % number)
+        images.append({"id": number, "file_name": machine + name, "height": 40, "width": 60})
+        box = {"bbox": [number, 1, 8, 8], "segmentation": [[number, 1, number + 8, 1, number + 8, 9]], "iscrowd": 0}
+        entries.append({"id": number, "image_id": number, "category_id": 1, **box})
+    content = {"images": images, "annotations": entries, "categories": [CELL]}
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "all.json").write_text(json.dumps(content))
+    found = {str(Path(each["file_name"]).relative_to(tmp_path / above)): each for each in read(tmp_path).splits["all"]}
+    assert {name: each["annotations"][0]["bbox"][0] for name, each in found.items()} == {
+        "patient2/0001.png": 0,
+        "patient1/0001.png": 1,
+        "patient1/0002.png": 2,
+    }
 
 
 def test_a_name_that_no_file_can_have_is_found_by_its_address(tmp_path):
@@ -287,5 +312,7 @@ def test_links_to_folders_are_followed_and_end(tmp_path):
         write(place / "_annotations.coco.json", place / f"{split}.png", [CELL], 1)
     (tmp_path / "data" / "val").symlink_to(tmp_path / "store" / "val")
     (tmp_path / "data" / "train" / "round").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "again").symlink_to(tmp_path / "data" / "train")  # before it in the order of names
+    (tmp_path / "store" / "val" / "round").symlink_to(tmp_path / "store")
     data = read(tmp_path / "data")
     assert {split: len(records) for split, records in data.splits.items()} == {"train": 1, "val": 1}

@@ -1,5 +1,7 @@
 """Images that annotation files name in the ways of other machines, or that are not there."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 from annotation_folders import write_image
@@ -84,3 +86,15 @@ def test_names_that_no_file_has(tmp_path, name):
     found, data = find(tmp_path, name)
     assert found is None
     assert data.missing == [name]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_folders_of_a_mac_tell_images_apart(tmp_path, form):
+    folder = unicodedata.normalize("NFD", "Zähler")
+    for number, place in enumerate((folder, "other")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "0001.png").write_bytes(b"%d" % number)
+    data = Annotated()
+    name = unicodedata.normalize(form, "C:\\data\\Zähler\\0001.png")
+    assert ImageFinder(tmp_path, data).find(name, tmp_path / "a.json") == tmp_path / folder / "0001.png"
+    assert data.problems == []

@@ -10,6 +10,7 @@ import tifffile
 from annotation_folders import masks_of, read_one, rectangle, write_image
 from PIL import Image
 
+from maskrcnn_plus.apps.check_data.diagnosis import diagnose
 from maskrcnn_plus.data.check import DataError, check_dataset
 from maskrcnn_plus.data.formats import ReadOptions, read, sniff
 from maskrcnn_plus.data.formats.label_maps import LabelMapFolder
@@ -277,5 +278,7 @@ def test_words_for_the_splits(tmp_path, name):
         "val": ["b"],
     }
     (tmp_path / "splits.json").write_text(json.dumps({"fold1": ["a"], "fold2": ["b"]}))
-    with pytest.raises(DataError, match=r"splits\.json: 'fold1' is no split"):
-        read(tmp_path)
+    assert set(read(tmp_path).splits) == {"fold1", "fold2"}
+    assert set(diagnose(tmp_path).splits) == {"fold1", "fold2"}
+    (tmp_path / "splits.json").write_text(json.dumps({"val": ["a"], "valid": ["b"]}))
+    assert [len(records) for records in read(tmp_path).splits.values()] == [2]
