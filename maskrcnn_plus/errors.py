@@ -63,6 +63,9 @@ def run_tool(name: str, main: Callable[[], int | None], *, overrides: Sequence[s
     except Exception as error:
         if _is_named(error, "ProcessExitedException"):  # one of `--num-gpus`, which has told why
             return error.exit_code if error.exit_code > 0 else failure
+        if _of_interrupt(error):
+            print(f"{name}: interrupted", file=sys.stderr)
+            return 130
         text = "".join(traceback.format_exception(error))
         log = log_to_file(text, logging.ERROR)
         line = describe(error, overrides)
@@ -117,6 +120,15 @@ def _explained(error: Exception) -> bool:
     frames = traceback.extract_tb(error.__traceback__)[-1:]
     files = [Path(frame.filename).resolve() for frame in frames]
     return any(file.is_relative_to(folder) for file in files for folder in OURS)
+
+
+def _of_interrupt(error: BaseException | None) -> bool:
+    """Whether it stands for an interrupt, which came while a library was in the middle of what then failed."""
+    if isinstance(error, Exception) and _explained(error):
+        return False
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _no_memory(error: Exception) -> bool:

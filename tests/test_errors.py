@@ -145,3 +145,17 @@ def test_a_part_of_a_config_that_fails_oddly_has_its_traceback_in_the_log(log, c
     assert "model.size=x" in text
     assert "train.seed" not in text
     assert str(log) in text
+
+
+def _interrupt(error):
+    try:
+        raise KeyboardInterrupt
+    finally:
+        _raise(error)  # as a library that cleans up what was half made
+
+
+def test_an_interrupt_that_a_library_turned_into_an_error_is_one(capsys):
+    assert run_tool("tool", lambda: _interrupt(AttributeError("'NoneType' object has no attribute 'x'"))) == 130
+    assert capsys.readouterr().err == "tool: interrupted\n"
+    assert run_tool("tool", lambda: _interrupt(OSError(28, "No space left on device", "out/a.png"))) == 2
+    assert "out/a.png: No space left on device" in capsys.readouterr().err
