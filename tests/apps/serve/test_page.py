@@ -138,6 +138,8 @@ def test_the_picture_is_the_image_reduced_where_it_is_large(client):
 def test_an_image_that_cannot_be_drawn_ends_no_zip(predictor, monkeypatch, error):
     with serving(predictor) as (client, _):
         keys = [*add(client, png(draw(0))), *add(client, png(draw(1)))]
+        for key in keys:
+            finished(client, key)
         writes = iter([error])
 
         def write(*args):
