@@ -38,23 +38,8 @@ from maskrcnn_plus.data.tiff_files import (
 __all__ = ["IMAGE_SUFFIXES", "ImageReadError", "read_image", "read_image_size", "read_label_map"]
 
 IMAGE_SUFFIXES = (
-    *(
-        ".png",
-        ".tif",
-        ".tiff",
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".bmp",
-        ".webp",
-        ".gif",
-        ".jp2",
-        ".ppm",
-        ".pgm",
-        ".apng",
-    ),
-    *(".dcm", ".dicom"),
+    *(".png", ".tif", ".tiff", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".gif", ".jp2"),
+    *(".ppm", ".pgm", ".apng", ".dcm", ".dicom"),
 )
 
 MICROSCOPE_SUFFIXES = (".czi", ".ims", ".lif", ".mrxs", ".nd2", ".oib", ".oif", ".vsi", ".zvi")

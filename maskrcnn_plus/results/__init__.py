@@ -25,7 +25,7 @@ from maskrcnn_plus.results.annotation_sets import ANNOTATION_SETS, write_annotat
 from maskrcnn_plus.results.coco import coco_results, merge_coco
 from maskrcnn_plus.results.counts import count_table, merge_counts
 from maskrcnn_plus.results.cutouts import check_background, write_cut
-from maskrcnn_plus.results.facts import known_class_names, known_pixel_size, rule_of
+from maskrcnn_plus.results.facts import count_channels, known_class_names, known_pixel_size, rule_of
 from maskrcnn_plus.results.geojson import OBJECT_TYPES, write_geojson
 from maskrcnn_plus.results.image_files import can_link
 from maskrcnn_plus.results.label_tiff import write_label_tiff
@@ -135,7 +135,7 @@ def write_results(
         if image is not None and not isinstance(image, ImageWindows):
             rule = rule_of(image, instances)
             image = stack.enter_context(open_windows(image, rule=rule))
-            channels = (rule and rule.count) or channels
+            channels = count_channels(rule, channels)
         if image is not None and image.shape[:2] != tuple(instances.image_size):
             raise ValueError(
                 f"{name}: the image has size {image.shape[:2]} (H, W) but its predictions {instances.image_size}"

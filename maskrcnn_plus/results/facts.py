@@ -21,6 +21,11 @@ def rule_of(image: np.ndarray | str | os.PathLike, instances: Instances) -> Chan
     return getattr(instances, "channel_rule", None) if is_known else None
 
 
+def count_channels(rule: ChannelRule | None, otherwise: int = 3) -> int:
+    """Channels of an image that is opened by a rule, where it is neither grey nor colour."""
+    return (rule and rule.count) or otherwise
+
+
 def known_class_names(instances: Instances, chosen: Sequence[str] | None = None) -> Sequence[str] | None:
     """`chosen`, else the names that the instances know."""
     return chosen if chosen is not None else getattr(instances, "class_names", None)

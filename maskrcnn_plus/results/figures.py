@@ -15,7 +15,7 @@ from detectron2.structures import Instances
 from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.windows import open_windows
 from maskrcnn_plus.masks.rle_masks import encode_masks
-from maskrcnn_plus.results.facts import rule_of
+from maskrcnn_plus.results.facts import count_channels, rule_of
 from maskrcnn_plus.results.overlay import class_label, class_shades, display_image, draw_overlay, make_picture
 
 if TYPE_CHECKING:
@@ -53,11 +53,6 @@ def picture(image: np.ndarray | str | os.PathLike, rule: ChannelRule | None = No
     with open_windows(image, rule=rule) as windows:
         height, width = windows.shape[:2]
         return display_image(windows.read(0, 0, width, height), count_channels(rule), windows.name)
-
-
-def count_channels(rule: ChannelRule | None) -> int:
-    """Channels of an image that is opened by a rule, where it is neither grey nor colour."""
-    return (rule and rule.count) or 3
 
 
 def plot(

@@ -147,9 +147,9 @@ class Predictions(Instances):
         from maskrcnn_plus.results.table import object_table
 
         with contextlib.ExitStack() as stack:
-            image = (
-                None if self.image is None else stack.enter_context(open_windows(self.image, rule=self.channel_rule))
-            )
+            image = None
+            if self.image is not None:
+                image = stack.enter_context(open_windows(self.image, rule=self.channel_rule))
             name = self.image if isinstance(self.image, str) else ""
             table = object_table(encode_masks(self), name, image, self.class_names, self.pixel_size)
         return pandas.read_csv(io.BytesIO(table))

@@ -180,9 +180,6 @@ class Records:
         record = None if self._overwrite else _read_json(self._path(image.name))
         if record is None or record.get("settings") != self._digest or record.get("input") != file_state(image.path):
             return False
-        of_formats = record.get("of_formats") or {}
-        if any(of_formats.get(name, value) != value for name, value in self._of_formats.items()):
-            return False
         return self._is_whole(record, kinds)
 
     def is_done(self, name: str, kinds: Iterable[str]) -> bool:
@@ -191,7 +188,9 @@ class Records:
         return record is not None and record.get("settings") == self._digest and self._is_whole(record, kinds)
 
     def _is_whole(self, record: dict[str, Any], kinds: Iterable[str]) -> bool:
-        results = record.get("results")
+        results, of_formats = record.get("results"), record.get("of_formats") or {}
+        if any(of_formats.get(name, value) != value for name, value in self._of_formats.items()):
+            return False
         return isinstance(results, dict) and all(self._is_there(results.get(kind)) for kind in kinds)
 
     def _is_there(self, result: Any) -> bool:

@@ -201,8 +201,8 @@ def _image_root(file: Path, root: Path, content: dict[str, Any]) -> Path:
         kinds = folder.name.lower() not in _IMAGES, not IMAGE_FOLDER.search(folder.name)
         return *near, -likeness, bool(LABEL_FOLDER.search(folder.name)), *kinds
 
-    attempts = [names]
-    if len({name.rpartition("/")[0] for name in names}) == 1:
+    attempts, above = [names], {name.rpartition("/")[0] for name in names}
+    if len(above) == 1 and above != {""}:
         attempts.append([name.rpartition("/")[2] for name in names])
     for parts in attempts:
         there = {folder: {part for part in parts if part and is_file(folder / part)} for folder in folders}

@@ -86,15 +86,12 @@ def walk(path: Path) -> Iterator[tuple[str, list[str], list[str]]]:
     """`os.walk` that follows links to folders elsewhere, each once; what is below the top has its own name there."""
     top, seen = os.path.realpath(path), set()
     for folder, folders, names in os.walk(path, followlinks=True):
-        places = {name: os.path.realpath(os.path.join(folder, name)) for name in folders if _is_link(folder, name)}
+        paths = {name: os.path.join(folder, name) for name in folders}
+        places = {name: os.path.realpath(path) for name, path in paths.items() if os.path.islink(path)}
         inside = {name for name, place in places.items() if f"{place}{os.sep}".startswith(f"{top}{os.sep}")}
         folders[:] = [name for name in folders if name not in inside and places.get(name) not in seen]
         seen.update(places.values())
         yield folder, folders, names
-
-
-def _is_link(folder: str, name: str) -> bool:
-    return os.path.islink(os.path.join(folder, name))
 
 
 def list_tree(path: Path, suffixes: Sequence[str]) -> list[Path]:
