@@ -73,6 +73,7 @@ RULES: dict[str, Rule] = {
     "dataset.negatives": flag(),
     "dataset.balance": SHARE,
     "dataset.root": text(),
+    "dataset.split_of": optional(text()),
     "dataset.*.json": text(),
     "dataset.*.images": text(),
     "dataloader.*.total_batch_size": integer(1, 65536),

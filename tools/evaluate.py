@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Evaluate, print the figures and write the page."""
-    data = read_evaluation_data(args.data, args.split, args.format, args.on_error, from_arguments(args))
+    data = read_evaluation_data(args.data, args.split, args.format, args.on_error, from_arguments(args), args.weights)
     predictor = open_predictions(args.predictions) if args.predictions else build_predictor(args)
     diagnosis = evaluate_records(predictor, data, on_error=args.on_error)
     print(figures_table(diagnosis))

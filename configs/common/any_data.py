@@ -16,6 +16,7 @@ dataset.update(
     format=None,  # of the annotations, by name; None finds it
     **asdict(ReadOptions()),  # how the annotations are read
     val=0.2,  # part of the images for validation where the folder has no such split
+    split_of=None,  # weights whose images stay in training or validation as they were, where there is no such split
     thing_classes=None,  # those with objects
     short_side=None,  # pixels of the shorter side that images are brought to before `scale`; None leaves them
     negatives=True,
@@ -26,6 +27,7 @@ _folder = dict(
     path="${dataset.root}",
     format="${dataset.format}",
     val="${dataset.val}",
+    split_of="${dataset.split_of}",
     thing_classes="${dataset.thing_classes}",
     on_error="${dataset.on_error}",
     **{key: f"${{dataset.{key}}}" for key in asdict(ReadOptions())},

@@ -20,6 +20,7 @@ from maskrcnn_plus.data.coco import class_key
 from maskrcnn_plus.data.formats import ReadOptions, read
 from maskrcnn_plus.data.formats.files import WHOLE
 from maskrcnn_plus.data.images import read_image
+from maskrcnn_plus.data.learned_images import image_key, read_learned
 from maskrcnn_plus.errors import UserError, first_line
 from maskrcnn_plus.evaluation.diagnosis import Diagnosis, JudgedImage, diagnose, judge_image
 from maskrcnn_plus.inference.predictor import Predictor
@@ -59,20 +60,23 @@ def read_evaluation_data(
     name: str | None = None,
     on_error: str = "raise",
     options: ReadOptions | None = None,
+    weights: str | None = None,
 ) -> EvaluationData:
     """Read a split of a folder of annotations.
 
     Args:
         path: folder or annotation file.
-        split: "train", "val", "test" or "all"; None takes the first of val, test, and what has no split.
+        split: "train", "val", "test" or "all"; None takes the first of val, test, and what has no split, of which those
+            images are left out that the weights have learned from, if there are others.
         name: the format where it is known.
         on_error: "raise", or "skip" to leave out images and annotations that cannot be used.
         options: how the annotations are read.
+        weights: which are to be evaluated.
 
     Raises:
         DataError: the data cannot be read, or has no such split or no usable image.
     """
-    data = read(path, name, options)
+    wanted, data = split, read(path, name, options)
     report_problems(data.problems, on_error)
     splits = {each: records for each, records in data.splits.items() if records}
     if split is None:
@@ -82,6 +86,15 @@ def read_evaluation_data(
     chosen = [record for records in splits.values() for record in records] if split == WHOLE else splits.get(split, [])
     if not chosen:
         raise DataError(f"{path} has no images of the split {split!r}. It has: {', '.join(splits) or 'none'}.")
+    if learned := read_learned(weights):
+        new = [record for record in chosen if learned.get(image_key(record)) != "train"]
+        if seen := len(chosen) - len(new):
+            note = f"The weights have learned from {seen} of {len(chosen)} images"
+            if wanted is None and split == WHOLE and new:
+                chosen = new
+                data.notes.append(f"{note}, which are left out; --split all takes them too.")
+            else:
+                data.notes.append(f"{note}: the figures are too good for new ones.")
     records = check_dataset(chosen, on_error=on_error, num_classes=len(data.class_names))
     if not records:
         raise DataError(f"{path}: no usable image is left in the split {split!r}.")

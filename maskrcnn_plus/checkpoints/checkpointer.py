@@ -185,7 +185,8 @@ class Checkpointer(DetectionCheckpointer):
     def changed_data(self, content: Mapping[str, Any]) -> list[str]:
         """The splits of which a checkpoint describes other data than those of this training: "train", "test"."""
         before, now = ((each or {}).get("data") or {} for each in (content.get(DESCRIPTION), self.description))
-        return [split for split in before if split in now and before[split] != now[split]]
+        name = "fingerprint"
+        return [split for split in before if split in now and before[split].get(name) != now[split].get(name)]
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         """A checkpoint of a training; weights of other origin are for `load_weights`.

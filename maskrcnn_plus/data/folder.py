@@ -20,6 +20,7 @@ from maskrcnn_plus.data.coco import class_key
 from maskrcnn_plus.data.formats.coco import warn_once
 from maskrcnn_plus.data.formats.files import walk
 from maskrcnn_plus.data.groups import find_groups
+from maskrcnn_plus.data.learned_images import read_learned
 from maskrcnn_plus.data.limits import is_read_by_parts
 from maskrcnn_plus.data.registration import register_source
 from maskrcnn_plus.data.split import train_and_val
@@ -65,6 +66,7 @@ def load_folder(
     *,
     val: float = 0.2,
     seed: int = 0,
+    split_of: str | None = None,
     **options: Any,
 ) -> FolderData:
     """Read a folder or an annotation file of any format; once a process, as long as no file of it changes.
@@ -73,17 +75,22 @@ def load_folder(
         path: see `maskrcnn_plus.data.formats`.
         format: its name; None finds it.
         val, seed: of the images for validation, where the folder does not say which; see `train_and_val`.
+        split_of: a file of weights, whose images stay in training or validation as they were, where the folder does not
+            say which.
         **options: of `ReadOptions`.
 
     Raises:
         DataError: it cannot be read, or holds no images that can be used.
+        WeightsError: `split_of` cannot be read.
     """
     path = Path(path).expanduser()
-    key = (str(path.resolve()), _state(path), format, val, seed, tuple(sorted(options.items())), is_read_by_parts())
+    how = (format, val, seed, split_of, *sorted(options.items()), is_read_by_parts())
+    key = (str(path.resolve()), _state(path), how)
     if key not in _loaded:
         data = formats.read(path, format, formats.ReadOptions(**options))
         notes = list(data.notes)
-        splits, assumed = train_and_val(data.splits, val, seed, functools.partial(find_groups, notes=notes))
+        groups = functools.partial(find_groups, notes=notes)
+        splits, assumed = train_and_val(data.splits, val, seed, groups, read_learned(split_of))
         _loaded[key] = pack(FolderData(data.class_names, splits, data.format, [*notes, *assumed], data.problems))
         for old in list(_loaded)[:-_KEPT]:
             del _loaded[old]
@@ -99,6 +106,7 @@ def register_folder(
     format: str | None = None,
     val: float = 0.2,
     seed: int = 0,
+    split_of: str | None = None,
     on_error: str = "raise",
     **options: Any,
 ) -> str:
@@ -108,7 +116,7 @@ def register_folder(
 
     Args:
         name: name in DatasetCatalog and MetadataCatalog.
-        path, format, val, seed, **options: as of `load_folder`.
+        path, format, val, seed, split_of, **options: as of `load_folder`.
         split: "train", "val" or "test".
         thing_classes: the classes in the order of the model, matched by name. Objects of others are left out, with a
             warning. None takes all classes with objects.
@@ -125,7 +133,7 @@ def register_folder(
     formats.ReadOptions(**options)
     path = os.path.abspath(os.path.expanduser(path))
     classes = None if thing_classes is None else tuple(map(str, thing_classes))
-    how = tuple(sorted({"format": format, "val": val, "seed": seed, **options}.items()))
+    how = tuple(sorted({"format": format, "val": val, "seed": seed, "split_of": split_of, **options}.items()))
     known = {} if classes is None else {"thing_classes": list(classes)}
     source = _Split(name, path, split, on_error, how, classes)
     return register_source(name, source, evaluator_type="coco", root=path, split=split, **known)

@@ -10,6 +10,7 @@ import numpy as np
 
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.files import WHOLE
+from maskrcnn_plus.data.learned_images import image_key
 
 __all__ = ["choose_validation", "train_and_val"]
 
@@ -22,6 +23,7 @@ def train_and_val(
     val: float = 0.2,
     seed: int = 0,
     groups: Callable[[list[dict[str, Any]]], Sequence[int]] | None = None,
+    learned: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
     """The splits of a data set with "train", and "val" where images can be had for it.
 
@@ -34,6 +36,8 @@ def train_and_val(
         seed: of the draw, which depends on nothing else but the file names.
         groups: gives a number for each of the images that are drawn from; images of one number stay together. None:
             each for itself.
+        learned: "train" or "val" by `image_key`, of weights that the training starts from: their images stay what they
+            were, and the draw is among the others.
 
     Returns:
         The splits, and what was assumed, a sentence each.
@@ -57,21 +61,64 @@ def train_and_val(
             notes.append(f"there is only the split {source}: its images are taken for training and validation.")
         splits["train"] = splits.pop(source)
     if "val" in splits or val <= 0 or len(splits["train"]) < 2:
-        return splits, notes
+        return splits, notes + _seen(splits.get("val", []), learned)
     records = splits["train"]
     groups = None if groups is None else groups(records)
-    if groups is not None and len(set(groups)) == 1:
-        groups = _consecutive_parts(records)
-        notes.append(
-            f"all {len(records)} images belong together, as frames of one video or tiles of one slide do: they were "
-            "parted in the order of their names, so that figures of the validation will be somewhat too good."
-        )
-    chosen = set(choose_validation(records, val, seed, groups))
-    splits["train"] = [record for index, record in enumerate(records) if index not in chosen]
-    splits["val"] = [record for index, record in enumerate(records) if index in chosen]
-    together = "" if groups is None or len(set(groups)) == len(records) else f", {len(set(groups))} groups kept whole"
-    notes.append(f"there is no split for validation: {len(chosen)} images were drawn for it by chance{together}.")
-    return splits, notes
+    chosen, note = _keep_apart(records, val, seed, groups, learned) if learned else ([], "")
+    if not chosen:
+        if groups is not None and len(set(groups)) == 1:
+            groups = _consecutive_parts(records)
+            notes.append(
+                f"all {len(records)} images belong together, as frames of one video or tiles of one slide do: they "
+                "were parted in the order of their names, so that figures of the validation will be somewhat too good."
+            )
+        chosen = choose_validation(records, val, seed, groups)
+        kept = "" if groups is None or len(set(groups)) == len(records) else f", {len(set(groups))} groups kept whole"
+        note = f"there is no split for validation: {len(chosen)} images were drawn for it by chance{kept}."
+    notes.append(note)
+    splits["val"] = [records[index] for index in chosen]
+    splits["train"] = [records[index] for index in sorted(set(range(len(records))) - set(chosen))]
+    return splits, notes + _seen(splits["val"], learned)
+
+
+def _seen(records: Sequence[dict[str, Any]], learned: Mapping[str, str]) -> list[str]:
+    """A sentence on the validation images that weights learned from, if there are some."""
+    seen = sum(learned.get(image_key(record)) == "train" for record in records) if learned else 0
+    warning = f"the weights have learned from {seen} of the {len(records)} validation images: its figures are too good."
+    return [warning] if seen else []
+
+
+def _keep_apart(
+    records: Sequence[dict[str, Any]],
+    val: float,
+    seed: int,
+    groups: Sequence[int] | None,
+    learned: Mapping[str, str],
+) -> tuple[list[int], str]:
+    """Indices of validation images: all those by which weights were judged, and none that they learned from.
+
+    Others that belong together with such an image go where it goes; of the rest a part is drawn.
+
+    Returns:
+        The indices, ascending, and what was done; none where the weights know no image, or all from learning.
+    """
+    groups = range(len(records)) if groups is None else groups
+    parts = [learned.get(image_key(record)) for record in records]
+    known = len(parts) - parts.count(None)
+    of_group = {
+        group: part for part in ("val", "train") for group, own in zip(groups, parts, strict=True) if own == part
+    }
+    parts = [part or of_group.get(group) for part, group in zip(parts, groups, strict=True)]
+    rest = [index for index, part in enumerate(parts) if part is None]
+    drawn = choose_validation([records[k] for k in rest], val, seed, [groups[k] for k in rest]) if rest else []
+    chosen = {index for index, part in enumerate(parts) if part == "val"} | {rest[index] for index in drawn}
+    if not known or not chosen:
+        return [], ""
+    judged = sum(learned.get(image_key(records[index])) == "val" for index in chosen)
+    return sorted(chosen), (
+        f"the weights know {known} images: {judged} by which they were judged are for validation again, the others for "
+        f"training. Of {len(records) - known} images that are new to them {len(chosen) - judged} are for validation."
+    )
 
 
 def _consecutive_parts(records: Sequence[dict[str, Any]]) -> list[int]:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from maskrcnn_plus.build import build
 from maskrcnn_plus.data.check_cache import fingerprint
+from maskrcnn_plus.data.learned_images import EARLIER, KEYS, image_keys, read_learned
 from maskrcnn_plus.errors import ConfigError
 from maskrcnn_plus.training.validation_loss import ValidationLoss
 
@@ -54,10 +55,14 @@ class RunData:
         self.validation_loss = ValidationLoss(cfg, images) if images else None
 
     def describe(self) -> dict[str, Any]:
-        """Numbers of images and objects of both splits, and a fingerprint of their names, sizes and boxes."""
+        """Of both splits: numbers of images and objects, a fingerprint of names, sizes and boxes, and `image_keys`."""
         stream, test = self._train_parts.get("dataset"), getattr(self.test_loader, "dataset", None)
         splits = {"train": getattr(stream, "dataset", None), "test": getattr(test, "_dataset", None)}
-        return {split: _describe(data) for split, data in splits.items() if isinstance(data, DatasetFromList)}
+        about = {split: _describe(data) for split, data in splits.items() if isinstance(data, DatasetFromList)}
+        earlier = read_learned(OmegaConf.select(self._cfg, "train.init_checkpoint"))
+        if "train" in about and earlier:
+            about["train"][EARLIER] = "".join(sorted(key for key, part in earlier.items() if part == "train"))
+        return about
 
     def evaluators(self) -> list[DatasetEvaluator]:
         """New evaluators of the test data; they hold its annotations only as long as they are needed."""
@@ -69,7 +74,7 @@ class RunData:
         return build_train_loader(self._cfg, start_iter, **self._train_parts)
 
 
-def _describe(dicts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def _describe(dicts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The figures of a split; the fingerprint is the same wherever the files lie."""
     lines = []
     for record in dicts:
@@ -83,6 +88,7 @@ def _describe(dicts: Iterable[dict[str, Any]]) -> dict[str, Any]:
         "images": len(lines),
         "objects": sum(len(line[-1]) for line in lines),
         "fingerprint": fingerprint(sorted(lines, key=str), ()),
+        KEYS: image_keys(dicts),
     }
 
 

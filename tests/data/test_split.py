@@ -7,6 +7,7 @@ import pytest
 
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.files import WHOLE
+from maskrcnn_plus.data.learned_images import image_key
 from maskrcnn_plus.data.split import choose_validation, train_and_val
 
 
@@ -58,6 +59,32 @@ def test_the_draw_depends_on_names_and_seed_alone():
 
     assert names(data, 0) == names(shuffled, 0)
     assert names(data, 0) != names(data, 1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_images_that_weights_know_stay_in_their_part(seed):
+    before, notes = train_and_val({WHOLE: records([[0]] * 20)}, seed=seed)
+    learned = {image_key(each): part for part in ("train", "val") for each in before[part]}
+    grown = records([[0]] * 20) + records([[0]] * 30, name="new{:03d}.png")
+    # The last two new images belong to one that was learned from, and to one by which the weights were judged.
+    groups = [*range(48), *(grown.index(before[part][0]) for part in ("train", "val"))]
+    splits, notes = train_and_val({WHOLE: grown}, seed=seed, groups=lambda entries: groups, learned=learned)
+    of = {each["file_name"]: part for part in ("train", "val") for each in splits[part]}
+    assert len(of) == 50
+    assert all(of[each["file_name"]] == part for part in ("train", "val") for each in before[part])
+    assert (of["new028.png"], of["new029.png"]) == ("train", "val")
+    assert sum(of[f"new{index:03d}.png"] == "val" for index in range(28)) == 6
+    assert "20 images: 4 by which they were judged" in notes[-1]
+    assert "Of 30 images that are new to them 7 are for validation" in notes[-1]
+
+
+def test_weights_that_learned_from_all_images_are_said_to_know_them():
+    data = records([[0]] * 10)
+    learned = {image_key(each): "train" for each in data}
+    drawn, notes = train_and_val({WHOLE: data}, learned=learned)
+    assert drawn == train_and_val({WHOLE: data})[0]
+    assert "have learned from 2 of the 2 validation images" in notes[-1]
+    assert "learned from 1 of the 1" in train_and_val({"train": data[:9], "val": data[9:]}, learned=learned)[1][-1]
 
 
 def test_splits_that_are_there_are_kept():

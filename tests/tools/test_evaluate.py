@@ -13,6 +13,7 @@ from PIL import Image
 from maskrcnn_plus.apps.evaluate import evaluate_records, read_evaluation_data, write_report
 from maskrcnn_plus.config import get_config
 from maskrcnn_plus.data.check import DataError
+from maskrcnn_plus.data.learned_images import image_keys
 from maskrcnn_plus.inference.predictor import Predictor
 
 CONFIG = """
@@ -85,6 +86,24 @@ def test_a_perfect_model_on_the_validation_split(folder, predictor):
     assert len(read_evaluation_data(folder, "all").records) == 4
     with pytest.raises(DataError, match=r"no images of the split 'test'\. It has: train, val"):
         read_evaluation_data(folder, "test")
+
+
+def test_images_that_the_weights_learned_from_are_left_out_or_said(folder, tmp_path):
+    def notes_of(learned, *args):
+        keys = image_keys({"file_name": str(folder / "valid" / f"{name}.png")} for name in learned)
+        torch.save({"description": {"data": {"train": {"keys": keys}}}}, tmp_path / "known.pth")
+        data = read_evaluation_data(*args, weights=str(tmp_path / "known.pth"))
+        return [record["file_name"][-5:-4] for record in data.records], data.notes[-1:]
+
+    whole = folder / "valid" / "_annotations.coco.json"
+    kept, notes = notes_of("ac", whole)
+    assert kept == ["b"]
+    assert "learned from 2 of 3 images, which are left out; --split all" in notes[0]
+    too_good = "The weights have learned from 2 of 3 images: the figures are too good for new ones."
+    assert notes_of("ac", whole, "all") == (["a", "b", "c"], [too_good])
+    assert notes_of("abc", whole)[0] == notes_of("ac", folder)[0] == ["a", "b", "c"]
+    assert notes_of("ac", folder)[1] == [too_good]
+    assert read_evaluation_data(whole, weights=str(tmp_path / "config.py")).notes == []
 
 
 def test_classes_without_a_counterpart_are_said(folder, predictor):

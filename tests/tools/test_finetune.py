@@ -1,6 +1,7 @@
 """The whole way from a folder to a model: config, training, and a prediction that needs no config."""
 
 import json
+import os
 import re
 import shutil
 
@@ -70,6 +71,23 @@ def test_from_a_folder_to_predictions(folder, tmp_path, capsys, monkeypatch):
 
     assert finetune.main(["--data", str(folder), "--output", str(output)]) == 1
     assert "--resume" in capsys.readouterr().err
+    grown, second = tmp_path / "grown", tmp_path / "second"
+    shutil.copytree(folder, grown)
+    for index in range(12):
+        pixels = np.asarray(Image.open(folder / f"photo {index % 3}.png"))[::-1, :: (-1) ** index]
+        Image.fromarray(np.roll(pixels, 9 * index, 1)).save(grown / f"new {index}.png")
+        content = (folder / f"photo {index % 3}.json").read_text()
+        (grown / f"new {index}.json").write_text(content.replace(f"photo {index % 3}", f"new {index}"))
+    weights = str(output / "model_best.pth")
+    assert finetune.main(["--data", str(grown), "--output", str(second), "--weights", weights, "--dry-run"]) == 0
+    assert re.search(r"the weights know \d+ images: (\d+) by which", capsys.readouterr().out)
+    names = [
+        {os.path.basename(each["file_name"]) for each in DatasetCatalog.get(instantiate(path.names))}
+        for path in (get_config(str(each / "config.py")).dataloader.test.dataset for each in (output, second))
+    ]
+    assert names[0] < names[1]
+    assert all(name.startswith("new") for name in names[1] - names[0])
+
     moved, log = tmp_path / "moved", output / "log.txt"
     monkeypatch.chdir(tmp_path.parent)
     command = ["--data", str(folder), "--output", str(output), "--resume"]

@@ -29,6 +29,7 @@ from maskrcnn_plus.data.check import DataError, check_dataset, report_problems
 from maskrcnn_plus.data.coco import class_key
 from maskrcnn_plus.data.folder import FolderData, choose_classes, load_folder
 from maskrcnn_plus.data.formats import ReadOptions
+from maskrcnn_plus.data.learned_images import read_learned
 from maskrcnn_plus.data.limits import reading_by_parts
 from maskrcnn_plus.data.statistics import Statistics, measure, sample_pixels
 from maskrcnn_plus.errors import UserError
@@ -178,7 +179,13 @@ def _cut_images(request: Request, say: Callable[[str], None]) -> Request:
 
 
 def _load(request: Request) -> FolderData:
-    return load_folder(request.data, request.format, val=request.val, **asdict(request.options))
+    where = {"val": request.val, "split_of": _split_of(request)}
+    return load_folder(request.data, request.format, **where, **asdict(request.options))
+
+
+def _split_of(request: Request) -> str | None:
+    """The weights to start from, where they know images of their training."""
+    return request.weights if read_learned(request.weights) else None
 
 
 @contextlib.contextmanager
@@ -234,6 +241,8 @@ def _choose_names(request: Request, data: FolderData) -> list[str]:
 def _location(request: Request, data: FolderData) -> dict[str, Any]:
     """Keys of the config that say where the data are and how they are read."""
     values = {"root": str(request.data.resolve()), "format": data.format, "val": request.val}
+    if split_of := _split_of(request):
+        values["split_of"] = split_of
     defaults = asdict(ReadOptions())
     values |= {key: value for key, value in asdict(request.options).items() if value != defaults[key]}
     if request.on_error != "skip":
