@@ -71,6 +71,7 @@ RULES: dict[str, Rule] = {
     "dataset.score_threshold": optional(SHARE),
     "dataset.on_error": text("raise", "skip"),
     "dataset.negatives": flag(),
+    "dataset.kinds": flag(),
     "dataset.balance": SHARE,
     "dataset.root": text(),
     "dataset.split_of": optional(text()),

@@ -20,6 +20,7 @@ dataset.update(
     thing_classes=None,  # those with objects
     short_side=None,  # pixels of the shorter side that images are brought to before `scale`; None leaves them
     negatives=True,
+    kinds=False,  # whether objects are pasted between images of one kind alone (grey or coloured, dark or bright)
     on_error="skip",
 )
 
@@ -32,7 +33,9 @@ _folder = dict(
     on_error="${dataset.on_error}",
     **{key: f"${{dataset.{key}}}" for key in asdict(ReadOptions())},
 )
-dataloader.train.dataset.dataset.names = L(register_folder)(name="${dataset.root}:train", split="train", **_folder)
+dataloader.train.dataset.dataset.names = L(register_folder)(
+    name="${dataset.root}:train", split="train", kinds="${dataset.kinds}", **_folder
+)
 dataloader.test.dataset.names = L(register_folder)(name="${dataset.root}:val", split="val", **_folder)
 
 for _mapper in (dataloader.train.mapper.mapper, dataloader.test.mapper):

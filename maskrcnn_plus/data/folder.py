@@ -20,6 +20,7 @@ from maskrcnn_plus.data.coco import class_key
 from maskrcnn_plus.data.formats.coco import warn_once
 from maskrcnn_plus.data.formats.files import walk
 from maskrcnn_plus.data.groups import find_groups
+from maskrcnn_plus.data.image_facts import mark_kinds
 from maskrcnn_plus.data.learned_images import read_learned
 from maskrcnn_plus.data.limits import is_read_by_parts
 from maskrcnn_plus.data.registration import register_source
@@ -108,6 +109,7 @@ def register_folder(
     seed: int = 0,
     split_of: str | None = None,
     on_error: str = "raise",
+    kinds: bool = False,
     **options: Any,
 ) -> str:
     """Register a folder of annotations of any format that is read, as a value in a LazyConfig.
@@ -121,6 +123,7 @@ def register_folder(
         thing_classes: the classes in the order of the model, matched by name. Objects of others are left out, with a
             warning. None takes all classes with objects.
         on_error: what images and annotations do that cannot be used: "raise", or "skip" them with a warning.
+        kinds: mark each record with its kind, see `mark_kinds`.
 
     Returns:
         `name`, so that the call can stand in a config where a data set name is expected.
@@ -135,7 +138,7 @@ def register_folder(
     classes = None if thing_classes is None else tuple(map(str, thing_classes))
     how = tuple(sorted({"format": format, "val": val, "seed": seed, "split_of": split_of, **options}.items()))
     known = {} if classes is None else {"thing_classes": list(classes)}
-    source = _Split(name, path, split, on_error, how, classes)
+    source = _Split(name, path, split, on_error, how, kinds, classes)
     return register_source(name, source, evaluator_type="coco", root=path, split=split, **known)
 
 
@@ -146,6 +149,7 @@ class _Split:
     split: str
     on_error: str
     how: tuple[tuple[str, Any], ...]
+    kinds: bool
     thing_classes: tuple[str, ...] | None = field(compare=False)
 
     def __call__(self) -> list[dict]:
@@ -160,6 +164,8 @@ class _Split:
             records = choose_classes(data, self.split, names, self.path)
         except DataError as error:
             raise DataError(f"Data set '{self.name}': {error}") from error
+        if self.kinds:
+            mark_kinds(records)
         MetadataCatalog.get(self.name).set(thing_classes=names)
         return records
 

@@ -21,13 +21,17 @@ from maskrcnn_plus.data.check_cache import fingerprint, get_cached
 from maskrcnn_plus.data.images import ImageReadError, decode, read_label_map, reading
 from maskrcnn_plus.masks.measure import rle_union
 
-__all__ = ["THUMB_SIDE", "ImageFacts", "read_facts", "read_pixels"]
+__all__ = ["KIND", "THUMB_SIDE", "ImageFacts", "mark_kinds", "read_facts", "read_pixels"]
+
+KIND = "kind"
+"""Key of a record: a name that images share which look alike, for `CopyPasteMapper`."""
 
 THUMB_SIDE = 32
 """Side of the small picture in pixels."""
 
 _PERCENTILES = (1, 99.8)
 _PIXELS = 1 << 20  # that the figures of an image are taken from, at most
+_COLOURED = 0.02  # of `ImageFacts.saturation`
 _KEPT = 20_000  # images whose facts this process remembers, whatever others they are asked with
 _known: dict[str, dict[str, Any]] = {}
 
@@ -95,6 +99,23 @@ def read_facts(
 
     found = get_cached(_fingerprint(records, rule), find)["facts"]
     return [each if isinstance(each, str) else ImageFacts(**each) for each in found]
+
+
+def mark_kinds(records: Sequence[dict[str, Any]], prefix: str = "") -> None:
+    """Mark dataset dicts with their kinds: whether an image is coloured, and its objects brighter than the rest.
+
+    All images are read for it, once until a file changes.
+
+    Args:
+        records: to be marked under `KIND`.
+        prefix: of the names of the kinds.
+    """
+    for record, facts in zip(records, read_facts(records), strict=True):
+        if isinstance(facts, str):  # the data check will find it
+            record[KIND] = f"{prefix}unreadable"
+        else:
+            colour = "coloured" if facts.saturation > _COLOURED else "grey"
+            record[KIND] = f"{prefix}{colour}, {'dark' if facts.brighter else 'bright'} background"
 
 
 def _fingerprint(records: Sequence[dict[str, Any]], rule: ChannelRule | None) -> str | None:

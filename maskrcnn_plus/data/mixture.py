@@ -9,13 +9,8 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from maskrcnn_plus.data.check import DataError
-from maskrcnn_plus.data.image_facts import ImageFacts, read_facts
+from maskrcnn_plus.data.image_facts import mark_kinds
 from maskrcnn_plus.data.registration import register_source
-
-KIND = "kind"
-"""Key of a record: a name that images share which look alike, for `CopyPasteMapper`."""
-
-_COLOURED = 0.02  # of `ImageFacts.saturation`
 
 
 def register_mixture(
@@ -66,16 +61,7 @@ class _Mixture:
                 raise DataError(f"Data set '{self.name}': {source} has the classes {found}, the others {classes}.")
             classes = found
             if self.kinds:
-                for record, facts in zip(loaded, read_facts(loaded), strict=True):
-                    record[KIND] = f"{source}, {_kind(facts)}"
+                mark_kinds(loaded, f"{source}, ")
             records += [dict(record) for _ in range(count) for record in loaded]
         MetadataCatalog.get(self.name).set(thing_classes=classes)
         return records
-
-
-def _kind(facts: ImageFacts | str) -> str:
-    """What an image looks like; what cannot be read is found by the data check."""
-    if isinstance(facts, str):
-        return "unreadable"
-    colour = "coloured" if facts.saturation > _COLOURED else "grey"
-    return f"{colour}, {'dark' if facts.brighter else 'bright'} background"

@@ -60,6 +60,18 @@ def test_classes_are_matched_by_name_and_others_left_out(folder, caplog):
     assert "left out: bird (1)" in caplog.text
 
 
+def test_images_are_marked_with_their_kinds_where_it_is_asked_for(folder):
+    for index in range(3):
+        pixels = np.full((40, 56), 20, np.uint8)
+        pixels[5:21, 5:9] = 200  # the cat
+        Image.fromarray(pixels if index else np.dstack([255 - pixels, pixels, pixels])).save(folder / f"{index}.png")
+    name = register_folder("folder_train", str(folder), val=0, kinds=True, thing_classes=["cat"])
+    kinds = {record["file_name"][-5]: record["kind"] for record in DatasetCatalog.get(name)}
+    assert {kinds["1"], kinds["2"]} == {"grey, dark background"}
+    assert all("coloured" in kind for index, kind in kinds.items() if index not in "12")
+    assert "kind" not in DatasetCatalog.get(register_folder("folder_val", str(folder), "train", val=0))[0]
+
+
 def test_a_name_that_no_object_has_is_refused_with_the_nearest(folder):
     name = register_folder("folder_train", str(folder), thing_classes=["brid"], val=0)
     with pytest.raises(DataError, match=r"no object of brid.*Did you mean bird"):

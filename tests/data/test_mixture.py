@@ -6,7 +6,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from maskrcnn_plus.data.check import DataError, checked_dataset
-from maskrcnn_plus.data.mixture import KIND, register_mixture
+from maskrcnn_plus.data.image_facts import KIND
+from maskrcnn_plus.data.mixture import register_mixture
 from maskrcnn_plus.data.registration import register_label_maps
 
 

@@ -22,6 +22,7 @@ from maskrcnn_plus.apps.finetune.image_rules import (
     percentiles,
 )
 from maskrcnn_plus.apps.finetune.plan import Plan
+from maskrcnn_plus.data.image_facts import KIND
 from maskrcnn_plus.data.statistics import Statistics
 
 SMALLEST, LARGEST = 28, 96
@@ -206,19 +207,19 @@ def copy_paste(plan: Plan, data: Statistics) -> None:
     """Objects of one image in another."""
     dark, most = data.pixels.dark_background, float(np.median(data.objects_per_image))
     high = float(np.percentile(data.box_overlap, 99))
-    if 0.1 < dark < 0.9:
-        plan.decide(
-            {"dataloader.train.mapper.probability": 0.0},
-            f"{dark:.0%} of the images have a dark background, the others a bright one: objects of one kind are not "
-            "pasted into the other.",
-        )
-    elif most < 5 or high > 0.5:
+    if most < 5 or high > 0.5:
         what = f"the median image has {most:.0f} objects" if most < 5 else "objects lie over each other"
         plan.decide({"dataloader.train.mapper.probability": 0.0}, f"Nothing is pasted into images: {what}.")
-    else:
+        return
+    plan.decide(
+        {"dataloader.train.mapper.probability": 0.5, "dataloader.train.mapper.max_objects": 30},
+        "Into every second image up to 30 objects of another are pasted, beside its own.",
+    )
+    if 0.1 < dark < 0.9:
         plan.decide(
-            {"dataloader.train.mapper.probability": 0.5, "dataloader.train.mapper.max_objects": 30},
-            "Into every second image up to 30 objects of another are pasted, beside its own.",
+            {"dataset.kinds": True, "dataloader.train.mapper.within": KIND},
+            f"{dark:.0%} of the images have a dark background, the others a bright one: what is pasted comes from "
+            "images of the same kind, grey or coloured, dark or bright.",
         )
 
 

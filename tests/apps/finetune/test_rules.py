@@ -214,8 +214,10 @@ def test_rare_classes_are_repeated():
 
 
 def test_objects_are_not_pasted_across_kinds_of_image():
-    assert decide(data()).get("dataloader.train.mapper.probability") == 0.5
-    assert decide(data(dark_background=0.5)).get("dataloader.train.mapper.probability") == 0.0
+    keys = ["dataloader.train.mapper.probability", "dataloader.train.mapper.within", "dataset.kinds"]
+    assert [decide(data()).get(key) for key in keys] == [0.5, None, False]
+    assert [decide(data(dark_background=0.5)).get(key) for key in keys] == [0.5, "kind", True]
+    assert decide(data(dark_background=0.5, per_image=3)).get(keys[0]) == 0.0
 
 
 def test_later_decisions_see_what_is_given():
