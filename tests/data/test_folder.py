@@ -63,7 +63,7 @@ def test_classes_are_matched_by_name_and_others_left_out(folder, caplog):
 def test_images_are_marked_with_their_kinds_where_it_is_asked_for(folder):
     for index in range(3):
         pixels = np.full((40, 56), 20, np.uint8)
-        pixels[5:21, 5:9] = 200  # the cat
+        pixels[5:21, :5] = 200  # the cat
         Image.fromarray(pixels if index else np.dstack([255 - pixels, pixels, pixels])).save(folder / f"{index}.png")
     name = register_folder("folder_train", str(folder), val=0, kinds=True, thing_classes=["cat"])
     kinds = {record["file_name"][-5]: record["kind"] for record in DatasetCatalog.get(name)}
