@@ -39,9 +39,9 @@ from maskrcnn_plus.data import resolve_classes
 from maskrcnn_plus.data.channels import get_rule
 from maskrcnn_plus.data.images import read_image
 from maskrcnn_plus.errors import run_tool
-from maskrcnn_plus.evaluation.errors import DETECTION_KINDS, FOUND, OBJECT_KINDS, sort_errors
+from maskrcnn_plus.evaluation.errors import DETECTION_KINDS, FOUND, IGNORED, OBJECT_KINDS, sort_errors
 from maskrcnn_plus.evaluation.ground_truth import ground_truth_rles, load_ground_truth
-from maskrcnn_plus.evaluation.matching import visible_masks
+from maskrcnn_plus.evaluation.matching import find_in_crowds, visible_masks
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.results.outlines import rle_polygons
 from maskrcnn_plus.results.overlay import display_image
@@ -111,21 +111,23 @@ def sorted_images(predictor: Predictor, cfg: DictConfig, threshold: float) -> li
     )
     for entry in tqdm(truth.values(), unit="image"):
         annotations = entry.get("annotations", [])
-        judged = [index for index, annotation in enumerate(annotations) if not annotation.get("iscrowd", 0)]
-        rles = ground_truth_rles(entry)
-        truth, classes = [rles[index] for index in judged], [annotations[index]["category_id"] for index in judged]
+        crowd = [bool(annotation.get("iscrowd", 0)) for annotation in annotations]
+        judged = [index for index, is_crowd in enumerate(crowd) if not is_crowd]
+        rles, categories = ground_truth_rles(entry), [annotation["category_id"] for annotation in annotations]
+        truth, classes = [rles[index] for index in judged], [categories[index] for index in judged]
         found = predictor.predict(entry["file_name"])
         detections, visible = visible_masks(
             list(found.pred_masks_rle), found.scores.tolist(), entry["height"], entry["width"]
         )
-        detection_kinds, kinds = sort_errors(
-            detections, found.pred_classes[visible].tolist(), truth, classes, threshold
-        )
+        found_classes = found.pred_classes[visible].tolist()
+        in_crowds = find_in_crowds(detections, found_classes, rles, categories, crowd)
+        detection_kinds, kinds = sort_errors(detections, found_classes, truth, classes, threshold, in_crowds)
+        counted = [index for index, kind in enumerate(detection_kinds) if kind != IGNORED]
         images.append(
             {
                 "file_name": entry["file_name"],
-                "detections": detections,
-                "detection_kinds": detection_kinds,
+                "detections": [detections[index] for index in counted],
+                "detection_kinds": [detection_kinds[index] for index in counted],
                 "objects": truth,
                 "kinds": kinds,
             }

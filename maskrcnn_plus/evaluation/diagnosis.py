@@ -20,11 +20,12 @@ from detectron2.structures import BoxMode, Instances
 from maskrcnn_plus.evaluation.boundary import boundary_precision_and_recall
 from maskrcnn_plus.evaluation.coco import COCO_MAX_DETECTIONS
 from maskrcnn_plus.evaluation.coco_api import coco_dataset, coco_evaluation, summarize
-from maskrcnn_plus.evaluation.errors import sort_errors
+from maskrcnn_plus.evaluation.errors import IGNORED, sort_errors
 from maskrcnn_plus.evaluation.ground_truth import ground_truth_rles
 from maskrcnn_plus.evaluation.matching import (
     DEFAULT_THRESHOLDS,
     count_matches,
+    find_in_crowds,
     matched_average_precision,
     visible_masks,
 )
@@ -253,11 +254,13 @@ def _judge(image: JudgedImage, threshold: float) -> np.ndarray:
     totals = counts.sum(axis=1)
     image.quality = float(np.where(totals > 0, counts[:, 0] / np.maximum(totals, 1), 1.0).mean())
     plain = [index for index, is_crowd in enumerate(image.crowd) if not is_crowd]
-    image.detection_kinds, image.object_kinds = sort_errors(
+    kinds, image.object_kinds = sort_errors(
         rles,
         classes,
         [image.truth[index] for index in plain],
         [image.truth_classes[index] for index in plain],
         _AT,
+        find_in_crowds(rles, classes, image.truth, image.truth_classes, image.crowd),
     )
+    image.detection_kinds = [kind for kind in kinds if kind != IGNORED]
     return counts

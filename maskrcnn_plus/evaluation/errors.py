@@ -18,6 +18,7 @@ from maskrcnn_plus.evaluation.matching import mask_overlaps
 
 FOUND, WRONG_CLASS, MERGED, SPLIT, POOR_OUTLINE = "found", "wrong class", "merged", "split", "poor outline"
 MISSED, DOUBLED, SPURIOUS = "missed", "doubled", "spurious"
+IGNORED = "ignored"
 
 OBJECT_KINDS = (FOUND, MISSED, MERGED, SPLIT, POOR_OUTLINE, WRONG_CLASS)
 """What happened to an object."""
@@ -32,6 +33,7 @@ def sort_errors(
     truth: Sequence[dict[str, Any]],
     truth_classes: Sequence[int],
     threshold: float = 0.5,
+    ignorable: np.ndarray | None = None,
 ) -> tuple[list[str], list[str]]:
     """Sort the detections and the objects of one image. Two masks belong together from half of one of them on.
 
@@ -51,12 +53,14 @@ def sort_errors(
         truth: G RLEs of the same size, no crowd regions.
         truth_classes: G class indices.
         threshold: IoU in (0, 1].
+        ignorable: [D] bool, detections that are no errors where they are no pair of an object, such as in a crowd.
 
     Returns:
-        D of `DETECTION_KINDS` and G of `OBJECT_KINDS`.
+        D of `DETECTION_KINDS`, or `IGNORED`, and G of `OBJECT_KINDS`.
     """
+    ignorable = np.zeros(len(predicted), dtype=bool) if ignorable is None else ignorable
     if not predicted or not truth:
-        return [SPURIOUS] * len(predicted), [MISSED] * len(truth)
+        return [IGNORED if ignored else SPURIOUS for ignored in ignorable], [MISSED] * len(truth)
     predicted, truth = list(predicted), list(truth)
     ious = mask_overlaps(predicted, truth, crowd=False)  # [D, G]
     inside = mask_overlaps(predicted, truth, crowd=True) >= 0.5  # [D, G]: of the detection in the object
@@ -71,6 +75,7 @@ def sort_errors(
         first, second = linear_sum_assignment(candidates * (1 + ious / (2 * len(truth))), maximize=True)
         matched = candidates[first, second]
         detections[first[matched]] = objects[second[matched]] = kind
+        _label(detections, ignorable, IGNORED)
 
     merging = covers.sum(axis=1) > 1  # [D]
     _label(objects, covers[merging].any(axis=0), MERGED)

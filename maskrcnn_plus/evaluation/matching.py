@@ -181,12 +181,27 @@ def count_matches(
     objects = [index for index, is_crowd in enumerate(truth_is_crowd) if not is_crowd]
     ious = mask_overlaps(predicted, [truth[index] for index in objects], crowd=False)  # [D, G]
     same_class = np.asarray(predicted_classes)[:, None] == np.asarray([truth_classes[index] for index in objects])[None]
+    in_crowd = find_in_crowds(predicted, predicted_classes, truth, truth_classes, truth_is_crowd)
+    return match_counts(ious * same_class, thresholds, in_crowd)
+
+
+def find_in_crowds(
+    predicted: list[dict[str, Any]],
+    predicted_classes: Sequence[int],
+    truth: list[dict[str, Any]],
+    truth_classes: Sequence[int],
+    truth_is_crowd: Sequence[bool],
+) -> np.ndarray:
+    """Whether each detection lies by half or more in crowd regions of its class, bool [D].
+
+    Args: as of `count_matches`.
+    """
     in_crowd = np.zeros(len(predicted), dtype=bool)
     for category in {truth_classes[index] for index, is_crowd in enumerate(truth_is_crowd) if is_crowd}:
         crowds = [truth[i] for i, is_crowd in enumerate(truth_is_crowd) if is_crowd and truth_classes[i] == category]
         covered = mask_overlaps(predicted, [rle_union(crowds)], crowd=True)[:, 0]  # [D]
         in_crowd |= (covered >= 0.5) & (np.asarray(predicted_classes) == category)
-    return match_counts(ious * same_class, thresholds, in_crowd)
+    return in_crowd
 
 
 def match_counts(ious: np.ndarray, thresholds: Sequence[float], ignorable: np.ndarray | None = None) -> np.ndarray:

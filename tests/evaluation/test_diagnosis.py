@@ -86,6 +86,9 @@ def test_detections_in_crowds_count_neither_way():
     assert found.curve.scores == pytest.approx([0.9])
     assert found.confusion.tolist() == [[1, 0], [0, 0]]
     assert found.figures["segm"]["AP"] == pytest.approx(100)
+    assert found.errors == {"objects": {"found": 1}, "detections": {"found": 1}}
+    of_crowd_alone = diagnose([image([], [(0.8, 0, EMPTY), (0.7, 0, A)], crowds=[(0, crowd)])], NAMES[:1])
+    assert of_crowd_alone.errors == {"objects": {}, "detections": {"spurious": 1}}
 
 
 @pytest.mark.parametrize("truth", [[], [(0, A)]])

@@ -69,3 +69,11 @@ def test_as_many_are_found_as_the_metric_matches(seed):
     assert kinds.count("wrong class") == of_objects.count("wrong class")
     assert set(kinds) <= set(DETECTION_KINDS)
     assert set(of_objects) <= set(OBJECT_KINDS)
+
+
+def test_ignorable_detections_are_no_errors():
+    """Beside the found object: in a crowd, of another class in a crowd, and of nothing."""
+    detections, objects = rles(LEFT, (40, 20, 50, 30), RIGHT, (40, 0, 50, 10)), rles(LEFT, RIGHT)
+    ignorable = np.array([True, True, True, False])
+    kinds = sort_errors(detections, [0, 0, 1, 0], objects, [0, 0], ignorable=ignorable)
+    assert kinds == (["found", "ignored", "ignored", "spurious"], ["found", "missed"])
