@@ -145,9 +145,10 @@ def evaluate_records(
         raise DataError(f"No image of {len(data.records)} can be used. {data.notes[-1]}")
     known = [diameter for diameter in diameters if diameter]
     if known:
+        origin = "" if predictor.auto_scale is None else f", {predictor.auto_scale.describe()}"  # None of stored ones
         data.notes.append(
             f"Images were scaled by the diameter of their objects, not by the annotations' ({min(known):.0f} to "
-            f"{max(known):.0f} px, {predictor.auto_scale.describe()})."
+            f"{max(known):.0f} px{origin})."
         )
     return diagnose(images, names)
 

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -173,6 +174,10 @@ def test_an_evaluation_is_of_the_estimate_and_not_of_the_annotations(predictor, 
     evaluate_records(predictor, data, progress=False)
     assert predictor.model.seen[-1][0] == pytest.approx(300 * LEARNED / 40, rel=0.15)
     assert any("estimated" in note for note in data.notes)
+    stored = SimpleNamespace(predict=predictor.predict, class_names=["cell"], auto_scale=None)  # tables of a job
+    data = EvaluationData([record], ["cell"])
+    evaluate_records(stored, data, progress=False)
+    assert data.notes[0].endswith("px).")
 
 
 CONFIG = """
