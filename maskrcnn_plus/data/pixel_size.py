@@ -22,8 +22,8 @@ _MICROMETRES = {
     "m": 1e6,
     "å": 1e-4,
 }
-_NOT_MEASURED = (72, 96, 100, 150, 200, 240, 300)
-"""Dots an inch that programs write for screens and printers without having measured anything."""
+_NOT_MEASURED = (25.4, 72, 96, 100, 150, 200, 240, 300)
+"""Dots an inch that programs write for screens and printers without having measured anything; libvips one a mm."""
 
 _SAME = 0.01  # relative difference up to which pixels are square
 
@@ -55,8 +55,8 @@ def tiff_pixel_size(path: str) -> float | None:
     """Side of a pixel in micrometres, by OME, ImageJ or slide metadata or the resolution tags of a TIFF.
 
     Returns:
-        None for other files, without a resolution, with one for print (72, 96, 100, 150, 200, 240 or 300 dots an inch)
-        and where pixels are not square.
+        None for other files, without a resolution, with one for print (72, 96, 100, 150, 200, 240 or 300 dots an inch,
+        also in cm) or of one dot a mm, and where pixels are not square.
     """
     return tiff_calibration(path).side
 
@@ -134,10 +134,11 @@ def _tag_sides(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
     metadata = (tiff.imagej_metadata or {}) if tiff.is_imagej else {}
     if str(metadata.get("unit", "")).strip():
         micrometres = _imagej_unit(metadata)
-    elif unit == 2 and not any(abs(per_unit[0] - dots) < 0.01 for dots in _NOT_MEASURED):
-        micrometres = 25400.0
     else:
-        micrometres = 1e4 if unit == 3 and not tiff.is_imagej else None
+        micrometres = {2: 25400.0, 3: None if tiff.is_imagej else 1e4}.get(unit)
+        per_inch = per_unit[0] * 25400.0 / (micrometres or math.inf)
+        if any(abs(per_inch - dots) < 2e-3 * dots for dots in _NOT_MEASURED):  # in cm they are rounded
+            return None
     if micrometres is None or not all(value > 0 for value in per_unit):
         return None
     return micrometres / per_unit[0], micrometres / per_unit[1]

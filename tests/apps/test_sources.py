@@ -185,6 +185,9 @@ IMAGE = np.zeros((8, 8), dtype=np.uint16)
         ({"resolution": (12700, 12700), "resolutionunit": "INCH"}, 2.0),
         ({"resolution": (72, 72), "resolutionunit": "INCH"}, None),
         ({"resolution": (300, 300), "resolutionunit": "INCH"}, None),
+        ({"resolution": (28.35, 28.35), "resolutionunit": "CENTIMETER"}, None),  # 72 dots an inch
+        ({"resolution": (118.11, 118.11), "resolutionunit": "CENTIMETER"}, None),
+        ({"resolution": (10, 10), "resolutionunit": "CENTIMETER"}, None),  # of libvips, where nothing is known
         ({"resolution": (40000, 20000), "resolutionunit": "CENTIMETER"}, None),
         ({"resolution": (4, 4), "resolutionunit": "NONE"}, None),
         ({"imagej": True, "resolution": (4, 4), "metadata": {"unit": "um"}}, 0.25),
