@@ -16,6 +16,7 @@ from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.masks import record_rles
 from maskrcnn_plus.masks.label_map import rles_to_label_map
 from maskrcnn_plus.masks.measure import rle_areas
+from maskrcnn_plus.masks.polygons import clip_polygon
 from maskrcnn_plus.results.yolo import data_yaml, yolo_line, yolo_lines
 
 Splits = dict[str, list[dict[str, Any]]]
@@ -141,8 +142,9 @@ def _yolo_label(record: dict[str, Any]) -> tuple[list[str], int]:
     lines, masks, categories = [], [], []
     for entry, rle in zip(record["annotations"], record_rles(record), strict=True):
         polygons = entry.get("segmentation")
-        if isinstance(polygons, list) and len(polygons) == 1:
-            ring = np.reshape(polygons[0], (-1, 2)).clip(0, [width, height])
+        single = isinstance(polygons, list) and len(polygons) == 1
+        ring = clip_polygon(np.reshape(polygons[0], (-1, 2)), width, height) if single else ()
+        if len(ring):
             lines.append(yolo_line(entry["category_id"], ring, height, width))
         else:
             masks.append(rle)

@@ -108,6 +108,22 @@ def test_yolo_is_read_back(folder, convert, tmp_path, source):
     np.testing.assert_array_equal(found, [MASKS] * 4)
 
 
+def test_polygons_beyond_the_image_keep_their_shape_in_yolo(tmp_path, convert):
+    write_image(tmp_path / "data" / "a.png")
+    entry = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [6, 4, 74, 30], "area": 1, "iscrowd": 0}
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 40, "width": 60}],
+        "categories": [{"id": 1, "name": "cell"}],
+        "annotations": [{**entry, "segmentation": [[6, 4, 80, 20, 6, 34]]}],
+    }
+    (tmp_path / "data" / "a.json").write_text(json.dumps(content))
+    code, _, output = convert(tmp_path / "data", "--to", "yolo")
+    assert code == 0
+    paths = tmp_path / "data", output
+    before, after = (masks_of(record)[0] for path in paths for (record,) in read(path).splits.values())
+    assert (after != before).sum() < 0.02 * before.sum()
+
+
 def test_what_yolo_cannot_say_is_said(tmp_path, convert):
     label_map = (MASKS[0] | MASKS[1]).astype(np.uint8)
     label_map[8:10, 10:14] = 0
