@@ -87,7 +87,7 @@ def to_json(found: Predictions, class_names: list[str]) -> dict[str, Any]:
 def to_geojson(found: Predictions, class_names: list[str]) -> bytes:
     """The file of the format geojson."""
     file = io.BytesIO()
-    write_geojson(file, found, class_names)
+    write_geojson(file, found, class_names, found.pixel_size)
     return file.getvalue()
 
 

@@ -56,10 +56,13 @@ def test_objects_below_thresholds_are_left_out(client):
         assert client.post(f"/v1/predict?{wrong}", content=png(image)).status_code == 422
 
 
-def test_geojson_is_the_file_of_the_command_line(client, tmp_path):
-    (tmp_path / "a.png").write_bytes(png(draw()))
-    predict_files(make_predictor(), str(tmp_path / "a.png"), tmp_path, formats=["geojson"])
-    answer = client.post("/v1/predict?format=geojson", content=png(draw()))
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_geojson_is_the_file_of_the_command_line(client, tmp_path, suffix):
+    measured = {"imagej": True, "resolution": (4, 4), "metadata": {"unit": "um"}}
+    content = png(draw()) if suffix == "png" else tiff(draw(), **measured)
+    (tmp_path / f"a.{suffix}").write_bytes(content)
+    predict_files(make_predictor(), str(tmp_path / f"a.{suffix}"), tmp_path, formats=["geojson"])
+    answer = client.post(f"/v1/predict?format=geojson&name=a.{suffix}", content=content)
     assert answer.headers["content-type"] == "application/geo+json"
     assert answer.content == (tmp_path / "geojson/a.geojson").read_bytes()
 
