@@ -173,7 +173,9 @@ def density(plan: Plan, data: Statistics) -> None:
     rois = int(min(max(2 ** math.ceil(math.log2(max(4 * crowd, 1))), 64), 512))
     plan.decide(
         {"model.roi_heads.batch_size_per_image": rois},
-        f"A crowded crop holds {crowd:.0f} objects: there are at least four RoIs for each to learn from.",
+        f"A crowded crop holds {crowd:.0f} objects: "
+        + ("at least four RoIs for each" if rois >= 4 * crowd else f"{rois} RoIs at most")
+        + " are learned from.",
     )
 
 

@@ -133,11 +133,12 @@ def test_limits_follow_the_fullest_image():
 
 
 def test_rois_follow_the_density():
-    rois = [
-        decide(data(12, per_image=count)).get("model.roi_heads.batch_size_per_image") for count in (5, 100, 400, 2000)
-    ]
+    plans = [decide(data(12, per_image=count)) for count in (5, 100, 400, 4000)]
+    rois = [plan.get("model.roi_heads.batch_size_per_image") for plan in plans]
     assert rois == sorted(rois)
     assert (rois[0], rois[-1]) == (64, 512)
+    promised = [any("at least four RoIs for each" in line for line in plan.lines()) for plan in plans]
+    assert (promised[0], promised[-1]) == (True, False)
 
 
 def test_neighbours_that_overlap_are_no_duplicates():
