@@ -29,12 +29,12 @@ def median_diameter(annotations: Sequence[dict[str, Any]]) -> float | None:
         Pixels; None where there is no object with an area or a box, but for crowds.
     """
     areas = [_area(each) for each in annotations if not each.get("iscrowd", 0) and ("area" in each or "bbox" in each)]
-    return disc_diameter(np.median(areas)) if areas else None
+    return float(disc_diameter(np.median(areas))) if areas else None
 
 
-def disc_diameter(area: float) -> float:
-    """The diameter of a disc of this area."""
-    return 2 * math.sqrt(float(area) / math.pi)
+def disc_diameter(area: np.ndarray) -> np.ndarray:
+    """The diameter of a disc of this area, or of each of several."""
+    return 2 * np.sqrt(area / np.pi)
 
 
 class MeasuredInput(AugInput):

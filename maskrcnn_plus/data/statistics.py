@@ -17,6 +17,7 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from maskrcnn_plus.data.channels import ChannelRule
+from maskrcnn_plus.data.diameter import disc_diameter
 from maskrcnn_plus.data.image_facts import ImageFacts, read_facts
 from maskrcnn_plus.data.images import read_label_map
 from maskrcnn_plus.masks.measure import rle_areas, rle_boxes, rle_overlaps
@@ -94,8 +95,8 @@ class Statistics:
 
     @property
     def diameters(self) -> np.ndarray:
-        """Square root of each mask's area in pixels, float64 [N]."""
-        return np.sqrt(self.areas)
+        """Diameter of a disc of each mask's area in pixels, float64 [N]."""
+        return disc_diameter(self.areas)
 
     @property
     def fill(self) -> np.ndarray:

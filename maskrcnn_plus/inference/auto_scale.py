@@ -158,7 +158,7 @@ def correct_diameter(found: Instances) -> float | None:
         areas = rle_areas(found.pred_masks_rle)[sure]
     else:
         areas = found.pred_boxes.area().numpy()[sure] * (math.pi / 4)
-    diameter = disc_diameter(np.median(areas))
+    diameter = float(disc_diameter(np.median(areas)))
     return diameter if diameter > 0 and abs(math.log2(diameter / estimate)) > _FAR else None
 
 

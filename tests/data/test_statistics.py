@@ -70,7 +70,7 @@ def test_figures_are_those_of_the_drawn_masks(records):
     assert found.image_sizes.tolist() == [[HEIGHT, WIDTH]] * 4
     np.testing.assert_array_equal(found.areas, [mask.sum() for mask in masks])
     np.testing.assert_array_equal(found.box_sizes, boxes[:, 2:] - boxes[:, :2])
-    np.testing.assert_allclose(found.diameters, np.sqrt([mask.sum() for mask in masks]))
+    np.testing.assert_allclose(found.diameters, 2 * np.sqrt(np.divide([mask.sum() for mask in masks], np.pi)))
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     np.testing.assert_allclose(found.fill, [mask.sum() / area for mask, area in zip(masks, areas, strict=True)])
     overlap = brute_iou(boxes[0], boxes[1])

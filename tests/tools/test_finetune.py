@@ -56,7 +56,7 @@ def test_from_a_folder_to_predictions(folder, tmp_path, capsys, monkeypatch):
     assert measured[0].step > 0
     printed = capsys.readouterr().out
     assert "labelme" in printed
-    assert "The median diameter of the objects is 18 pixels" in printed
+    assert "The median diameter of the objects is 20 pixels" in printed
     cfg = get_config(str(output / "config.py"))
     assert cfg.dataset.thing_classes == ["square"]
     metrics = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]

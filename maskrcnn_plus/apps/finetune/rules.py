@@ -25,14 +25,15 @@ from maskrcnn_plus.apps.finetune.plan import Plan
 from maskrcnn_plus.data.image_facts import KIND
 from maskrcnn_plus.data.statistics import Statistics
 
-SMALLEST, LARGEST = 28, 96
+SMALLEST, LARGEST = 32, 108
 """Median diameters, in network pixels, between which images keep their size."""
 
 JITTER = (2 / 3, 4 / 3)
 """Of the scale in training, around that of inference."""
 
 _CANONICAL = 224  # side of the boxes that Detectron2 pools from stride 16
-_FEWEST_PIXELS = 10  # of the diameter of small objects, which shrinking must leave
+_LARGE_BOX = 96  # side of boxes that are pooled from there too
+_FEWEST_PIXELS = 11  # of the diameter of small objects, which shrinking must leave
 _LARGEST_SCALE, _CROP_GRAIN, _LARGEST_CROP = 4.0, 64, 640
 
 
@@ -139,7 +140,7 @@ def canonical_size(plan: Plan, data: Statistics) -> None:
         return
     boxes = data.box_sizes * network_scale(plan, data)[:, None]
     median = float(np.median(np.sqrt(boxes.prod(axis=1))))
-    size = 112 if median < LARGEST else _CANONICAL
+    size = 112 if median < _LARGE_BOX else _CANONICAL
     plan.decide(
         {
             "model.roi_heads.box_pooler.canonical_box_size": size,

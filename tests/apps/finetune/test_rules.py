@@ -57,7 +57,7 @@ def data(
         image_sizes=np.tile(size, (images, 1)),
         objects_per_image=np.full(images, per_image),
         box_sizes=np.stack([widths, diameters**2 / widths], axis=1),
-        areas=(diameters**2).astype(np.int64),
+        areas=(np.pi / 4 * diameters**2).astype(np.int64),
         classes=index,
         image_index=np.repeat(np.arange(images), per_image),
         box_overlap=np.full(count, overlap),
@@ -74,7 +74,7 @@ def decide(statistics, *overrides):
     return plan
 
 
-@pytest.mark.parametrize(("diameter", "scale"), [(10, 2.8), (14, 2.0), (28, 1.0), (60, 1.0), (192, 0.5), (2, 4.0)])
+@pytest.mark.parametrize(("diameter", "scale"), [(10, 3.2), (16, 2.0), (32, 1.0), (60, 1.0), (216, 0.5), (2, 4.0)])
 def test_objects_are_brought_to_a_size_that_the_network_sees_well(diameter, scale):
     plan = decide(data(diameter))
     assert plan.get("dataset.scale") == pytest.approx(scale, rel=0.05)
@@ -97,8 +97,8 @@ def test_small_objects_among_large_ones_are_not_shrunk_away():
     mixed = data(200)
     sizes = mixed.box_sizes.copy()
     sizes[:80] = 12
-    mixed = dataclasses.replace(mixed, box_sizes=sizes, areas=sizes.prod(axis=1).astype(np.int64))
-    assert decide(mixed).get("dataset.scale") * 12 >= 9.9
+    mixed = dataclasses.replace(mixed, box_sizes=sizes, areas=(np.pi / 4 * sizes.prod(axis=1)).astype(np.int64))
+    assert decide(mixed).get("dataset.scale") * 12 >= 10.9
 
 
 def test_crops_grow_with_the_objects_up_to_the_image():
