@@ -136,7 +136,7 @@ def _samples(diagnosis: Diagnosis) -> str:
         return ""
     figures = [
         f"<figure>{picture(jpeg, record['file_name'])}<figcaption>{html.escape(diagnosis.name(record))}: "
-        f"{len(record['annotations'])} objects</figcaption></figure>"
+        f"{sum(not each.get('iscrowd', 0) for each in record['annotations'])} objects</figcaption></figure>"
         for record, jpeg in zip(chosen, draw_samples(chosen, diagnosis.class_names), strict=True)
     ]
     return _card("Do the outlines fit?", f'<div class="gallery">{"".join(figures)}</div>')

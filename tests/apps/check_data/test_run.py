@@ -47,6 +47,15 @@ def test_clean_data(data, run, tmp_path):
     assert (tmp_path / "new" / "page.html").exists()
 
 
+def test_crowds_are_no_objects_of_the_samples(data, run, tmp_path):
+    for content in data.content.values():
+        of_image = {each["image_id"]: each for each in content["annotations"]}  # one of the 12 of each
+        for each in of_image.values():
+            each["iscrowd"] = 1
+    assert run(data.write(), "--report", tmp_path / "page.html")[0] == 0
+    assert set(re.findall(r": (\d+) objects<", (tmp_path / "page.html").read_text())) == {"11"}
+
+
 def test_the_page_is_whole_and_needs_nothing_else(data, run, tmp_path):
     data.content["train"]["categories"][0]["name"] = "<script>alert(1)</script>"
     data.content["val"]["categories"][0]["name"] = "<script>alert(1)</script>"
