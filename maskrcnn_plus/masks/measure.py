@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as coco_mask
 
-from maskrcnn_plus.rle import canonical_rles, decode_runs, encode_runs, join_runs
+from maskrcnn_plus.rle import Runs, canonical_rles, decode_runs, encode_runs, join_runs
 
 
 def rle_areas(rles: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -141,11 +141,16 @@ def rle_union(rles: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Raises:
         ValueError: a malformed RLE, no mask, or masks of images of different sizes.
     """
-    rles = canonical_rles(rles)
-    sizes = sorted({tuple(rle["size"]) for rle in rles})
+    runs = decode_runs(rles)
+    sizes = np.unique(runs.sizes, axis=0)
     if len(sizes) != 1:
+        sizes = [*map(tuple, sizes.tolist())]
         raise ValueError(f"a union needs masks of images of one size, got sizes {sizes}.")
-    return canonical_rles([coco_mask.merge(rles)])[0] if len(rles) > 1 else rles[0]
+    order = np.argsort(runs.starts, kind="stable")
+    starts, reached = runs.starts[order], np.maximum.accumulate(runs.ends[order])
+    apart = starts[1:] > reached[:-1]
+    opens, closes = np.append(True, apart)[: len(starts)], np.append(apart, True)[: len(starts)]
+    return encode_runs(Runs(np.zeros(opens.sum(), dtype=np.int64), starts[opens], reached[closes], sizes))[0]
 
 
 def move_rles(rles: Sequence[dict[str, Any]], x: int, y: int, height: int, width: int) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from maskrcnn_plus.masks.measure import (
     rle_centroids,
     rle_ious,
     rle_perimeters,
+    rle_union,
 )
 
 MEASURES = (rle_areas, rle_boxes, rle_centroids, rle_perimeters)
@@ -176,3 +177,20 @@ def test_no_masks():
 def test_malformed_masks_are_refused(measure):
     with pytest.raises(ValueError, match="RLE 1"):
         measure([{"size": [4, 4], "counts": "`0"}, {"size": [4, 4], "counts": "X"}])
+
+
+def test_a_union_has_the_pixels_of_any_mask():
+    rng = np.random.default_rng(0)
+    for share in (0, 0.1, 0.5, 0.9, 1):
+        masks = rng.random((5, 7, 9)) < share
+        assert rle_union(masks_to_rles(masks)) == masks_to_rles(masks.any(axis=0)[None])[0]
+    with pytest.raises(ValueError, match="one size"):
+        rle_union([])
+
+
+def test_a_union_of_very_many_masks():
+    """Of a slide; in turn with the union of those before, each would take longer than the last."""
+    side, count = 20_000, 12_000
+    starts = np.arange(count) * 15_000
+    rles = [{"size": [side, side], "counts": [start, 20, side**2 - start - 20]} for start in starts.tolist()]
+    assert rle_areas([rle_union(rles + rles)]).tolist() == [20 * count]
