@@ -17,8 +17,7 @@ from torch import Tensor
 
 from maskrcnn_plus.ops import extension
 from maskrcnn_plus.ops.paste_masks_rle_reference import paste_masks_rle_reference
-
-_MAX_PIXELS = 2**32 - 1  # run lengths of COCO's API are 32-bit
+from maskrcnn_plus.rle import MAX_PIXELS
 
 
 @torch.no_grad()
@@ -68,8 +67,8 @@ def _check_arguments(mask_probs: Tensor, boxes: Tensor, height: int, width: int,
         raise TypeError(f"paste_masks_rle: masks and boxes must be floating point, got {types}.")
     if len(mask_probs) and not mask_probs[0].numel():
         raise ValueError(f"paste_masks_rle: masks of {mask_probs.shape[1]} x {mask_probs.shape[2]} hold nothing.")
-    if height <= 0 or width <= 0 or height * width > _MAX_PIXELS:
-        raise ValueError(f"paste_masks_rle: an image of {height} x {width} pixels must have 1 to {_MAX_PIXELS}.")
+    if height <= 0 or width <= 0 or height * width > MAX_PIXELS:
+        raise ValueError(f"paste_masks_rle: an image of {height} x {width} pixels must have 1 to {MAX_PIXELS}.")
     if not math.isfinite(threshold) or threshold < 0:
         raise ValueError(f"paste_masks_rle: the threshold must be a probability, got {threshold}.")
     if rule not in ("detectron2", "torchvision"):

@@ -14,6 +14,7 @@ import torch
 import torchvision  # noqa: F401 - its operators
 from torch import Tensor
 
+from maskrcnn_plus.ops import extension
 from maskrcnn_plus.ops.roi_align_reference import (
     MAX_SAMPLING_RATIO,
     roi_align_backward_reference,
@@ -26,61 +27,41 @@ _MOST_MAPS = 4
 _MOST_SAMPLES = 1024
 
 
-def roi_align_map_by_map(
-    features: Sequence[Tensor],
-    rois: Tensor,
-    levels: Tensor | None,
-    scales: Sequence[float],
-    output_size: tuple[int, int],
-    sampling_ratio: int,
-    aligned: bool,
-) -> Tensor:
-    """RoIAlign of every box on its own map; looking at the boxes takes one synchronisation with a GPU.
+def split_sizes(sizes: Sequence[int]) -> list[tuple[int, ...]]:
+    """(N, C, H, W) of each map, from all of them one after the other."""
+    return [tuple(sizes[i : i + 4]) for i in range(0, len(sizes), 4)]
 
-    Args:
-        features, rois, levels, scales, output_size, sampling_ratio, aligned: see `roi_align_pyramid`.
 
-    Returns:
-        [K, C, height, width] in the type of the maps.
+def in_memory_format(tensor: Tensor, channels_last: bool) -> Tensor:
+    """The tensor, a copy where its memory is in another order."""
+    return tensor.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
-    Raises:
-        ValueError: as `roi_align_pyramid`.
-    """
+
+def forward_fallback(features, rois, levels, scales, height, width, sampling_ratio, aligned, channels_last):
+    """`maskrcnn_plus::roi_align` on devices without a kernel of ours; one synchronisation with a GPU."""
+    if rois.device.type == "cpu":
+        extension.warn_once("roi_align")
+    output_size = (height, width)
     check_arguments(features, rois, levels, output_size, scales, sampling_ratio)
     kind = features[0].dtype
     rois = rois.to(torch.promote_types(kind, torch.float32))
     output = rois.new_zeros(len(rois), features[0].shape[1], *output_size, dtype=kind)
     shapes = [feature.shape for feature in features]
-    options = (*output_size, sampling_ratio, aligned)
     for chosen, level, exactly in _groups(shapes, rois, levels, output_size, scales, sampling_ratio):
         map_, boxes = features[level].to(rois.dtype), rois[chosen]
         if exactly:
             pooled = roi_align_reference(map_, boxes, output_size, scales[level], sampling_ratio, aligned)
         else:
-            pooled = torch.ops.torchvision.roi_align(map_, boxes, scales[level], *options)
+            pooled = torch.ops.torchvision.roi_align(map_, boxes, scales[level], height, width, sampling_ratio, aligned)
         output[chosen] = pooled.to(kind)
-    return output
+    return in_memory_format(output, channels_last)
 
 
-def roi_align_backward_map_by_map(
-    grad: Tensor,
-    rois: Tensor,
-    levels: Tensor | None,
-    scales: Sequence[float],
-    shapes: Sequence[Sequence[int]],
-    sampling_ratio: int,
-    aligned: bool,
-) -> list[Tensor]:
-    """The gradients of the maps.
-
-    Args:
-        grad: [K, C, height, width], of the output.
-        shapes: (N, C, H, W) of each map.
-        rois, levels, scales, sampling_ratio, aligned: see `roi_align_pyramid`.
-    """
-    kind, output_size = grad.dtype, (grad.shape[2], grad.shape[3])
+def backward_fallback(grad, rois, levels, scales, sizes, sampling_ratio, aligned, channels_last):
+    """`maskrcnn_plus::roi_align_backward` on devices without a kernel of ours; one synchronisation with a GPU."""
+    kind, output_size, shapes = grad.dtype, tuple(grad.shape[2:]), split_sizes(sizes)
     rois = rois.to(torch.promote_types(kind, torch.float32))
-    results = [rois.new_zeros(tuple(shape)) for shape in shapes]
+    results = [rois.new_zeros(shape) for shape in shapes]
     for chosen, level, exactly in _groups(shapes, rois, levels, output_size, scales, sampling_ratio):
         of_boxes, boxes, scale = grad[chosen].to(rois.dtype).contiguous(), rois[chosen], scales[level]
         if exactly:
@@ -91,7 +72,7 @@ def roi_align_backward_map_by_map(
             results[level] += torch.ops.torchvision._roi_align_backward(
                 of_boxes, boxes, scale, *output_size, *shapes[level], sampling_ratio, aligned
             )
-    return [result.to(kind) for result in results]
+    return [in_memory_format(result.to(kind), channels_last) for result in results]
 
 
 def _groups(

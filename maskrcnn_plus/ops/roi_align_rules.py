@@ -15,35 +15,14 @@ from torch import Tensor
 
 from maskrcnn_plus.ops import extension
 from maskrcnn_plus.ops.roi_align_fallback import (
+    backward_fallback,
     check_arguments,
-    roi_align_backward_map_by_map,
-    roi_align_map_by_map,
+    forward_fallback,
+    in_memory_format,
+    split_sizes,
 )
 
 _TRITON_TYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-def _shapes(sizes):
-    """(N, C, H, W) of each map, from all of them one after the other."""
-    return [tuple(sizes[i : i + 4]) for i in range(0, len(sizes), 4)]
-
-
-def _in_memory_format(tensor: Tensor, channels_last: bool) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-
-
-def forward_fallback(features, rois, levels, scales, height, width, sampling_ratio, aligned, channels_last):
-    """`maskrcnn_plus::roi_align` on devices without a kernel of ours."""
-    if rois.device.type == "cpu":
-        extension.warn_once("roi_align")
-    pooled = roi_align_map_by_map(features, rois, levels, scales, (height, width), sampling_ratio, aligned)
-    return _in_memory_format(pooled, channels_last)
-
-
-def backward_fallback(grad, rois, levels, scales, sizes, sampling_ratio, aligned, channels_last):
-    """`maskrcnn_plus::roi_align_backward` on devices without a kernel of ours."""
-    grads = roi_align_backward_map_by_map(grad, rois, levels, scales, _shapes(sizes), sampling_ratio, aligned)
-    return [_in_memory_format(each, channels_last) for each in grads]
 
 
 def _forward_cuda(features, rois, levels, scales, height, width, sampling_ratio, aligned, channels_last):
@@ -53,7 +32,7 @@ def _forward_cuda(features, rois, levels, scales, height, width, sampling_ratio,
 
     check_arguments(features, rois, levels, (height, width), scales, sampling_ratio)
     pooled = roi_align_triton(features, rois, levels, scales, (height, width), sampling_ratio, aligned)
-    return _in_memory_format(pooled, channels_last)
+    return in_memory_format(pooled, channels_last)
 
 
 def _backward_cuda(grad, rois, levels, scales, sizes, sampling_ratio, aligned, channels_last):
@@ -61,8 +40,8 @@ def _backward_cuda(grad, rois, levels, scales, sizes, sampling_ratio, aligned, c
         return backward_fallback(grad, rois, levels, scales, sizes, sampling_ratio, aligned, channels_last)
     from maskrcnn_plus.ops.roi_align_triton import roi_align_backward_triton
 
-    grads = roi_align_backward_triton(grad, rois, levels, scales, _shapes(sizes), sampling_ratio, aligned)
-    return [_in_memory_format(each, channels_last) for each in grads]
+    grads = roi_align_backward_triton(grad, rois, levels, scales, split_sizes(sizes), sampling_ratio, aligned)
+    return [in_memory_format(each, channels_last) for each in grads]
 
 
 def _autocast(device_type, features, rois, levels, *options):
@@ -91,8 +70,8 @@ def _(features, rois, levels, scales, height, width, sampling_ratio, aligned, ch
 @torch.library.register_fake("maskrcnn_plus::roi_align_backward")
 def _(grad, rois, levels, scales, sizes, sampling_ratio, aligned, channels_last):
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    shapes = [sizes[i : i + 4] for i in range(0, len(sizes), 4)]
-    return [torch.empty(s, dtype=grad.dtype, device=grad.device, memory_format=memory_format) for s in shapes]
+    options = {"dtype": grad.dtype, "device": grad.device, "memory_format": memory_format}
+    return [torch.empty(shape, **options) for shape in split_sizes(sizes)]
 
 
 def _remember(ctx, inputs, output):
