@@ -19,15 +19,12 @@ def find_problems(
     dicts: Sequence[dict],
     num_classes: int | None = None,
     decode: bool = False,
-    *,
-    images: bool = True,
     rule: ChannelRule | None = None,
 ) -> dict[str, Any]:
     """Look at every image and annotation.
 
     Args:
         dicts, num_classes, decode, rule: as for `check_dataset`.
-        images: whether to look at the image files; else the sizes are those that the dicts state.
 
     Returns:
         Findings as data for JSON: `problems` (lines), `causes` (what they have in common, sentences), `notes` (what
@@ -38,9 +35,7 @@ def find_problems(
     problems: list[tuple[int, str]] = []
     places, entries, label_ids = [], [], {}
     for index, record in enumerate(dicts):
-        problem, size = None, (record.get("height"), record.get("width"))
-        if images:
-            problem, size, label_ids[index] = _check_image(record, decode, rule)
+        problem, size, label_ids[index] = _check_image(record, decode, rule)
         if problem is not None:
             problems.append((index, f"image {index}: {problem}"))
             findings["bad_images"].append(index)

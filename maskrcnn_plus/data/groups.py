@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.image_facts import read_facts
 from maskrcnn_plus.data.near_duplicates import join_pairs, signatures, similar_pairs
 
@@ -41,14 +40,11 @@ _WORDS = re.compile(
 )
 
 
-def find_groups(
-    records: Sequence[dict[str, Any]], rule: ChannelRule | None = None, notes: list[str] | None = None
-) -> list[int]:
+def find_groups(records: Sequence[dict[str, Any]], notes: list[str] | None = None) -> list[int]:
     """Group images that belong together. All images may be one group, as of one video.
 
     Args:
         records: Detectron2 dataset dicts; `file_name` counts, and the pixels of the first 20,000 images.
-        rule: how channels and planes of stacks are chosen; None takes an image as it is.
         notes: what was found is added here, a sentence each.
 
     Returns:
@@ -66,7 +62,7 @@ def find_groups(
         "images with one number and different endings": _by_value(_endings(names)),
     }
     if len(records) <= MAX_COMPARED:
-        vectors = signatures(read_facts(records, rule))
+        vectors = signatures(read_facts(records))
         kinds["frames of a video, as neighbours of a series look alike"] = _frames(names, vectors)
         kinds["images that show nearly the same"] = similar_pairs(vectors)[0].tolist()
     else:

@@ -142,31 +142,6 @@ class InstanceMapper:
             example["instances"] = self._instances(dataset_dict, size, transforms, aug_input.image.shape[:2])
         return example
 
-    def map_image(
-        self,
-        pixels: np.ndarray,
-        name: str = "the image",
-        limits: tuple[float, float] | None = None,
-        picked: bool = False,
-        object_diameter: float | None = None,
-    ) -> dict[str, Any]:
-        """Map an image in memory to an example for inference, as a file with these pixels.
-
-        Args:
-            pixels: [H, W] or [H, W, C], see `prepare_image`.
-            name: of the image in errors.
-            limits: grey values in place of the image's own percentiles, see `prepare_image`.
-            picked: the channels are those that go into the network already, see `prepare_image`.
-            object_diameter: median of the image's objects in its pixels, where it is known; see `ScaleToDiameter`.
-
-        Returns:
-            `image` (uint8 or float32 [C, h, w]), `height` and `width` of the image as given.
-
-        Raises:
-            ImageReadError: the image cannot be used.
-        """
-        return self.make_example(self.prepare(pixels, name, limits, picked), object_diameter)
-
     def read(self, path: str) -> np.ndarray:
         """Read a file as the augmentations take it: [H, W, C] in 0..255, see `read_image`."""
         return self._ordered(read_image(path, self.rule, self.percentiles))
@@ -178,13 +153,21 @@ class InstanceMapper:
         limits: tuple[float, float] | None = None,
         picked: bool = False,
     ) -> np.ndarray:
-        """Make of an image in memory what `read` makes of its file; arguments as of `map_image`."""
+        """Make of an image in memory what `read` makes of its file; arguments as of `prepare_image`."""
         return self._ordered(
             prepare_image(pixels, self.rule, self.percentiles, name=name, limits=limits, picked=picked)
         )
 
     def make_example(self, image: np.ndarray, object_diameter: float | None = None) -> dict[str, Any]:
-        """Make an example for inference of what `read` or `prepare` gave; see `map_image`."""
+        """Make an example for inference of what `read` or `prepare` gave.
+
+        Args:
+            image: [H, W, C] in 0..255.
+            object_diameter: median of the image's objects in its pixels, where it is known; see `ScaleToDiameter`.
+
+        Returns:
+            `image` (uint8 or float32 [C, h, w]), `height` and `width` of the image as given.
+        """
         aug_input = MeasuredInput(image, object_diameter=object_diameter)
         self.augmentations(aug_input)
         return {"image": to_tensor(aug_input.image), "height": image.shape[0], "width": image.shape[1]}

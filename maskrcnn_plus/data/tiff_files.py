@@ -184,7 +184,7 @@ def check_segments(
             raise ImageReadError(f"{name}: the file is truncated or damaged. Copy it again or remove it.")
 
 
-def arrange_axes(name: str, pixels: np.ndarray, axes: str, rule: ChannelRule, projected: str = "ZIQ") -> np.ndarray:
+def arrange_axes(name: str, pixels: np.ndarray, axes: str, rule: ChannelRule) -> np.ndarray:
     """Make [H, W, C] of an array of these axes, of which no more are stacked.
 
     Args:
@@ -192,12 +192,11 @@ def arrange_axes(name: str, pixels: np.ndarray, axes: str, rule: ChannelRule, pr
         pixels: the array.
         axes: tifffile's letters of its axes.
         rule: projects what it has to project, if it does.
-        projected: axes that it may project.
     """
     if pixels.size == 0:
         raise ImageReadError(f"{name}: the image has zero size {pixels.shape}. Remove or replace the file.")
     if rule.projection is not None:
-        along = [k for k, axis in enumerate(axes) if axis in projected]
+        along = [k for k, axis in enumerate(axes) if axis in "ZIQ"]
         pixels = project(pixels, along, rule.projection) if along else pixels
         axes = "".join(axis for k, axis in enumerate(axes) if k not in along)
     unnamed = math.prod(size for axis, size in zip(axes, pixels.shape, strict=True) if axis in "IQ")

@@ -145,25 +145,6 @@ def masks_to_rles(masks: Tensor | np.ndarray) -> list[dict[str, Any]]:
         array = as_array(mask)  # [H, W]
         if array.dtype.kind not in "bui":
             raise TypeError(f"Masks must be bool or integers, got {array.dtype}: threshold probabilities first.")
-        rles.append(_as_str(coco_mask.encode(np.asfortranarray(array != 0, dtype=np.uint8))))
+        rle = coco_mask.encode(np.asfortranarray(array != 0, dtype=np.uint8))
+        rles.append({**rle, "counts": rle["counts"].decode("ascii")})
     return rles
-
-
-def normalize_rle(rle: dict[str, Any]) -> dict[str, Any]:
-    """Check an RLE and bring it into the one form that this package works with.
-
-    Args:
-        rle: `counts` compressed (str or bytes) or a list of run lengths.
-
-    Returns:
-        The same mask with compressed `counts` as str.
-
-    Raises:
-        ValueError: `rle` is no RLE of H x W pixels.
-    """
-    return encode_runs(decode_runs([rle]))[0]
-
-
-def _as_str(rle: dict[str, Any]) -> dict[str, Any]:
-    """Give an RLE of pycocotools, whose counts are bytes, counts that JSON can hold."""
-    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskrcnn_plus.arrays import as_array
-from maskrcnn_plus.masks.label_map import masks_to_rles, normalize_rle
+from maskrcnn_plus.masks.label_map import masks_to_rles
 from maskrcnn_plus.masks.measure import rle_areas, rle_boxes
 from maskrcnn_plus.rle import decode_runs, encode_runs
 
@@ -53,7 +53,7 @@ class RLEMasks(Sequence[dict[str, Any]]):
                 size = sizes[index].tolist()
                 raise ValueError(f"RLE {index} has size {size} (height, width), its image {[height, width]}.")
             rles = encode_runs(runs)  # a sound RLE may still be written in a way that pycocotools cannot take
-        self._counts = tuple(_as_text(rle) for rle in rles)
+        self._counts = tuple(rle["counts"] for rle in rles)
 
     @classmethod
     def from_dense(cls, masks: Tensor | np.ndarray) -> RLEMasks:
@@ -209,11 +209,3 @@ def add_dense_masks(instances: Instances) -> Instances:
     both = instances[:]
     both.pred_masks = dense.to(both.scores.device if both.has("scores") else dense.device)
     return both
-
-
-def _as_text(rle: dict[str, Any]) -> str:
-    """The compressed counts of a sound RLE."""
-    counts = rle["counts"]
-    if isinstance(counts, bytes):
-        return counts.decode("ascii")
-    return counts if isinstance(counts, str) else normalize_rle(rle)["counts"]

@@ -13,38 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["BACKGROUND", "IGNORED", "box_iou_loss", "region_targets"]
+__all__ = ["BACKGROUND", "IGNORED", "box_iou_loss", "paint_regions"]
 
 BACKGROUND, IGNORED = -1, -2  # places without an object
-
-
-def region_targets(
-    boxes: Tensor,
-    anchors: list[Tensor],
-    map_sizes: Sequence[tuple[int, int]],
-    strides: Sequence[int],
-    center_ratio: float,
-    ignore_ratio: float,
-) -> Tensor:
-    """Which object each place of the pyramid learns: the one in whose middle it lies.
-
-    An object belongs to the level whose anchors come next to its size. There its middle learns and the rest of its
-    `ignore_ratio` is ignored; at the levels beside, all of its `ignore_ratio` is. Where objects cross at their own
-    level, the smaller one counts (the reference takes the one that is listed later).
-
-    Args:
-        boxes: [M, 4] xyxy in pixels.
-        anchors: L of [P_l, 4] xyxy in pixels, one a place, row by row.
-        map_sizes: (H_l, W_l) of each level.
-        strides: of the L maps in pixels.
-        center_ratio, ignore_ratio: parts of a box's width and height.
-
-    Returns:
-        int64 [R]: index of the object, BACKGROUND or IGNORED.
-    """
-    first = torch.stack([anchors_l[0] for anchors_l in anchors]).cpu().numpy()  # [L, 4]
-    regions = paint_regions(boxes.detach().cpu().numpy(), first, map_sizes, strides, center_ratio, ignore_ratio)
-    return torch.from_numpy(regions).to(anchors[0].device)
 
 
 def paint_regions(
@@ -55,15 +26,21 @@ def paint_regions(
     center_ratio: float,
     ignore_ratio: float,
 ) -> np.ndarray:
-    """The work of `region_targets`, on the host: hundreds of small rectangles.
+    """Which object each place of the pyramid learns: the one in whose middle it lies.
+
+    An object belongs to the level whose anchors come next to its size. There its middle learns and the rest of its
+    `ignore_ratio` is ignored; at the levels beside, all of its `ignore_ratio` is. Where objects cross at their own
+    level, the smaller one counts (the reference takes the one that is listed later).
 
     Args:
         boxes: [M, 4] xyxy in pixels.
         first: [L, 4] xyxy in pixels, the anchor of the first place of each level.
-        map_sizes, strides, center_ratio, ignore_ratio: see `region_targets`.
+        map_sizes: (H_l, W_l) of each level.
+        strides: of the L maps in pixels.
+        center_ratio, ignore_ratio: parts of a box's width and height.
 
     Returns:
-        int64 [R].
+        int64 [R]: index of the object, BACKGROUND or IGNORED.
     """
     first, boxes = first.astype(np.float64), boxes.astype(np.float64)
     area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1).clip(min=1e-6)

@@ -9,7 +9,7 @@ from detectron2.data.datasets.coco import load_coco_json
 
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.coco import register_coco
-from maskrcnn_plus.masks.label_map import normalize_rle
+from maskrcnn_plus.rle import canonical_rles
 
 COCO_TINY = Path(__file__).resolve().parents[3] / "shared/data/coco_tiny"
 
@@ -91,7 +91,7 @@ def test_photographs_with_crowds(names):
     )
     for entry in (entry for each in (dicts, expected) for record in each for entry in record["annotations"]):
         if isinstance(entry["segmentation"], dict):  # Detectron2 compresses them
-            entry["segmentation"] = normalize_rle(entry["segmentation"])
+            entry["segmentation"] = canonical_rles([entry["segmentation"]])[0]
     assert dicts == expected
     ids = MetadataCatalog.get("coco_tiny").thing_dataset_id_to_contiguous_id
     assert ids == MetadataCatalog.get("coco_of_detectron2").thing_dataset_id_to_contiguous_id

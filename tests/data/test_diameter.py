@@ -95,7 +95,7 @@ def test_the_mapper_measures_the_annotations(tmp_path):
     assert mapper(record)["image"].shape[-1] == pytest.approx(200, rel=0.06)
     assert mapper({"file_name": record["file_name"]})["image"].shape[-1] == 400
     pixels = np.zeros((400, 400, 3), np.uint8)
-    assert mapper.map_image(pixels, object_diameter=80.0)["image"].shape[-1] == 100
+    assert mapper.make_example(mapper.prepare(pixels), 80.0)["image"].shape[-1] == 100
 
 
 @pytest.mark.parametrize("make", [ScaleToDiameter, lambda *args, **kwargs: RandomDiameterCrop(32, *args, **kwargs)])

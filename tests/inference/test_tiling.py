@@ -198,7 +198,8 @@ def test_tiles_see_the_grey_values_of_the_whole_image(real):
 
     def predict(tile, *, intensity_range=None):
         pixels = tile.reduced(1)
-        seen.append((real.mapper.map_image(pixels, limits=intensity_range)["image"], intensity_range))
+        image = real.mapper.prepare(pixels, limits=intensity_range)
+        seen.append((real.mapper.make_example(image)["image"], intensity_range))
         with open_windows(np.zeros_like(pixels)) as blank:
             return LabelPredictor().predict(blank)
 

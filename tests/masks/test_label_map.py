@@ -15,10 +15,9 @@ from maskrcnn_plus.masks.label_map import (
     label_bands,
     label_map_to_rles,
     masks_to_rles,
-    normalize_rle,
     rles_to_label_map,
 )
-from maskrcnn_plus.rle import decode_lengths
+from maskrcnn_plus.rle import canonical_rles, decode_lengths
 
 
 def random_masks(rng, count, height, width):
@@ -101,7 +100,7 @@ def test_run_lengths_equal_dense_runs():
         assert decode_lengths([rle])[0].tolist() == expected
         assert decode_lengths([{**rle, "counts": rle["counts"].encode()}])[0].tolist() == expected
         assert decode_lengths([{**rle, "counts": expected}])[0].tolist() == expected
-        assert normalize_rle({**rle, "counts": expected}) == normalize_rle(rle) == rle
+        assert canonical_rles([{**rle, "counts": expected}, rle]) == [rle, rle]
 
 
 def test_run_lengths_of_a_large_image():

@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 
 from maskrcnn_plus.rpn.cascade import CascadeRPN, CascadeRPNHead, square_anchors
-from maskrcnn_plus.rpn.cascade_targets import region_targets
+from maskrcnn_plus.rpn.cascade_targets import paint_regions
 
 STRIDES = {"p2": 4, "p3": 8}
 SIZES = [(32, 32), (32, 28)]
@@ -133,7 +133,8 @@ def written_out(rpn, images, features, truth, offset):
         sizes = [features[name].shape[-2:] for name in STRIDES]
         anchors = torch.tensor(first, dtype=torch.float64).split([height * width for height, width in sizes])
         gt_tensor = truth[n].gt_boxes.tensor
-        for place, index in enumerate(region_targets(gt_tensor, anchors, sizes, [4, 8], 0.2, 0.5).tolist()):
+        corners = torch.stack([each[0] for each in anchors]).numpy()
+        for place, index in enumerate(paint_regions(gt_tensor.numpy(), corners, sizes, [4, 8], 0.2, 0.5).tolist()):
             if index >= 0:
                 positives += 1
                 initial += 1 - iou(move(first[place], first_deltas[place].tolist(), INITIAL_WEIGHTS), gt[index])

@@ -7,7 +7,7 @@ import torch
 from torchvision.ops import generalized_box_iou_loss
 
 from maskrcnn_plus.rpn.cascade import square_anchors
-from maskrcnn_plus.rpn.cascade_targets import BACKGROUND, IGNORED, box_iou_loss, region_targets
+from maskrcnn_plus.rpn.cascade_targets import BACKGROUND, IGNORED, box_iou_loss, paint_regions
 
 STRIDES = [4, 8, 16]
 
@@ -20,7 +20,8 @@ def maps_and_anchors(side=64, scale=4.0, offset=0.0):
 
 def targets_of(boxes, offset=0.0, side=64, center=0.2, ignore=0.5):
     sizes, anchors = maps_and_anchors(side, offset=offset)
-    return region_targets(boxes, anchors, sizes, STRIDES, center, ignore)
+    first = torch.stack([each[0] for each in anchors]).numpy()
+    return torch.from_numpy(paint_regions(boxes.numpy(), first, sizes, STRIDES, center, ignore))
 
 
 def random_boxes(count, side=64, seed=0):
