@@ -19,8 +19,7 @@ from torch import nn
 from maskrcnn_plus.arguments import check_arguments
 from maskrcnn_plus.config import with_defaults
 from maskrcnn_plus.flips import ORIENTATIONS, detect_flipped
-from maskrcnn_plus.masks.covered import suppress_covered
-from maskrcnn_plus.masks.measure import rle_areas
+from maskrcnn_plus.masks.measure import rle_areas, suppress_covered
 from maskrcnn_plus.masks.rle_masks import RLEMasks, add_dense_masks
 from maskrcnn_plus.ops.paste_masks_rle import paste_masks_rle
 from maskrcnn_plus.ops.paste_masks_rle_reference import paste_masks_dense

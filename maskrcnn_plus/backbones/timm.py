@@ -177,13 +177,6 @@ class TimmBackbone(Backbone):
         """Images are padded to a multiple of it: the largest stride, or what the network needs inside."""
         return self._size_divisibility
 
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of every feature, finest first."""
-        return {
-            name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
-            for name in self._out_features
-        }
-
 
 def pixel_statistics(name: str) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of the pixels that a timm network was trained with.

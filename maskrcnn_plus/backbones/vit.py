@@ -215,10 +215,6 @@ class PlainViT(Backbone):
         """The patch size: images are padded to a multiple of it."""
         return self.patch_size
 
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of "last_feat"."""
-        return {"last_feat": ShapeSpec(channels=self.net.embed_dim, stride=self.patch_size)}
-
 
 def _layer_scale(block: nn.Module, branch: int, x: Tensor) -> Tensor:
     """The learned factor of a block's attention (branch 1) or MLP (branch 2), where it has one."""

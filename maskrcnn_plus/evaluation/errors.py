@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from maskrcnn_plus.evaluation.matching import mask_overlaps
+from maskrcnn_plus.masks.measure import rle_overlaps
 
 FOUND, WRONG_CLASS, MERGED, SPLIT, POOR_OUTLINE = "found", "wrong class", "merged", "split", "poor outline"
 MISSED, DOUBLED, SPURIOUS = "missed", "doubled", "spurious"
@@ -62,9 +62,9 @@ def sort_errors(
     if not predicted or not truth:
         return [IGNORED if ignored else SPURIOUS for ignored in ignorable], [MISSED] * len(truth)
     predicted, truth = list(predicted), list(truth)
-    ious = mask_overlaps(predicted, truth, crowd=False)  # [D, G]
-    inside = mask_overlaps(predicted, truth, crowd=True) >= 0.5  # [D, G]: of the detection in the object
-    covers = mask_overlaps(truth, predicted, crowd=True).T >= 0.5  # [D, G]: of the object in the detection
+    ious = rle_overlaps(predicted, truth)  # [D, G]
+    inside = rle_overlaps(predicted, truth, of_first=True) >= 0.5  # [D, G]: of the detection in the object
+    covers = rle_overlaps(truth, predicted, of_first=True).T >= 0.5  # [D, G]: of the object in the detection
     same = np.asarray(predicted_classes)[:, None] == np.asarray(truth_classes)[None]
     detections, objects = np.full(len(predicted), "", dtype=object), np.full(len(truth), "", dtype=object)
 

@@ -86,7 +86,8 @@ def ground_truth_rles(dataset_dict: dict[str, Any]) -> list[dict[str, Any]]:
                         f"label_id {annotation['label_id']} is no object of {dataset_dict['label_file_name']}."
                     )
             else:
-                rle = _segmentation_rle(annotation.get("segmentation"), height, width)
+                rle, _ = normalize_segmentation(annotation.get("segmentation"), (height, width))
+                rle = rle if isinstance(rle, dict) else polygons_to_rle(rle, height, width)
         except ValueError as error:
             raise ValueError(f"{image_name(dataset_dict)}, annotation {index}: {error}") from error
         rles.append(rle)
@@ -108,9 +109,3 @@ def _get_label_map(dataset_dict: dict[str, Any]) -> np.ndarray:
             f"but its image {image_name(dataset_dict)} has {height} x {width}."
         )
     return label_map
-
-
-def _segmentation_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """Encode a mask of an annotation."""
-    segmentation, _ = normalize_segmentation(segmentation, (height, width))
-    return segmentation if isinstance(segmentation, dict) else polygons_to_rle(segmentation, height, width)

@@ -143,13 +143,8 @@ def visible_masks(
 ) -> tuple[list[dict[str, Any]], list[int]]:
     """Give every pixel to the mask with the highest score, as a label image would.
 
-    Args:
-        rles: D RLEs of height x width pixels.
-        scores: D scores.
-        height, width: of the image.
-
     Returns:
-        What is left of the masks that keep a pixel, and their indices.
+        What is left of the masks, of height x width pixels, that keep a pixel, and their indices.
     """
     label_map = rles_to_label_map(rles, scores, height, width)
     rles = label_map_to_rles(label_map, range(1, len(rles) + 1))
@@ -179,7 +174,7 @@ def count_matches(
         [T, 3] int64: TP, FP, FN at each threshold.
     """
     objects = [index for index, is_crowd in enumerate(truth_is_crowd) if not is_crowd]
-    ious = mask_overlaps(predicted, [truth[index] for index in objects], crowd=False)  # [D, G]
+    ious = rle_overlaps(predicted, [truth[index] for index in objects])  # [D, G]
     same_class = np.asarray(predicted_classes)[:, None] == np.asarray([truth_classes[index] for index in objects])[None]
     in_crowd = find_in_crowds(predicted, predicted_classes, truth, truth_classes, truth_is_crowd)
     return match_counts(ious * same_class, thresholds, in_crowd)
@@ -199,7 +194,7 @@ def find_in_crowds(
     in_crowd = np.zeros(len(predicted), dtype=bool)
     for category in {truth_classes[index] for index, is_crowd in enumerate(truth_is_crowd) if is_crowd}:
         crowds = [truth[i] for i, is_crowd in enumerate(truth_is_crowd) if is_crowd and truth_classes[i] == category]
-        covered = mask_overlaps(predicted, [rle_union(crowds)], crowd=True)[:, 0]  # [D]
+        covered = rle_overlaps(predicted, [rle_union(crowds)], of_first=True)[:, 0]  # [D]
         in_crowd |= (covered >= 0.5) & (np.asarray(predicted_classes) == category)
     return in_crowd
 
@@ -274,11 +269,6 @@ def metric_names(thresholds: Sequence[float]) -> list[str]:
             f"thresholds must be different IoUs in (0, 1] of whole percents, as (0.5, 0.75), not {tuple(thresholds)}."
         )
     return [str(percent) for percent in percents]
-
-
-def mask_overlaps(detections: list[dict[str, Any]], objects: list[dict[str, Any]], crowd: bool) -> np.ndarray:
-    """[D, G] IoU of masks, or with `crowd` the part of each detection that lies in each object."""
-    return rle_overlaps(detections, objects, of_first=crowd)
 
 
 def _ratio(hits: int, total: int, errors: int) -> float:

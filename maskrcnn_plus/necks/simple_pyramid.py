@@ -127,13 +127,6 @@ class SimpleFeaturePyramid(Backbone):
         """How the development head of Detectron2 pads images."""
         return {"size_divisibility": self._size_divisibility, "square_size": self._square_pad}
 
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of every level, finest first."""
-        return {
-            name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
-            for name in self._out_features
-        }
-
 
 def _levels(stride: int, scale_factors: Sequence[float]) -> list[int]:
     """log2 of the stride of every level."""

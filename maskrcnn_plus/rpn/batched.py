@@ -16,7 +16,6 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from maskrcnn_plus.ops.nms import batched_nms
-from maskrcnn_plus.ops.stable_topk import stable_topk
 from maskrcnn_plus.scripting import NotScriptable
 
 
@@ -31,20 +30,7 @@ class BatchedRPN(NotScriptable, RPN):
         pred_anchor_deltas: list[Tensor],
         image_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
-        """Decode and choose the proposals of each image.
-
-        Args:
-            anchors: L sets of [H_l * W_l * A] boxes.
-            pred_objectness_logits: L tensors [N, H_l * W_l * A].
-            pred_anchor_deltas: L tensors [N, H_l * W_l * A, 4].
-            image_sizes: (height, width) in pixels of each image.
-
-        Returns:
-            N Instances with `proposal_boxes` and `objectness_logits`, the best first.
-
-        Raises:
-            FloatingPointError: in training, where a prediction is not finite.
-        """
+        """Decode and choose the proposals of each image: `select_proposals` of L sets of [H_l * W_l * A] anchors."""
         return self.select_proposals(
             [each.tensor[None] for each in anchors], pred_objectness_logits, pred_anchor_deltas, image_sizes
         )
@@ -100,17 +86,9 @@ class BatchedRPN(NotScriptable, RPN):
 def decode_best(
     transform: Box2BoxTransform, anchors: Tensor, logits: Tensor, deltas: Tensor, limit: int
 ) -> tuple[Tensor, Tensor]:
-    """Boxes of the best anchors of one level.
+    """Boxes [N, k, 4] of the best anchors of one level and their logits [N, k], the best first; k is P or `limit`.
 
-    Args:
-        transform: what `deltas` mean.
-        anchors: [1 or N, P, 4] xyxy, for all images or each its own.
-        logits: [N, P].
-        deltas: [N, P, 4].
-        limit: the number of anchors of an image that stay.
-
-    Returns:
-        Boxes [N, k, 4] and their logits [N, k], the best first, where k is P or `limit`.
+    The arguments are those of `select_proposals` for the level, and what its deltas mean.
     """
     logits, places = stable_topk(logits, limit)  # [N, k]
     places = places[:, :, None].expand(-1, -1, 4)
@@ -119,15 +97,30 @@ def decode_best(
     return boxes.view(anchors.shape), logits  # [N, k, 4]
 
 
-def clip_to_images(boxes: Tensor, image_sizes: Sequence[tuple[int, int] | Tensor]) -> Tensor:
-    """Cut boxes at the borders of their images.
+def stable_topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` largest values of each row, the first of equal ones; NaNs are the largest, as in `torch.sort`.
 
-    Args:
-        boxes: [N, K, 4] xyxy in pixels.
-        image_sizes: (height, width) of each image; tensors in a trace, which then holds for images of other sizes.
+    A stable sort of [N, P] that is cut off, in less time on CPUs.
 
     Returns:
-        [N, K, 4].
+        Values and int64 places in their row, [N, min(k, P)], the largest first and equal ones in their order.
+    """
+    if values.device.type != "cpu" or torch.jit.is_tracing() or k >= values.shape[1] or not values.numel():
+        best, places = values.sort(descending=True, stable=True, dim=1)
+        return best[:, :k], places[:, :k]
+    least = values.topk(k, dim=1).values[:, -1:]  # [N, 1]
+    rows = []
+    for row, enough in zip(values, ~(values < least), strict=True):
+        places = enough.nonzero()[:, 0]  # k or, where others equal the least, more
+        rows.append(places[row[places].argsort(descending=True, stable=True)[:k]])
+    places = torch.stack(rows)
+    return values.gather(1, places), places
+
+
+def clip_to_images(boxes: Tensor, image_sizes: Sequence[tuple[int, int] | Tensor]) -> Tensor:
+    """Cut boxes [N, K, 4], xyxy in pixels, at the borders of their images.
+
+    Sizes are (height, width); tensors in a trace, which then holds for images of other sizes.
     """
     sizes = [torch.stack([torch.as_tensor(side) for side in size]) for size in image_sizes]  # N of [2]
     bounds = torch.stack(sizes).to(boxes).flip(1).repeat(1, 2)  # [N, 4] (w, h, w, h)

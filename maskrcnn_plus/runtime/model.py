@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from maskrcnn_plus.data.pixel_size import tiff_pixel_size
-from maskrcnn_plus.masks.covered import suppress_covered
-from maskrcnn_plus.masks.measure import rle_areas
+from maskrcnn_plus.masks.measure import rle_areas, suppress_covered
 from maskrcnn_plus.masks.rle_masks import RLEMasks
 from maskrcnn_plus.model_folder import ModelFolderError, Postprocessing, read_model_folder
 from maskrcnn_plus.runtime.graphs import load_graph

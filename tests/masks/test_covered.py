@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from maskrcnn_plus.masks.covered import suppress_covered
 from maskrcnn_plus.masks.label_map import masks_to_rles
+from maskrcnn_plus.masks.measure import suppress_covered
 
 
 def boxes_to_masks(boxes, height=40, width=60):

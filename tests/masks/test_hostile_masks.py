@@ -12,10 +12,9 @@ from maskrcnn_plus.data.check import DataError, check_dataset
 from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.evaluation.coco_api import precision_and_recall
 from maskrcnn_plus.evaluation.ground_truth import ground_truth_rles
-from maskrcnn_plus.evaluation.matching import count_matches, mask_overlaps, visible_masks
+from maskrcnn_plus.evaluation.matching import count_matches, visible_masks
 from maskrcnn_plus.mask_heads.mask_iou_targets import areas_in_boxes
-from maskrcnn_plus.masks.covered import suppress_covered
-from maskrcnn_plus.masks.measure import rle_areas, rle_ious, rle_overlaps, rle_union
+from maskrcnn_plus.masks.measure import rle_areas, rle_ious, rle_overlaps, rle_union, suppress_covered
 from maskrcnn_plus.masks.polygons import clip_polygon, polygons_to_bitmasks, polygons_to_mask, polygons_to_rle
 from maskrcnn_plus.masks.rle_masks import RLEMasks
 from maskrcnn_plus.rle import canonical_rles
@@ -41,7 +40,6 @@ USES = {
     "RLEMasks": lambda rle: RLEMasks([rle], (H, W)),
     "rle_ious": lambda rle: rle_ious([rle], [GOOD]),
     "rle_union": lambda rle: rle_union([GOOD, rle]),
-    "mask_overlaps": lambda rle: mask_overlaps([GOOD], [rle], crowd=False),
     "visible_masks": lambda rle: visible_masks([rle], [0.5], H, W),
     "count_matches": lambda rle: count_matches([GOOD], [0], [GOOD, rle, rle], [0, 0, 0], [False, True, True], [0.5]),
     "suppress_covered": lambda rle: suppress_covered([GOOD, rle], np.array([0.9, 0.8]), np.array([0, 0]), 0.5),

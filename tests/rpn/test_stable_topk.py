@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from maskrcnn_plus.ops.stable_topk import stable_topk
+from maskrcnn_plus.rpn.batched import stable_topk
 
 
 def sorted_in_python(row, k):
