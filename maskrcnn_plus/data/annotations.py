@@ -17,7 +17,7 @@ from detectron2.structures import BoxMode
 
 from maskrcnn_plus.masks.label_map import masks_to_rles
 from maskrcnn_plus.masks.measure import rle_boxes
-from maskrcnn_plus.masks.polygons import check_polygons
+from maskrcnn_plus.masks.polygons import check_polygons, short_text
 from maskrcnn_plus.rle import canonical_rles
 
 POINTS = "polygons as points [[x, y], ...]: taken as [x, y, x, y, ...]"
@@ -274,9 +274,3 @@ def polygon_area(points: np.ndarray) -> float:
     """Area of a polygon [2 * P] in square pixels."""
     x, y = points[0::2] - points[0], points[1::2] - points[1]
     return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
-
-
-def short_text(value: Any) -> str:
-    """The beginning of a value's text."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -143,9 +143,8 @@ class _RegisteredData(NamedTuple):
                 f"Data set '{self.name}' has the classes {_listed(own)}, in this order, but the model "
                 f"{_listed(names)}. Correct {_NAMES}; register_coco matches those of a COCO file by name."
             )
-        of_index: dict[int, Any] = {}
-        for own_id, index in (MetadataCatalog.get(self.name).get("thing_dataset_id_to_contiguous_id") or {}).items():
-            of_index.setdefault(index, own_id)
+        own_ids = MetadataCatalog.get(self.name).get("thing_dataset_id_to_contiguous_id") or {}
+        of_index = {index: own_id for own_id, index in reversed(own_ids.items())}  # the first of several
         ids = [of_index.get(index) for index in range(len(names))]
         return None if None in ids else ids
 

@@ -49,8 +49,9 @@ def find_problems(
     passed = screened.passed & categories.astype(bool)
     decoded = {index for index, found in label_ids.items() if found is not None}
     normalized, other_boxes = 0, []
-    for k in _select_unchecked(passed, places, decoded):
-        (index, number), (annotation, size, labelled) = places[k], entries[k]
+    for passes, (index, number), (annotation, size, labelled) in zip(passed, places, entries, strict=True):
+        if passes and index not in decoded:
+            continue
         found, changes, notes = _check_annotation(
             annotation, dicts[index], size, labelled, num_classes, label_ids.get(index)
         )
@@ -108,11 +109,6 @@ def _text(size: tuple[int, int]) -> str:
 def annotation_name(number: int, annotation: dict) -> str:
     """Number of an annotation in its image, and its id."""
     return f"annotation {number}" + (f" (id {annotation['id']})" if "id" in annotation else "")
-
-
-def _select_unchecked(passed: np.ndarray, places: Sequence[tuple[int, int]], decoded: set[int]) -> list[int]:
-    """Which annotations are looked at one by one: those that have not passed, and all of decoded label images."""
-    return [k for k, (index, _) in enumerate(places) if not passed[k] or index in decoded]
 
 
 def _check_annotation(

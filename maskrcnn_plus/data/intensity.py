@@ -6,13 +6,12 @@ Shape shorthand: [H, W] image, C channels.
 from __future__ import annotations
 
 import numpy as np
-from detectron2.data.transforms import Augmentation
-from fvcore.transforms.transform import Transform
+from detectron2.data.transforms import Augmentation, ColorTransform
 
 from maskrcnn_plus.arguments import check_arguments, check_range
 
 
-class IntensityTransform(Transform):
+class IntensityTransform(ColorTransform):
     """Change an image in 0..255 by saturation, gamma, contrast, brightness, inversion and noise, in this order."""
 
     def __init__(
@@ -26,7 +25,7 @@ class IntensityTransform(Transform):
         saturation: float = 1.0,
     ) -> None:
         """Set up the change; the parameters are those of `RandomIntensity`, `noise_seed` fixes the noise."""
-        super().__init__()
+        super().__init__(self.apply_image)
         self.brightness = brightness
         self.contrast = contrast
         self.gamma = gamma
@@ -59,18 +58,6 @@ class IntensityTransform(Transform):
             changed = changed + np.float32(self.noise) * noise.reshape(*img.shape[:2], *[1] * (img.ndim - 2))
         changed = changed.clip(0, 255)
         return np.rint(changed).astype(np.uint8) if img.dtype == np.uint8 else changed
-
-    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Return the points unchanged."""
-        return coords
-
-    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Return the label image unchanged."""
-        return segmentation
-
-    def inverse(self) -> Transform:
-        """Return a transform without effect on coordinates."""
-        return IntensityTransform(1.0, 1.0, 1.0, False, 0.0, 0)
 
     def _change_saturation(self, img: np.ndarray) -> np.ndarray:
         """Move the three channels of each pixel from, or towards, their mean, whatever their order."""

@@ -206,16 +206,13 @@ class InstanceMapper:
             areas = masks.tensor.flatten(1).sum(1) if isinstance(masks, BitMasks) else masks.area()
         else:
             masks = None
-            boxes = [transform_box(*each, size, transforms, out_size) for each in annotations]
-            boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
-            areas = boxes.area()
 
-        if masks is not None and not self.recompute_boxes and "label_file_name" not in dataset_dict:
+        if masks is not None and (self.recompute_boxes or "label_file_name" in dataset_dict):
+            boxes = masks.get_bounding_boxes()
+        else:
             boxes = [transform_box(*each, size, transforms, out_size) for each in annotations]
             boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
-            areas = torch.where(boxes.nonempty(_SMALLEST_SIDE), areas, 0)
-        elif masks is not None:
-            boxes = masks.get_bounding_boxes()
+            areas = boxes.area() if masks is None else torch.where(boxes.nonempty(_SMALLEST_SIDE), areas, 0)
         visible = (areas >= self.min_area) & (areas > 0)
         instances = Instances(out_size)
         instances.gt_boxes = boxes[visible]

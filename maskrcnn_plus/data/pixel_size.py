@@ -107,7 +107,7 @@ def _ome_steps(attributes: dict[str, str]) -> tuple[float | None, float | None]:
 
 def _imagej_steps(tiff: tifffile.TiffFile) -> tuple[float | None, float | None]:
     """Distance of planes and time between images as ImageJ writes them."""
-    metadata = (tiff.imagej_metadata or {}) if tiff.is_imagej else {}
+    metadata = tiff.imagej_metadata or {}
     unit = _imagej_unit(metadata)
     spacing, interval = metadata.get("spacing"), metadata.get("finterval")
     return (
@@ -131,7 +131,7 @@ def _tag_sides(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
     per_unit = [tag.value[0] / tag.value[1] if tag.value[1] else math.nan for tag in tags]
     unit = page.tags.get("ResolutionUnit")
     unit = 2 if unit is None else int(unit.value)  # 1 none, 2 inch, 3 cm
-    metadata = (tiff.imagej_metadata or {}) if tiff.is_imagej else {}
+    metadata = tiff.imagej_metadata or {}
     if str(metadata.get("unit", "")).strip():
         micrometres = _imagej_unit(metadata)
     else:

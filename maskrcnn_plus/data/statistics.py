@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from detectron2.structures import BoxMode
 
+from maskrcnn_plus.data.annotations import box_ious
 from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.diameter import disc_diameter
 from maskrcnn_plus.data.image_facts import ImageFacts, read_facts
@@ -174,14 +175,7 @@ def _collect(
 def sample_pixels(
     records: Sequence[dict[str, Any]], limit: int = 200, seed: int = 0, rule: ChannelRule | None = None
 ) -> PixelStatistics:
-    """Read the pixels of some images, drawn by chance.
-
-    Args:
-        records: Detectron2 dataset dicts.
-        limit: number of images.
-        seed: of the draw.
-        rule: how channels and planes of stacks are chosen; None takes an image as it is.
-    """
+    """Read the pixels of at most `limit` images, drawn by chance; without a rule for channels, images as they are."""
     chosen = sorted(random.Random(seed).sample(range(len(records)), min(limit, len(records))))
     return summarize(read_facts([records[k] for k in chosen], rule))
 
@@ -238,14 +232,8 @@ def _label_areas(record: dict[str, Any], annotations: Sequence[dict[str, Any]]) 
 def highest_ious(boxes: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Highest IoU of each box, xyxy [n, 4], with another of its class [n], float64 [n]."""
     highest = np.zeros(len(boxes))
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     for rows, columns in _neighbours(boxes):
-        shared = np.minimum(boxes[rows, None, 2:], boxes[None, columns, 2:]) - np.maximum(
-            boxes[rows, None, :2], boxes[None, columns, :2]
-        )  # [r, c, 2]
-        shared = shared.clip(min=0).prod(axis=2)
-        union = areas[rows, None] + areas[columns] - shared
-        ious = np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
+        ious = box_ious(boxes[rows, None], boxes[columns])  # [r, c]
         ious[(classes[rows, None] != classes[columns]) | (rows[:, None] == columns)] = 0
         highest[rows] = ious.max(axis=1, initial=0)
     return highest

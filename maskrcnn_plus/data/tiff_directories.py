@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from maskrcnn_plus.data.read_error import ImageReadError
 
@@ -23,32 +23,17 @@ _TYPE_BYTES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), start=1)) 
 _OFFSET_TYPES = {4: "I", 13: "I", 16: "Q", 18: "Q"}
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Struct formats and sizes of classic TIFF or BigTIFF, in the file's byte order."""
+class _Layout(NamedTuple):
+    """The byte order, and the numbers of entries, the entries and the offsets of classic TIFF or BigTIFF in it."""
 
     order: str
-    big: bool
-
-    @property
-    def count(self) -> struct.Struct:
-        return struct.Struct(self.order + ("Q" if self.big else "H"))
-
-    @property
-    def entry(self) -> struct.Struct:
-        return struct.Struct(self.order + ("HHQ8s" if self.big else "HHI4s"))
-
-    @property
-    def offset(self) -> struct.Struct:
-        return struct.Struct(self.order + ("Q" if self.big else "I"))
+    count: struct.Struct
+    entry: struct.Struct
+    offset: struct.Struct
 
 
 def check_directories(name: str, local_path: str) -> None:
     """Walk all directories of a TIFF; one that ends outside of the file is left to the decoder to name.
-
-    Args:
-        name: of the file in errors.
-        local_path: the file.
 
     Raises:
         ImageReadError: a directory is reached twice, directories overlap, there are more than `MAX_PAGES`, or a value
@@ -59,8 +44,10 @@ def check_directories(name: str, local_path: str) -> None:
         header = file.read(16)
         if len(header) < 8 or header[:4] not in TIFF_MAGIC:
             return
-        layout = _Layout("<" if header[:2] == b"II" else ">", b"+" in header[:4])
-        first = header[8:16] if layout.big else header[4:8]
+        order, big = "<" if header[:2] == b"II" else ">", b"+" in header[:4]
+        formats = ("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")
+        layout = _Layout(order, *(struct.Struct(order + each) for each in formats))
+        first = header[8:16] if big else header[4:8]
         pending = list(layout.offset.unpack(first)) if len(first) == layout.offset.size else []
         seen: set[int] = set()
         used = 0  # bytes of all directories

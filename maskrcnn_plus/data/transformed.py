@@ -27,7 +27,7 @@ from maskrcnn_plus.data.images import read_label_map
 from maskrcnn_plus.data.intensity import IntensityTransform
 from maskrcnn_plus.masks.label_masks import LabelMapMasks
 from maskrcnn_plus.masks.polygons import clip_polygon
-from maskrcnn_plus.rle import decode_runs
+from maskrcnn_plus.rle import decode_runs, ranges
 
 # These move whole pixels or leave them alone, in any dtype. Others may know uint8 and floats only.
 _TAKE_INTEGERS = (
@@ -84,11 +84,10 @@ def transform_disjoint(
         runs = decode_runs(rles)
     except ValueError:  # which `transform_segmentations` tells with the annotation
         return None
-    lengths = runs.ends - runs.starts  # [R]
-    within = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
+    pixels, run = ranges(runs.starts, runs.ends)
     label_map = np.zeros((size[1], size[0]), dtype=np.int32)  # [W, H], as runs go down the columns
-    label_map.ravel()[np.repeat(runs.starts, lengths) + within] = np.repeat(runs.owners + 1, lengths)
-    if np.count_nonzero(label_map) != lengths.sum():
+    label_map.ravel()[pixels] = runs.owners[run] + 1
+    if np.count_nonzero(label_map) != len(pixels):
         return None
     label_map = np.ascontiguousarray(label_map.T)  # [H, W]
     return _move_labels(label_map, range(1, len(rles) + 1), (name, f"the masks of {name}"), transforms, out_size)

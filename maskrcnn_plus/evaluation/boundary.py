@@ -7,8 +7,6 @@ that of the masks and that of their boundaries (Sec. 6).
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -20,7 +18,7 @@ import pycocotools.mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from maskrcnn_plus.evaluation.coco_api import IOU_THRESHOLDS, coco_results
+from maskrcnn_plus.evaluation.coco_api import coco_results, run_evaluation
 from maskrcnn_plus.rle import decode_runs, encode_runs, join_runs, ranges
 
 DISTANCE = 0.02
@@ -73,19 +71,8 @@ def boundary_precision_and_recall(
     Returns:
         precision [T, R, K, A] and recall [T, K, A], as of `precision_and_recall`.
     """
-    truth, found = coco_results(dataset, detections, "segm")
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        apis = []
-        for content in (truth, found):
-            api = COCO()
-            api.dataset = {**dataset, "annotations": _with_boundaries(content)}
-            api.createIndex()
-            apis.append(api)
-        evaluation = _BoundaryEval(*apis, "segm")
-        evaluation.params.iouThrs = IOU_THRESHOLDS
-        evaluation.params.maxDets = [max_detections]
-        evaluation.evaluate()
-        evaluation.accumulate()
+    contents = map(_with_boundaries, coco_results(dataset, detections, "segm"))
+    evaluation = run_evaluation(COCO, _BoundaryEval, dataset, contents, "segm", max_detections)
     return evaluation.eval["precision"][..., 0], evaluation.eval["recall"][..., 0]
 
 

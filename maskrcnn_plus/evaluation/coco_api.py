@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,20 +100,32 @@ def coco_evaluation(
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
     contents = coco_results(dataset, detections, task)
+    return run_evaluation(COCO, COCOeval, dataset, contents, task, max_detections), library
+
+
+def run_evaluation(
+    api_class: type,
+    evaluation_class: type,
+    dataset: dict[str, Any],
+    contents: Iterable[Sequence[dict[str, Any]]],
+    task: str,
+    max_detections: int,
+) -> Any:
+    """Evaluate and accumulate annotations and detections (`contents`) by a library's `COCO` and `COCOeval`."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         apis = []
         for annotations in contents:
-            api = COCO()
+            api = api_class()
             # Copies, as pycocotools writes into the annotations; loadRes would fail without a detection.
             api.dataset = {**dataset, "annotations": [dict(annotation) for annotation in annotations]}
             api.createIndex()
             apis.append(api)
-        evaluation = COCOeval(*apis, task)
+        evaluation = evaluation_class(*apis, task)
         evaluation.params.iouThrs = IOU_THRESHOLDS
         evaluation.params.maxDets = [max_detections]
         evaluation.evaluate()
         evaluation.accumulate()
-    return evaluation, library
+    return evaluation
 
 
 def coco_results(

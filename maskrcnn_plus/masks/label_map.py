@@ -16,7 +16,7 @@ import numpy as np
 import pycocotools.mask as coco_mask
 
 from maskrcnn_plus.arrays import as_array
-from maskrcnn_plus.rle import Runs, decode_runs, encode_runs, pixels_in_rows
+from maskrcnn_plus.rle import Runs, decode_runs, encode_runs, pixels_in_rows, ranges
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,10 +53,9 @@ def label_map_to_rles(label_map: np.ndarray, label_ids: Sequence[int]) -> list[d
     order = np.argsort(labels, kind="stable")  # runs of one object together, in image order
     labels = labels[order]
     first, last = (np.searchsorted(labels, label_ids, side) for side in ("left", "right"))  # [N]
-    number = last - first
-    owners = np.repeat(np.arange(len(number)), number)
-    chosen = order[np.arange(len(owners)) + np.repeat(first - (np.cumsum(number) - number), number)]
-    sizes = np.full((len(number), 2), (height, width))
+    places, owners = ranges(first, last)
+    chosen = order[places]
+    sizes = np.full((len(first), 2), (height, width))
     return encode_runs(Runs(owners, starts[chosen], ends[chosen], sizes))
 
 

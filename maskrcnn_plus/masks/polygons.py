@@ -42,7 +42,7 @@ def check_polygons(polygons: Sequence[Any], height: int, width: int) -> list[np.
             points = np.asarray(polygon, dtype=np.float64).reshape(-1)
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(
-                f"polygon {index} is {_short(polygon)}: each must be a list of numbers [x0, y0, x1, y1, ...]."
+                f"polygon {index} is {short_text(polygon)}: each must be a list of numbers [x0, y0, x1, y1, ...]."
             ) from error
         if points.size < 6 or points.size % 2:
             raise ValueError(
@@ -172,7 +172,7 @@ def clip_polygon(polygon: np.ndarray, width: float, height: float) -> np.ndarray
     return points if len(points) >= 3 else np.zeros((0, 2))
 
 
-def _short(value: Any) -> str:
+def short_text(value: Any) -> str:
     """The beginning of a value's text."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
