@@ -4,15 +4,16 @@ Works on Detectron2 dataset dicts, from label images (`label_file_name`, `label_
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.build import filter_images_with_only_crowd_annotations, print_instances_class_histogram
 from detectron2.data.detection_utils import check_metadata_consistency
 from detectron2.structures import BoxMode
 
-from maskrcnn_plus.data.balance import repeat_rare
 from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.check_cache import fingerprint, get_cached, on_main_process
 from maskrcnn_plus.data.findings import find_problems
@@ -157,6 +158,30 @@ def checked_dataset(
     if not dicts:
         raise DataError(f"No usable image is left in {', '.join(names)}. Each needs at least one annotated object.")
     return dicts
+
+
+def repeat_rare(records: Sequence[dict[str, Any]], threshold: float) -> list[dict[str, Any]]:
+    """Repeat images by their rarest class.
+
+    An image is taken max(1, sqrt(threshold / f)) times, where f is the part of the images that have its rarest class.
+    Source: Gupta et al., "LVIS" (2019), Sec. 3.3. Numbers are rounded up or down by chance, once, by a fixed seed.
+
+    Args:
+        records: dataset dicts with `annotations`.
+        threshold: in 0..1; 0 repeats nothing.
+
+    Returns:
+        The dicts, with repeated ones in turn.
+    """
+    classes = [{each["category_id"] for each in record["annotations"]} for record in records]
+    images = Counter(index for found in classes for index in found)
+    factors = {index: max(1.0, (threshold * len(records) / count) ** 0.5) for index, count in images.items()}
+    draws = np.random.default_rng(0).random(len(records))
+    repeats = [
+        int(max((factors[index] for index in found), default=1.0) + draw)
+        for found, draw in zip(classes, draws, strict=True)
+    ]
+    return [record for record, count in zip(records, repeats, strict=True) for _ in range(count)]
 
 
 def checked_dicts(

@@ -3,9 +3,8 @@
 from maskrcnn_plus.mask_heads.boundary import BoundaryMaskHead
 from maskrcnn_plus.mask_heads.conv_upsample import ConvUpsampleMaskHead
 from maskrcnn_plus.mask_heads.mask_iou import MaskIoUHead, MaskScoringHead, mask_iou_loss
-from maskrcnn_plus.mask_heads.mask_iou_targets import areas_in_boxes, mask_iou_targets
 from maskrcnn_plus.mask_heads.point_rend import PointRendHead
-from maskrcnn_plus.mask_heads.targets import boundary_targets, mask_targets
+from maskrcnn_plus.mask_heads.targets import areas_in_boxes, boundary_targets, mask_iou_targets, mask_targets
 
 __all__ = [
     "BoundaryMaskHead",

@@ -26,8 +26,7 @@ from torch.nn import functional as F
 
 from maskrcnn_plus.config import with_defaults
 from maskrcnn_plus.mask_heads.classes import get_class_rows, select_class
-from maskrcnn_plus.mask_heads.mask_iou_targets import areas_in_boxes, mask_iou_targets
-from maskrcnn_plus.mask_heads.targets import mask_targets
+from maskrcnn_plus.mask_heads.targets import areas_in_boxes, mask_iou_targets, mask_targets
 from maskrcnn_plus.scripting import NotScriptable
 
 
@@ -249,14 +248,9 @@ class MaskScoringHead(NotScriptable, nn.Module):
 
 
 def mask_iou_loss(pred_ious: Tensor, target_ious: Tensor, min_iou: float = 0.0) -> Tensor:
-    """Half the mean square error over the masks whose true IoU is above a limit.
+    """Half the mean square error of IoUs [R] over the masks whose true IoU is above a limit.
 
-    Args:
-        pred_ious, target_ious: [R].
-        min_iou: the limit, exclusive.
-
-    Returns:
-        Scalar; 0 with a gradient of 0 where there is no such mask.
+    Where there is no such mask it is 0 with a gradient of 0.
     """
     learned = target_ious > min_iou
     errors = (pred_ious.to(torch.promote_types(pred_ious.dtype, target_ious.dtype)) - target_ious).square() * learned

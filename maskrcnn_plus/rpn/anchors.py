@@ -41,11 +41,7 @@ class TorchvisionAnchorGenerator(DefaultAnchorGenerator):
     @classmethod
     def from_config(cls, cfg, input_shape: list[ShapeSpec]) -> dict:
         """The arguments from `cfg.MODEL.ANCHOR_GENERATOR`, but for OFFSET, which torchvision does not have."""
-        return {
-            "sizes": cfg.MODEL.ANCHOR_GENERATOR.SIZES,
-            "aspect_ratios": cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS,
-            "strides": [shape.stride for shape in input_shape],
-        }
+        return {key: value for key, value in super().from_config(cfg, input_shape).items() if key != "offset"}
 
     def generate_cell_anchors(self, sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
         """The anchors around the origin.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 
-from maskrcnn_plus.data.balance import repeat_rare
+from maskrcnn_plus.data.check import repeat_rare
 
 
 def records(classes):

@@ -8,8 +8,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from scipy import ndimage
 from torch.nn import functional as F
 
-from maskrcnn_plus.mask_heads.mask_iou_targets import areas_in_boxes, mask_iou_targets
-from maskrcnn_plus.mask_heads.targets import mask_targets
+from maskrcnn_plus.mask_heads.targets import areas_in_boxes, mask_iou_targets, mask_targets
 from maskrcnn_plus.masks.bit_crops import IndexedBitMasks
 from maskrcnn_plus.masks.label_masks import LabelMapMasks
 from maskrcnn_plus.masks.soft_masks import SoftMasks

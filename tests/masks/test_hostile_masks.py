@@ -13,7 +13,7 @@ from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.evaluation.coco_api import precision_and_recall
 from maskrcnn_plus.evaluation.ground_truth import ground_truth_rles
 from maskrcnn_plus.evaluation.matching import count_matches, visible_masks
-from maskrcnn_plus.mask_heads.mask_iou_targets import areas_in_boxes
+from maskrcnn_plus.mask_heads.targets import areas_in_boxes
 from maskrcnn_plus.masks.measure import rle_areas, rle_ious, rle_overlaps, rle_union, suppress_covered
 from maskrcnn_plus.masks.polygons import clip_polygon, polygons_to_bitmasks, polygons_to_mask, polygons_to_rle
 from maskrcnn_plus.masks.rle_masks import RLEMasks
