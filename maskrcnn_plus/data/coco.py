@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,13 +165,7 @@ def coco_categories(json_file: str) -> list[Category]:
     Raises:
         DataError: it is missing, or no COCO file.
     """
-    state = os.stat(json_file) if os.path.isfile(json_file) else None
-    return list(_categories(json_file, state and (state.st_mtime_ns, state.st_size)))
-
-
-@functools.lru_cache(maxsize=16)
-def _categories(json_file: str, state: tuple[int, int] | None) -> tuple[Category, ...]:
-    return tuple(read_categories(json_file))
+    return loaded_once(json_file, ("categories",), lambda: read_categories(json_file))
 
 
 def class_key(name: str) -> str:

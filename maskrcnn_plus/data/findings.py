@@ -16,10 +16,7 @@ from maskrcnn_plus.data.screening import screen
 
 
 def find_problems(
-    dicts: Sequence[dict],
-    num_classes: int | None = None,
-    decode: bool = False,
-    rule: ChannelRule | None = None,
+    dicts: Sequence[dict], num_classes: int | None = None, decode: bool = False, rule: ChannelRule | None = None
 ) -> dict[str, Any]:
     """Look at every image and annotation.
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -14,18 +13,16 @@ from PIL import Image
 
 from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.dicom_files import count_frames, decode_dicom, is_dicom, open_dicom
-from maskrcnn_plus.data.image_windows import ImageWindows
 from maskrcnn_plus.data.images import reading
 from maskrcnn_plus.data.limits import check_size
 from maskrcnn_plus.data.pillow_files import Decoded, decode_frame, is_animated, open_pillow
 from maskrcnn_plus.data.pixel_size import tiff_calibration
 from maskrcnn_plus.data.read_error import ImageReadError
+from maskrcnn_plus.data.tiff_planes import Opener
 from maskrcnn_plus.data.windows import open_decoded
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 ANIMATION_SUFFIXES = (".gif", ".webp", ".png", ".apng")
-
-Opener = Callable[[], AbstractContextManager[ImageWindows]]
 
 _TRUNCATED = 0.9  # of the frames that a video says it has; the figure is often a little off
 _CONTAINERS = (

@@ -214,11 +214,12 @@ def _resolve(
     cut[first[parts]] = cut[second[parts]] = True
 
     rivals = (share >= SAME) & ~cut[first] & ~cut[second]
-    neighbours = _neighbours(first[rivals], second[rivals], len(areas))
+    one, other = np.append(first[rivals], second[rivals]), np.append(second[rivals], first[rivals])
+    graph = coo_array((np.ones(len(one)), (one, other)), shape=(len(areas), len(areas))).tocsr()
     taken = np.zeros(len(areas), dtype=bool)
     complete = np.flatnonzero(~cut)
     for index in complete[np.argsort(-quality[complete], kind="stable")].tolist():
-        taken[index] = not taken[neighbours(index)].any()
+        taken[index] = not taken[graph.indices[graph.indptr[index] : graph.indptr[index + 1]]].any()
     alive[complete] &= taken[complete]
 
     covered = np.zeros(len(areas))
@@ -259,14 +260,6 @@ def _find_contained(pairs: _Pairs, groups: np.ndarray, areas: np.ndarray, eligib
     return swallowed
 
 
-def _neighbours(first: np.ndarray, second: np.ndarray, count: int) -> Any:
-    """A function from the index of an object to the indices of those that it is paired with."""
-    sources, targets = np.concatenate([first, second]), np.concatenate([second, first])
-    order = np.argsort(sources, kind="stable")
-    bounds, targets = np.searchsorted(sources[order], np.arange(count + 1)), targets[order]
-    return lambda index: targets[bounds[index] : bounds[index + 1]]
-
-
 def _assemble(
     tiles: list[TileObjects],
     offsets: np.ndarray,
@@ -281,7 +274,11 @@ def _assemble(
     if not len(kept):
         return _nothing(height, width)
     boxes, classes, rles = [], [], []
-    for tile, indices in _by_tile(tiles, offsets, kept):
+    bounds = np.searchsorted(kept, offsets)
+    for tile, begin, end, offset in zip(tiles, bounds[:-1], bounds[1:], offsets[:-1], strict=True):
+        indices = kept[begin:end] - offset  # within the tile; they rise, so the order of `kept` stays
+        if not len(indices):
+            continue
         boxes.append(np.asarray(tile.boxes, dtype=np.float64)[indices] + np.array([tile.x, tile.y] * 2))
         classes.append(np.asarray(tile.classes)[indices])
         rles += move_rles([tile.rles[k] for k in indices], tile.x, tile.y, height, width)
@@ -299,14 +296,3 @@ def _assemble(
     merged = [parts[0] if len(parts) == 1 else rle_union(parts) for parts in members]
     boxes = np.concatenate([low, high], axis=1)[order]
     return TileObjects(0, 0, height, width, boxes, merged_scores[order], classes[starts][order], merged)
-
-
-def _by_tile(
-    tiles: list[TileObjects], offsets: np.ndarray, kept: np.ndarray
-) -> Iterator[tuple[TileObjects, np.ndarray]]:
-    """Each tile with the indices, within it, of its kept objects; those rise, so the order of `kept` stays."""
-    bounds = np.searchsorted(kept, offsets)
-    for index, tile in enumerate(tiles):
-        indices = kept[bounds[index] : bounds[index + 1]] - offsets[index]
-        if len(indices):
-            yield tile, indices
