@@ -6,9 +6,12 @@ The tools' mains run inside `run_tool`. Code below them raises a `UserError` (`C
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
+import select
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -44,7 +47,7 @@ def run_tool(name: str, main: Callable[[], int | None], *, overrides: Sequence[s
     """Run a command line and turn what it raises into one line on the standard error.
 
     The traceback is written to the log file, where there is one; without one, the traceback of an error that no known
-    mistake explains is printed before the line.
+    mistake explains is printed before the line. Names that the console cannot show are written with escapes.
 
     Args:
         name: of the tool, the start of the line.
@@ -53,8 +56,9 @@ def run_tool(name: str, main: Callable[[], int | None], *, overrides: Sequence[s
         failure: exit code after an error.
 
     Returns:
-        The exit code: that of `main`, `failure`, or 130 after Ctrl-C.
+        The exit code: that of `main`, `failure`, 130 after Ctrl-C, or 141 where nobody reads the output any more.
     """
+    _make_streams_usable()
     try:
         return main() or 0
     except KeyboardInterrupt:
@@ -66,6 +70,8 @@ def run_tool(name: str, main: Callable[[], int | None], *, overrides: Sequence[s
         if _of_interrupt(error):
             print(f"{name}: interrupted", file=sys.stderr)
             return 130
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 128 + signal.SIGPIPE
         text = "".join(traceback.format_exception(error))
         log = log_to_file(text, logging.ERROR)
         line = describe(error, overrides)
@@ -75,6 +81,29 @@ def run_tool(name: str, main: Callable[[], int | None], *, overrides: Sequence[s
             print(text, end="", file=sys.stderr)
         print(f"{name}: {line}", file=sys.stderr)
         return failure
+
+
+def _make_streams_usable() -> None:
+    """Let a closed stream take what is written, and any text be written: a console of Latin-1 ends no run."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
+        elif getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _nobody_reads() -> bool:
+    """Whether the output goes to a pipe that was closed, as by `head`; what is left of it goes nowhere then."""
+    closed = False
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a stream that is no file
+            poll = select.poll()
+            poll.register(stream.fileno(), 0)
+            if any(event & select.POLLERR for _, event in poll.poll(0)):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+                closed = True
+    return closed
 
 
 def describe(error: Exception, overrides: Sequence[str] = ()) -> str:

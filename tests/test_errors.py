@@ -1,8 +1,12 @@
 """What a person can cause ends in one line with the exit code; what a fault of the code causes keeps its traceback."""
 
 import errno
+import io
 import json
 import logging
+import os
+import signal
+import sys
 
 import pytest
 import torch
@@ -159,3 +163,25 @@ def test_an_interrupt_that_a_library_turned_into_an_error_is_one(capsys):
     assert capsys.readouterr().err == "tool: interrupted\n"
     assert run_tool("tool", lambda: _interrupt(OSError(28, "No space left on device", "out/a.png"))) == 2
     assert "out/a.png: No space left on device" in capsys.readouterr().err
+
+
+def test_a_console_of_another_encoding_shows_any_name(monkeypatch):
+    console = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", console)
+    assert run_tool("tool", lambda: print("é ж", flush=True)) == 0
+    assert console.buffer.getvalue().decode("latin-1") == "é \\u0436\n"
+
+
+def test_output_that_nobody_reads_any_more_is_no_error(monkeypatch, capsys):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert run_tool("tool", lambda: print("x", flush=True)) == 128 + signal.SIGPIPE
+    assert capsys.readouterr().err == ""
+    assert run_tool("tool", lambda: _raise(BrokenPipeError(errno.EPIPE, "Broken pipe"))) == 2  # of another pipe
+
+
+def test_an_error_stream_that_is_closed_takes_what_is_written(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert run_tool("tool", lambda: sys.stderr.write("x") and None) == 0
