@@ -81,3 +81,11 @@ def test_wheel_without_the_extension_has_the_configs_and_runs(tmp_path):
     result = subprocess.run([sys.executable, "-S", "-c", start], cwd=tmp_path, capture_output=True, text=True)
     assert result.stdout.startswith("False "), result.stderr
     assert "nuclei/mask_rcnn_lite0_fpn" in result.stdout
+
+
+def test_a_source_archive_made_without_pytorch_has_the_operators(tmp_path):
+    environment = {**os.environ, "MASKRCNN_PLUS_NO_EXT": "1"}
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    listed = (tmp_path / "maskrcnn_plus.egg-info" / "SOURCES.txt").read_text().split()
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.*")} <= set(listed)
