@@ -11,12 +11,15 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 WORDS = {"check_data": "check", "train_net": "train"}
+NOT_PIPS = {"detectron2": "Detectron2", "cv2": "OpenCV"}  # which `pip install` of this package does not bring
+TOOL = re.compile(r"python tools/(\w+)\.py")
 FIRST = ("finetune", "check", "train", "predict", "serve", "evaluate", "export", "convert")
 
 
@@ -55,7 +58,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     # find functions by the same names.
     sys.path.insert(0, str(FOLDER))
     sys.argv = [f"maskrcnn-plus {word}", *rest]
-    return importlib.import_module(commands[word][0]).main() or 0
+    try:
+        tool = importlib.import_module(commands[word][0])
+    except ModuleNotFoundError as error:
+        if error.name not in NOT_PIPS:
+            raise
+        remedy = "Run: maskrcnn-plus install-detectron2"
+        print(f"maskrcnn-plus: {NOT_PIPS[error.name]} is missing. {remedy}", file=sys.stderr)
+        return 2
+    words = {module: word for word, (module, _) in commands.items()}
+    tool.__doc__ = TOOL.sub(lambda found: f"maskrcnn-plus {words.get(found[1], found[1])}", tool.__doc__ or "")
+    return tool.main() or 0
 
 
 if __name__ == "__main__":

@@ -47,6 +47,21 @@ def test_an_unknown_word_is_told_with_the_nearest(tools, capsys):
     assert capsys.readouterr().err == "maskrcnn-plus: there is no command 'chek'. Did you mean check?\n"
 
 
+@pytest.mark.parametrize("name", ["detectron2", "cv2"])
+def test_what_pip_does_not_bring_is_named_with_the_tool_that_does(tools, monkeypatch, capsys, name):
+    (tools.FOLDER / "check_data.py").write_text(f'"""Look."""\nimport {name}\ndef main(argv=None):\n    pass')
+    monkeypatch.setitem(sys.modules, name, None)
+    assert tools.main(["check"]) == 2
+    assert "is missing. Run: maskrcnn-plus install-detectron2\n" in capsys.readouterr().err
+
+
+def test_help_names_the_commands_that_are_there(tools):
+    text = '"""Do.\n\nUse: python tools/check_data.py x"""\ndef main(argv=None):\n    print(__doc__)'
+    (tools.FOLDER / "some_tool_here.py").write_text(text)
+    tools.main(["some-tool-here"])
+    assert sys.modules["some_tool_here"].__doc__.endswith("Use: maskrcnn-plus check x")
+
+
 def test_every_tool_has_a_line(command):
     commands = command.find_commands()
     assert next(iter(commands)) in command.FIRST
