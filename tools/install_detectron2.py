@@ -160,18 +160,22 @@ def build_wheel(archive: Path, folder: Path) -> Path:
     return next(folder.glob("detectron2-*.whl"))
 
 
-def opencv_requirement() -> str | None:
+def opencv_requirement() -> tuple[str, ...]:
     """The OpenCV build to install: none if there is one, the headless one where libGL is missing."""
     if importlib.util.find_spec("cv2") is not None:
-        return None
-    return "opencv-python" if ctypes.util.find_library("GL") else "opencv-python-headless"
+        return ()
+    return ("opencv-python",) if ctypes.util.find_library("GL") else ("opencv-python-headless",)
+
+
+def constraints(file: str | None) -> tuple[str, ...]:
+    """The arguments of pip for a file of constraints."""
+    return ("--constraint", os.path.abspath(file)) if file else ()
 
 
 def install(constraint: str | None) -> None:
     """Fetch, fix, build and install."""
     if importlib.util.find_spec("torch") is None:
         raise InstallError("PyTorch is not installed: run `pip install torch torchvision` first.")
-    constraints = ("--constraint", os.path.abspath(constraint)) if constraint else ()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         print(f"Fetching {ARCHIVE} ...", flush=True)
@@ -179,8 +183,7 @@ def install(constraint: str | None) -> None:
         print(f"Applying {len(FIXES)} fixes and building {VERSION} ...", flush=True)
         wheel = build_wheel(archive, folder)
         print("Installing it with what it needs ...", flush=True)
-        opencv = opencv_requirement()
-        run_pip("install", "--quiet", *constraints, *((opencv,) if opencv else ()), *REQUIREMENTS)
+        run_pip("install", "--quiet", *constraints(constraint), *opencv_requirement(), *REQUIREMENTS)
         run_pip("install", "--quiet", "--force-reinstall", "--no-deps", str(wheel))
 
 
@@ -192,6 +195,8 @@ def main() -> int:
     found = importlib.util.find_spec("detectron2") is not None
     try:
         if found and (not is_ours(version) or version == VERSION):
+            if opencv := opencv_requirement():  # a build of one's own comes without it
+                run_pip("install", "--quiet", *constraints(args.constraint), *opencv)
             result = probe()
             if result.returncode == 0:
                 print(f"Detectron2 {result.stdout.strip()}: left as it is.")

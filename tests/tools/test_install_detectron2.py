@@ -57,6 +57,16 @@ def test_a_working_detectron2_is_left_alone(installer, monkeypatch, capsys, vers
     assert "left as it is" in capsys.readouterr().out
 
 
+def test_a_build_of_ones_own_gets_the_opencv_that_it_lacks(installer, monkeypatch):
+    installed = []
+    monkeypatch.setattr(installer, "opencv_requirement", lambda: ("opencv-python",))
+    monkeypatch.setattr(installer, "installed_version", lambda: "0.7.dev1")
+    monkeypatch.setattr(installer, "run_pip", lambda *arguments: installed.append(arguments[-1]))
+    monkeypatch.setattr(installer, "probe", lambda: _probe(0 if installed else 1)())
+    assert installer.main() == 0
+    assert installed == ["opencv-python"]
+
+
 def test_a_users_broken_build_is_reported_and_left_alone(installer, monkeypatch, capsys):
     monkeypatch.setattr(installer, "installed_version", lambda: "0.6")
     monkeypatch.setattr(installer, "probe", _probe(1))
@@ -84,6 +94,6 @@ def test_a_wrong_archive_is_refused(installer, monkeypatch, tmp_path):
 def test_headless_opencv_where_libgl_is_missing(installer, monkeypatch):
     monkeypatch.setattr(installer.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(installer.ctypes.util, "find_library", lambda name: None)
-    assert installer.opencv_requirement() == "opencv-python-headless"
+    assert installer.opencv_requirement() == ("opencv-python-headless",)
     monkeypatch.setattr(installer.ctypes.util, "find_library", lambda name: "libGL.so.1")
-    assert installer.opencv_requirement() == "opencv-python"
+    assert installer.opencv_requirement() == ("opencv-python",)
