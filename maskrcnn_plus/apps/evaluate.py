@@ -13,6 +13,7 @@ import torch
 from detectron2.structures import Instances
 from tqdm import tqdm
 
+from maskrcnn_plus.apps import command_line
 from maskrcnn_plus.checkpoints.sources import folder_of, is_elsewhere
 from maskrcnn_plus.data.channels import get_rule
 from maskrcnn_plus.data.check import DataError, check_dataset, report_problems
@@ -183,7 +184,7 @@ def write_report(
     """
     if command is None:
         command = (
-            f"python tools/predict.py --weights {shlex.quote(weights)} --input IMAGES --output predictions "
+            f"{command_line('predict')} --weights {shlex.quote(weights)} --input IMAGES --output predictions "
             f"--score-threshold {diagnosis.threshold:.2f}"
         )
     write_evaluation_report(

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from maskrcnn_plus.apps import command_line
+
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 
@@ -60,6 +62,15 @@ def test_help_names_the_commands_that_are_there(tools):
     (tools.FOLDER / "some_tool_here.py").write_text(text)
     tools.main(["some-tool-here"])
     assert sys.modules["some_tool_here"].__doc__.endswith("Use: maskrcnn-plus check x")
+
+
+@pytest.mark.parametrize("tool", ["predict", "train_net", "evaluate", "finetune"])
+def test_a_tool_names_others_as_it_was_called_itself(command, monkeypatch, tool):
+    monkeypatch.setattr(sys, "argv", ["tools/finetune.py"])
+    assert command_line(tool) == f"python tools/{tool}.py"
+    monkeypatch.setattr(sys, "argv", ["maskrcnn-plus finetune"])
+    start, word = command_line(tool).split()
+    assert (start, command.find_commands()[word][0]) == ("maskrcnn-plus", tool)
 
 
 def test_every_tool_has_a_line(command):

@@ -11,6 +11,7 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
+from maskrcnn_plus.apps import command_line
 from maskrcnn_plus.apps.evaluate import EvaluationData, evaluate_records, figures_table, write_report
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.build import build
@@ -56,9 +57,9 @@ def report(config: Path, overrides: Sequence[str] = (), say: Callable[[str], Non
     quoted = shlex.quote(str(weights))
     say(
         f"The whole evaluation: {page}\n"
-        f"Predict:  python tools/predict.py --weights {quoted} --input IMAGES --output predictions\n"
-        f"Evaluate: python tools/evaluate.py --weights {quoted} --data OTHER_IMAGES --report\n"
-        f"Train on: python tools/finetune.py --data MORE --weights {quoted} --output {shlex.quote(str(output))}_2"
+        f"Predict:  {command_line('predict')} --weights {quoted} --input IMAGES --output predictions\n"
+        f"Evaluate: {command_line('evaluate')} --weights {quoted} --data OTHER_IMAGES --report\n"
+        f"Train on: {command_line('finetune')} --data MORE --weights {quoted} --output {shlex.quote(str(output))}_2"
     )
 
 

@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import functools
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from maskrcnn_plus.apps import command_line
 from maskrcnn_plus.apps.check_data.diagnosis import WARNING, diagnose
 from maskrcnn_plus.apps.check_data.report import write_data_report
 from maskrcnn_plus.apps.convert import convert
@@ -87,8 +89,7 @@ def configure(request: Request, say: Callable[[str], None] = print) -> Path:
     path = request.output / CONFIG
     if path.exists():
         raise UserError(
-            f"{path} exists: go on with --resume, train it as it is with tools/train_net.py --config-file {path}, or "
-            "give another --output."
+            f"{path} exists: go on with --resume, train it as it is with {_training(path)}, or give another --output."
         )
     if not request.hours > 0:
         raise UserError(f"--hours {request.hours}: it must be more than 0.")
@@ -98,6 +99,10 @@ def configure(request: Request, say: Callable[[str], None] = print) -> Path:
         request = replace(request, weights=os.path.abspath(request.weights))  # the config may be run from elsewhere
     with _removed_on_failure(request.output / TILES):
         return _write_config(_cut_images(request, say), path, start, say)
+
+
+def _training(path: Path) -> str:
+    return f"{command_line('train_net')} --config-file {shlex.quote(str(path))}"
 
 
 def _write_config(request: Request, path: Path, start: float, say: Callable[[str], None]) -> Path:
@@ -118,7 +123,7 @@ def _write_config(request: Request, path: Path, start: float, say: Callable[[str
     request.output.mkdir(parents=True, exist_ok=True)
     about = [
         f"A Mask R-CNN for {request.data}, configured from its training images. Change what you like, and train with",
-        f"    python tools/train_net.py --config-file {path}",
+        f"    {_training(path)}",
     ]
     plan.write(path, about)
     try:
