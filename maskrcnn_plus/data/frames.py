@@ -33,7 +33,13 @@ _CONTAINERS = (
 
 
 def list_animation_frames(image: Image.Image, path: str, rule: ChannelRule) -> list[Opener]:
-    """Openers of the frames of an open animation."""
+    """Openers of the frames of an open animation.
+
+    Raises:
+        ImageReadError: it says that it has more of them than bytes.
+    """
+    if image.n_frames > os.path.getsize(path):
+        raise ImageReadError(f"{path}: it says that it has {image.n_frames} frames. Copy it again or remove it.")
     return [
         partial(open_decoded, partial(_decode_animation_frame, image, path, number), path, rule)
         for number in range(image.n_frames)

@@ -255,4 +255,6 @@ def decode(path: str, local_path: str, rule: ChannelRule | None = None, as_label
     pixels = decoded.pixels
     if pixels.size == 0:
         raise ImageReadError(f"{path}: the image has zero size {pixels.shape}. Remove or replace the file.")
+    if pixels.dtype.kind not in "buif":
+        raise ImageReadError(f"{path}: pixels of type {pixels.dtype} are not supported. Save real numbers.")
     return Decoded(pixels.astype(pixels.dtype.newbyteorder("="), copy=False), decoded.alpha, decoded.names)

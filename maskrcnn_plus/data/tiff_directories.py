@@ -2,17 +2,23 @@
 
 A page's directory holds the offset of the next one and, under SubIFDs, of smaller copies. Decoders follow these links
 wherever they lead; a file whose links lead back, or to millions of overlapping directories, would keep them for ever.
+So would OME metadata that count more planes than there are, and these name other files, too.
 
-Adobe, "TIFF, Revision 6.0" (1992), Section 2; BigTIFF has 8-byte counts and offsets.
+Adobe, "TIFF, Revision 6.0" (1992), Section 2; BigTIFF has 8-byte counts and offsets. OME-XML: TiffData, Modulo.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import struct
+from pathlib import PurePath
 from typing import NamedTuple
 
+from defusedxml import DefusedXmlException, ElementTree
+
 from maskrcnn_plus.data.read_error import ImageReadError
+from maskrcnn_plus.special_files import refuse_special_file
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_PAGES = 2**20
@@ -71,6 +77,52 @@ def check_directories(name: str, local_path: str) -> None:
             entries = file.read(length)
             (following,) = layout.offset.unpack(file.read(layout.offset.size))
             pending += [following, *_linked(name, file, size, layout, entries)]
+
+
+def check_ome(name: str, local_path: str, metadata: str) -> None:
+    """Look at the planes and the other files that OME metadata name.
+
+    Args:
+        name: of the file in errors.
+        local_path: the file.
+        metadata: XML; what is none is left to the decoder, which takes the pages as they are.
+
+    Raises:
+        ImageReadError: more than `MAX_PAGES` planes; a file outside of the folder of this one, or one that
+            `check_directories` refuses.
+        OSError: a named file is a pipe or a device.
+    """
+    try:
+        elements = list(ElementTree.fromstring(metadata).iter()) if metadata else []
+    except ElementTree.ParseError:
+        return
+    except DefusedXmlException as error:
+        raise ImageReadError(f"{name}: the OME metadata define entities. {_REMEDY}") from error
+    counted, files = 0, set()
+    for element in elements:
+        kind, values = element.tag.rpartition("}")[2], element.attrib
+        planes = 0.0
+        if kind.endswith("Pixels"):
+            planes = math.prod(int(values.get(f"Size{axis}", 1)) for axis in "ZCT")
+        elif kind.endswith("TiffData"):
+            planes = counted = counted + int(values.get("PlaneCount", values.get("NumPlanes", 1)))
+        elif kind.startswith("ModuloAlong") and "Start" in values:
+            length = float(values.get("End", 0)) - float(values["Start"])
+            planes = length / (float(values.get("Step", 1)) or math.nan)
+        elif kind.endswith("UUID"):
+            files.add(values.get("FileName", ""))
+        if planes > MAX_PAGES:
+            raise ImageReadError(f"{name}: the OME metadata say {planes:.0f} planes. {_REMEDY}")
+    for file in map(PurePath, files):
+        if file.is_absolute() or ".." in file.parts:
+            raise ImageReadError(
+                f"{name}: the OME metadata name {str(file)!r}, outside of its folder. Put the files of a set together, "
+                "and save them again."
+            )
+        other = os.path.join(os.path.dirname(local_path), file)
+        refuse_special_file(other)
+        if os.path.isfile(other):
+            check_directories(name, other)
 
 
 def _linked(name: str, file, size: int, layout: _Layout, entries: bytes) -> list[int]:

@@ -22,7 +22,7 @@ from maskrcnn_plus.data.channels import ChannelRule, project
 from maskrcnn_plus.data.limits import check_size
 from maskrcnn_plus.data.pillow_files import ORIENTATION_TAG, Decoded, apply_orientation
 from maskrcnn_plus.data.read_error import ImageReadError
-from maskrcnn_plus.data.tiff_directories import MAX_PAGES, TIFF_MAGIC, check_directories
+from maskrcnn_plus.data.tiff_directories import TIFF_MAGIC, check_directories, check_ome
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +44,32 @@ def open_tiff(name: str, local_path: str) -> tifffile.TiffFile:
     """Open a TIFF whose directories have been walked; to be closed by the caller.
 
     Raises:
-        ImageReadError: see `check_directories`; or OME metadata that claim more planes than any file has.
+        ImageReadError: see `check_directories` and `check_ome`.
     """
     check_directories(name, local_path)
     tiff = tifffile.TiffFile(local_path)
-    for pixels in re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", tiff.ome_metadata or "") if tiff.is_ome else ():
-        planes = math.prod(int(size) for size in re.findall(r"\bSize[ZCT]\s*=\s*[\"'](\d+)", pixels))
-        if planes > MAX_PAGES:
-            tiff.close()
-            raise ImageReadError(f"{name}: the OME metadata say {planes} planes. The file is damaged: copy it again.")
+    try:
+        check_ome(name, local_path, (tiff.is_ome and tiff.ome_metadata) or "")
+    except BaseException:
+        tiff.close()
+        raise
     return tiff
+
+
+def check_series(name: str, series: tifffile.TiffPageSeries, tiff: tifffile.TiffFile) -> None:
+    """Refuse a series that by its metadata has more pixels or pages than the file.
+
+    Planes that OME metadata name and that are not there were never taken.
+
+    Raises:
+        ImageReadError: naming the file.
+    """
+    if series.dataoffset is not None:
+        lacks = series.dataoffset + series.nbytes > tiff.filehandle.size
+    else:
+        lacks = series.kind != "ome" and len(series.pages) > len(tiff.pages)
+    if lacks:
+        raise ImageReadError(f"{name}: the file is truncated or damaged. Copy it again or remove it.")
 
 
 def stacked_axes(series: tifffile.TiffPageSeries, rule: ChannelRule) -> tuple[list[str], list[str]]:
@@ -85,6 +101,7 @@ def single_series(name: str, tiff: tifffile.TiffFile, rule: ChannelRule | None) 
     series = tiff.series[0]
     if 0 in series.shape:
         raise ImageReadError(f"{name}: the image has zero size {series.shape}. Remove or replace the file.")
+    check_series(name, series, tiff)
     stacked = [] if rule is None else stacked_axes(series, rule)[0]
     if not stacked:
         return series
@@ -218,9 +235,10 @@ def tiff_orientation(tiff: tifffile.TiffFile) -> int:
 
 
 def get_page_alpha(page: tifffile.TiffPage) -> tuple[int, ...]:
-    """Indices of the samples that a page says are alpha."""
+    """Indices of the samples that a page says are alpha; where it says so of all, they are what is to be seen."""
     first = page.samplesperpixel - len(page.extrasamples)
-    return tuple(first + k for k, kind in enumerate(page.extrasamples) if int(kind) in _ALPHA)
+    alpha = tuple(first + k for k, kind in enumerate(page.extrasamples) if int(kind) in _ALPHA)
+    return alpha if len(alpha) < page.samplesperpixel else ()
 
 
 def channel_names(tiff: tifffile.TiffFile, index: int) -> tuple[str, ...]:

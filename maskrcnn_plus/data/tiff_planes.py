@@ -6,6 +6,7 @@ Shape shorthand: H, W image height and width, C channels (RGB order for colour).
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -24,12 +25,15 @@ from maskrcnn_plus.data.slide_files import is_slide
 from maskrcnn_plus.data.tiff_files import (
     channel_names,
     check_segments,
+    check_series,
     finish_tiff,
     is_tiff,
     open_tiff,
     stacked_axes,
 )
 from maskrcnn_plus.data.windows import open_decoded, open_windows
+
+logger = logging.getLogger(__name__)
 
 Opener = Callable[[], AbstractContextManager[ImageWindows]]
 
@@ -63,6 +67,7 @@ def _planes_of_series(
     path: str, index: int, series: tifffile.TiffPageSeries, rule: ChannelRule, tiff: tifffile.TiffFile
 ) -> list[Opener]:
     """Openers of the images in a series of pages that belong together, the `index`-th of the file."""
+    check_series(path, series, tiff)
     sizes = dict(zip(series.axes, series.shape, strict=True))
     stacked, projected = stacked_axes(series, rule)
     stacked += [axis for axis in sizes if axis not in ("Y", "X", "S", "C", *stacked, *projected) and sizes[axis] == 1]
@@ -70,17 +75,23 @@ def _planes_of_series(
     leading = series.axes.removesuffix(inner) if series.axes.endswith(inner) else ""
     shape = [sizes[axis] for axis in leading]
     in_pages = set(leading) >= set(stacked) and len(series.pages) == math.prod(shape) and not series.is_multifile
-    names, planes = channel_names(tiff, index), []
+    names, planes, missing = channel_names(tiff, index), [], 0
+    order = np.arange(len(series.pages)).reshape(shape) if in_pages else None
     stack: list[np.ndarray] = []  # read at first need, for all planes
     for place in itertools.product(*(range(sizes[axis]) for axis in stacked)):
         at = dict(zip(stacked, place, strict=True))
         if in_pages and not projected:
-            numbers = np.arange(len(series.pages)).reshape(shape)[tuple(at.get(axis, slice(None)) for axis in leading)]
-            pages = [series.pages[number].index for number in numbers.ravel().tolist()]
-            planes.append(partial(_open_pages, path, pages, names, rule))
+            numbers = order[tuple(at.get(axis, slice(None)) for axis in leading)]
+            pages = [series.pages[number] for number in numbers.ravel().tolist()]
+            if None in pages:  # named by OME metadata, as of a recording that was stopped
+                missing += 1
+            else:
+                planes.append(partial(_open_pages, path, [page.index for page in pages], names, rule))
         else:
             read = partial(_read_from_array, path, index, series.axes, at, stack, rule)
             planes.append(partial(open_decoded, read, path, rule))
+    if missing:
+        logger.warning("%s: %d of %d images that its metadata name are not in it.", path, missing, missing + len(planes))
     return planes
 
 

@@ -116,6 +116,18 @@ def test_pages_of_different_sizes_and_reduced_copies(tmp_path):
     assert np.array_equal(found[1][1][:, :, 0], second)
 
 
+def test_images_that_a_stopped_recording_lacks_are_left_out(tmp_path, caplog):
+    frames, path = volume(3, 5, 6), tmp_path / "x.ome.tif"
+    tifffile.imwrite(path, frames, photometric="minisblack", ome=True, metadata={"axes": "TYX"})
+    with tifffile.TiffFile(path) as tiff:
+        text = tiff.ome_metadata.replace('SizeT="3"', 'SizeT="9"')
+    tifffile.imwrite(path, frames, photometric="minisblack", description=text, metadata=None)
+    found = images(path)
+    assert [image.number for image, _ in found] == [1, 2, 3]
+    assert all(np.array_equal(read[:, :, 0], frame) for (_, read), frame in zip(found, frames, strict=True))
+    assert "6 of 9 images" in caplog.text
+
+
 @pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg"])
 def test_pages_in_compressions_of_pillow(tmp_path, compression):
     pages = [Image.fromarray(np.full((16, 16), 50 * k, dtype=np.uint8)) for k in (1, 2, 3)]

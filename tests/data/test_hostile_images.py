@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import resource
 import struct
 import zlib
@@ -173,6 +174,55 @@ def test_metadata_that_claim_more_planes_than_a_file_has(tmp_path, bounded):
     for reader in READERS:
         with pytest.raises(ImageReadError, match=r"planes\.tif.*1000000000 planes"):
             reader(path)
+
+
+def described(path, text, **options):
+    tifffile.imwrite(path, np.zeros((8, 8), np.uint8), description=text, metadata=None, **options)
+
+
+@pytest.mark.parametrize(
+    ("planes", "said"),
+    [
+        ('<TiffData IFD="0" PlaneCount="100000000"/>', "100000000 planes"),
+        ('<TiffData IFD="0"><UUID FileName="/dev/zero">urn:uuid:1</UUID></TiffData>', "outside of its folder"),
+        ('<TiffData IFD="0"><UUID FileName="sub/../../a.tif">urn:uuid:1</UUID></TiffData>', "outside of its folder"),
+        ('<TiffData IFD="0"><UUID FileName="loop.tif">urn:uuid:1</UUID></TiffData>', "leads back to itself"),
+        ('<TiffData IFD="0"><UUID FileName="pipe.tif">urn:uuid:1</UUID></TiffData>', "is a pipe"),
+    ],
+)
+def test_planes_and_files_that_metadata_name(tmp_path, bounded, planes, said):
+    path = str(tmp_path / "named.ome.tif")
+    tifffile.imwrite(path, np.zeros((8, 8), np.uint8), ome=True)
+    with tifffile.TiffFile(path) as tiff:
+        text = re.sub(r"<TiffData.*?/>|<TiffData.*?</TiffData>", planes, tiff.ome_metadata, flags=re.DOTALL)
+    (tmp_path / "loop.tif").write_bytes(directories(0))
+    os.mkfifo(tmp_path / "pipe.tif")
+    described(path, text)
+    for reader in READERS:
+        with pytest.raises(ImageReadError, match=rf"named\.ome\.tif.*{said}"):
+            reader(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "compression"),
+    [('{"shape": [1000000, 8, 8]}', None), ("ImageJ=1.54\nimages=1000000\nslices=1000000\n", "zlib")],
+)
+def test_metadata_that_claim_more_pixels_than_a_file_has(tmp_path, bounded, text, compression):
+    path = str(tmp_path / "claims.tif")
+    described(path, text, compression=compression)
+    for reader in READERS:
+        with pytest.raises(ImageReadError, match=r"claims\.tif.*truncated"):
+            reader(path)
+
+
+def test_an_animation_that_claims_more_frames_than_bytes(tmp_path, bounded):
+    content, chunk = io.BytesIO(), struct.pack(">4sII", b"acTL", 50_000_000, 0)
+    Image.new("L", (8, 8)).save(content, "PNG")
+    data = content.getvalue()
+    chunk = struct.pack(">I", 8) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "frames.png").write_bytes(data[:33] + chunk + data[33:])
+    with pytest.raises(ImageReadError, match=r"frames\.png: it says that it has 50000001 frames"):
+        open_as_source(str(tmp_path / "frames.png"))
 
 
 def test_the_limit_is_an_option_and_windows_go_beyond_it(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
+from maskrcnn_plus.data.image_facts import read_facts
 from maskrcnn_plus.data.images import ImageReadError, read_image, read_image_size, read_label_map
 
 
@@ -68,6 +69,22 @@ def test_alpha_is_dropped_from_colour_and_grey(tmp_path):
     np.testing.assert_array_equal(read_image(str(tmp_path / "rgba.tif")), rgba[..., :3])
     np.testing.assert_array_equal(read_image(str(tmp_path / "la.png")), np.repeat(rgba[..., :1], 3, axis=2))
     np.testing.assert_array_equal(read_image(str(tmp_path / "la.png"), channels=1), rgba[..., :1])
+
+
+def test_a_grey_image_that_says_it_is_all_alpha_is_grey(tmp_path):
+    grey = random_pixels((5, 4))
+    tifffile.imwrite(tmp_path / "a.tif", grey, extratags=[(338, "H", 1, 2, True)])
+    np.testing.assert_array_equal(read_image(str(tmp_path / "a.tif"))[..., 0], grey)
+    assert read_facts([{"file_name": str(tmp_path / "a.tif")}])[0].channels == 1
+
+
+def test_complex_numbers_are_refused_by_name(tmp_path):
+    path = str(tmp_path / "a.tif")
+    tifffile.imwrite(path, random_pixels((5, 4)).astype(np.complex64))
+    for reader in (read_image, read_label_map):
+        with pytest.raises(ImageReadError, match=r"a\.tif.*complex64"):
+            reader(path)
+    assert "complex64" in read_facts([{"file_name": path}])[0]
 
 
 def test_palette_1_bit_and_cmyk(tmp_path):
