@@ -196,7 +196,7 @@ def check_segments(
         if page is None:
             continue
         key = page.keyframe
-        needed = math.prod(key.chunked) if key.is_tiled or key.compression != 1 else 0
+        needed = 0 if key.is_contiguous else math.prod(key.chunked)
         if len(page.databytecounts) < needed or any(count > tiff.filehandle.size for count in page.databytecounts):
             raise ImageReadError(f"{name}: the file is truncated or damaged. Copy it again or remove it.")
 

@@ -113,7 +113,19 @@ def without_most_of_its_tiles():
     return bytes(data)
 
 
+def without_most_of_its_rows():
+    """A page of 1 bit, 16 x 64 pixels in one strip, whose header says 8 million rows."""
+    content = io.BytesIO()
+    tifffile.imwrite(content, np.zeros((16, 64), bool), bitspersample=1)
+    data = bytearray(content.getvalue())
+    with tifffile.TiffFile(io.BytesIO(content.getvalue())) as tiff:
+        tag = tiff.pages[0].tags["ImageLength"]
+    data[tag.offset + 2 : tag.offset + 12] = struct.pack("<HII", 4, 1, 8_000_000)
+    return bytes(data)
+
+
 BOMBS = {
+    "few_rows.tif": (without_most_of_its_rows, "truncated or damaged"),
     "few_tiles.tif": (without_most_of_its_tiles, "truncated or damaged"),
     "huge.jpg": (lambda: jpeg(65500), "can hold|more than the"),
     "huge.png": (lambda: png(60000, 60000, colour=2), "can hold|more than the"),
