@@ -91,7 +91,8 @@ def _planes_of_series(
             read = partial(_read_from_array, path, index, series.axes, at, stack, rule)
             planes.append(partial(open_decoded, read, path, rule))
     if missing:
-        logger.warning("%s: %d of %d images that its metadata name are not in it.", path, missing, missing + len(planes))
+        total = missing + len(planes)
+        logger.warning("%s: %d of %d images that its metadata name are not in it.", path, missing, total)
     return planes
 
 
