@@ -22,7 +22,9 @@ from maskrcnn_plus.logs import log_to_file
 _PACKAGE = Path(__file__).resolve().parent
 OURS = (_PACKAGE, _PACKAGE.with_name("tools"), _PACKAGE.with_name("maskrcnn_plus_tools"))  # installed
 
-__all__ = ["ConfigError", "UserError", "describe", "first_line", "run_tool"]
+__all__ = ["ConfigError", "UserError", "describe", "first_line", "printable", "run_tool"]
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class UserError(ValueError):
@@ -74,7 +76,7 @@ def run_tool(name: str, main: Callable[[], int | None], *, overrides: Sequence[s
             return 128 + signal.SIGPIPE
         text = "".join(traceback.format_exception(error))
         log = log_to_file(text, logging.ERROR)
-        line = describe(error, overrides)
+        line = printable(describe(error, overrides))
         if log and not (_explained(error) and isinstance(error.__cause__, ValueError | OSError | type(None))):
             line += f" The traceback is in {log}."
         elif not _explained(error):
@@ -129,6 +131,11 @@ def describe(error: Exception, overrides: Sequence[str] = ()) -> str:
     if changed and (isinstance(error, ConfigError) or not isinstance(error, UserError | OSError)):
         text += ("" if text.endswith((".", "!", "?")) else ".") + f" Changed on the command line: {', '.join(changed)}."
     return text
+
+
+def printable(text: str) -> str:
+    """A text with what a file may have put in it to command a terminal, and halves of characters, written out."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def first_line(error: BaseException) -> str:

@@ -57,6 +57,17 @@ def test_codes_of_ends_without_an_error(capsys):
         run_tool("tool", lambda: _raise(SystemExit(143)))
 
 
+def test_what_files_hold_commands_no_terminal_and_any_name_of_a_file_is_printed(monkeypatch, capsys):
+    name = os.fsdecode(b"zelle_\xe4.png")
+    run_tool("tool", lambda: _raise(DataError(f"{name}: \x1b]0;title\x07 is\tno\nimage")))
+    assert capsys.readouterr().err == "tool: zelle_\\udce4.png: \\x1b]0;title\\x07 is\tno\nimage\n"
+    console = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr("sys.stdout", console)
+    assert run_tool("tool", lambda: print(name)) == 0
+    console.flush()
+    assert console.buffer.getvalue() == b"zelle_\\udce4.png\n"
+
+
 def test_a_fault_of_the_code_keeps_its_traceback_on_the_console(capsys):
     assert run_tool("tool", lambda: [][3]) == 2
     text = capsys.readouterr().err

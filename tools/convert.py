@@ -16,7 +16,7 @@ from pathlib import Path
 from maskrcnn_plus.apps.convert import convert
 from maskrcnn_plus.apps.data_sets import WRITERS
 from maskrcnn_plus.data.formats.options import add_arguments, from_arguments
-from maskrcnn_plus.errors import run_tool
+from maskrcnn_plus.errors import printable, run_tool
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     """Convert and print what was found."""
     options = from_arguments(args)
     lines = convert(args.folder, args.output, args.to, args.format, args.val, args.on_error, options, args.tile)
-    print("\n".join(lines))
+    print(printable("\n".join(lines)))
 
 
 if __name__ == "__main__":

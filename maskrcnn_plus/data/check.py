@@ -17,7 +17,7 @@ from detectron2.structures import BoxMode
 from maskrcnn_plus.data.channels import ChannelRule
 from maskrcnn_plus.data.check_cache import fingerprint, get_cached, on_main_process
 from maskrcnn_plus.data.findings import find_problems
-from maskrcnn_plus.errors import UserError
+from maskrcnn_plus.errors import UserError, printable
 
 __all__ = ["DataError", "check_dataset", "checked_dataset", "report_problems"]
 
@@ -250,7 +250,7 @@ def report_problems(problems: Sequence[str], on_error: str, causes: Sequence[str
     if not problems:
         return
     lines = [f"  Likely cause: {cause}" for cause in causes]
-    lines += [f"  - {problem}" for problem in problems[:_MAX_LISTED]]
+    lines += [f"  - {printable(problem)}" for problem in problems[:_MAX_LISTED]]
     if len(problems) > _MAX_LISTED:
         lines.append(f"  ... and {len(problems) - _MAX_LISTED} more")
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the data"

@@ -12,6 +12,7 @@ from maskrcnn_plus.apps.check_data.repair import refuse_output, write_repaired
 from maskrcnn_plus.apps.check_data.report import write_data_report
 from maskrcnn_plus.apps.check_data.terminal import describe
 from maskrcnn_plus.data.formats import ReadOptions
+from maskrcnn_plus.errors import printable
 
 
 def check_data(
@@ -43,7 +44,7 @@ def check_data(
     if fix is not None:
         refuse_output(path, fix)
     diagnosis = diagnose(path, name, val, options, _show_progress)
-    print(describe(diagnosis))
+    print(printable(describe(diagnosis)))
     if report is not None:
         report.parent.mkdir(parents=True, exist_ok=True)
         write_data_report(report, diagnosis)

@@ -19,6 +19,7 @@ from maskrcnn_plus.data.formats.image_frames import UPRIGHT, ImageFrame, find_fr
 from maskrcnn_plus.data.formats.masks import polygon_annotation, rle_annotation
 from maskrcnn_plus.data.formats.shapes import NoAreaError, OutsideError, Shape, is_rectangle, unite
 from maskrcnn_plus.data.images import ImageReadError, read_stored_size
+from maskrcnn_plus.errors import printable
 from maskrcnn_plus.masks.polygons import clip_polygon
 
 __all__ = ["Annotated", "ImageFinder"]
@@ -63,6 +64,7 @@ class Annotated:
 
     def category(self, name: str) -> int:
         """Index of a class, which becomes known with this call."""
+        name = printable(name)
         if name not in self.class_names:
             self.class_names.append(name)
         return self.class_names.index(name)

@@ -19,6 +19,7 @@ from maskrcnn_plus.data.check import DataError, report_problems
 from maskrcnn_plus.data.formats.coco_ids import canonical_id, id_order
 from maskrcnn_plus.data.formats.coco_images import read_images
 from maskrcnn_plus.data.formats.crowds import find_crowds, is_true
+from maskrcnn_plus.errors import printable
 from maskrcnn_plus.special_files import refuse_special_file
 
 logger = logging.getLogger(__name__)
@@ -151,6 +152,7 @@ def _categories(content: dict[str, Any], json_file: str) -> tuple[list[Category]
     for number, category in enumerate(content["categories"]):
         key = canonical_id(category.get("id")) if isinstance(category, dict) else None
         name = category.get("name") if key is not None else None
+        name = printable(name) if isinstance(name, str) else name
         if name is None or not str(name).strip():
             raise DataError(
                 f"{json_file}: categories[{number}] is {str(category)[:80]}, but a category needs an id and a name: "

@@ -173,3 +173,8 @@ def test_lines_of_json_beside_it_are_other_things(tmp_path):
     data = read(tmp_path)
     assert not data.problems
     assert any("metrics.json" in note for note in data.notes)
+
+
+def test_a_class_has_no_control_characters_and_no_halves_of_characters(tmp_path):
+    _, data = read_one(write(tmp_path, [shape(label="a\x1b[31mb\ud83d")]))
+    assert data.class_names == ["a\\x1b[31mb\\ud83d"]
