@@ -50,7 +50,7 @@ class MaskRCNNPlus(NotScriptable, GeneralizedRCNN):
                 `GeneralizedRCNN`: Detectron2's evaluators, predictor and visualiser. This package's own read the runs
                 and switch it off (`without_dense_masks`); so can code of yours.
             max_covered: drops detections of whose masks better ones of their class cover more than this share
-                (`maskrcnn_plus.masks.covered`); 1 drops none. For objects that touch but do not hide each other.
+                (`suppress_covered`); 1 drops none. For objects that touch but do not hide each other.
             min_mask_area: drops detections whose masks have fewer pixels of the result's image than this.
             flips: orientations in which an image is seen and whose results are averaged (`maskrcnn_plus.flips`): 1, as
                 it is; 2, also flipped in x; 4, in x, y and both. The time grows as their number.
