@@ -76,7 +76,7 @@ class Repeated:
 
 
 def find_repeated(records: Sequence[dict[str, Any]]) -> list[Repeated]:
-    """Pairs of objects of an image whose masks have an IoU of `SAME_MASK` or more; objects of label images have none.
+    """Objects of an image with the first one whose mask has an IoU of `SAME_MASK` or more; label images have none.
 
     Args:
         records: Detectron2 dataset dicts that were checked.
@@ -92,7 +92,9 @@ def find_repeated(records: Sequence[dict[str, Any]]) -> list[Repeated]:
             continue
         rles = ground_truth_rles({**record, "annotations": [record["annotations"][k] for k in near]})
         ious = np.triu(rle_ious(rles, rles), k=1)
-        for a, b in np.argwhere(ious >= SAME_MASK).tolist():
+        same = ious >= SAME_MASK
+        for b in np.flatnonzero(same.any(axis=0)).tolist():
+            a = int(same[:, b].argmax())
             classes = [record["annotations"][near[k]]["category_id"] for k in (a, b)]
             found.append(Repeated(image, near[a], near[b], float(ious[a, b]), classes[0] == classes[1]))
     return found

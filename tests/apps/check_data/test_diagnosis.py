@@ -117,6 +117,13 @@ def test_objects_that_are_annotated_twice(data):
     assert sorted(twice) == sorted(ids)
 
 
+def test_many_of_the_same_are_each_told_once(data):
+    polygon = data.content["train"]["annotations"][5]["segmentation"][0]
+    numbers = [data.add([[value + shift for value in polygon]], category=2) for shift in (0.05, 0.1, 0.15)]
+    pairs = [(each.first, each.second) for each in diagnose(data.write()).repeated]
+    assert pairs == [(5, number) for number in numbers]
+
+
 def test_images_of_two_splits_that_show_the_same(data):
     picture = Image.open(data.root / "train" / "train7.png")
     brighter = np.asarray(picture.resize((120, 120))) * 0.8 + 40
