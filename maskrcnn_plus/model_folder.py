@@ -279,7 +279,7 @@ def _check_values(description: ModelDescription) -> None:
         (1 <= pre.pad_to_multiple <= 4096 and 0 <= pre.pad_to_square <= 65536, "pad_to_multiple or pad_to_square"),
         (0 <= low < high <= 100, "percentiles"),
         (resize.rule in ("none", "scale", "config") or resize.short_side, "resize.short_side is missing"),
-        (resize.scale > 0 and (resize.short_side or 1) > 0 and (resize.max_size or 1) > 0, "resize"),
+        (resize.scale > 0 and 0 < (resize.short_side or 1) <= 65536 and (resize.max_size or 1) > 0, "resize"),
         (post.max_objects >= 1 and post.min_mask_area >= 0 and 0 <= post.max_covered <= 1, "postprocessing"),
         (0 <= (post.score_threshold or 0) <= 1 and 0 <= post.mask_threshold <= 1, "a threshold of postprocessing"),
     ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 import types
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -43,7 +43,7 @@ def from_plain(value: Any, kind: type[T], where: str = "") -> T:
         if isinstance(value, str) and value in parts:
             return value
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if math.isfinite(value):
+        if abs(value) <= sys.float_info.max:  # JSON has integers that are larger
             return float(value)
     elif type(value) is kind:
         return value

@@ -118,6 +118,8 @@ def test_no_resizing_keeps_the_size():
         ({"preprocessing__percentiles": [1.0]}, "percentiles"),
         ({"preprocessing__resize__rule": "mmcv"}, "short_side is missing"),
         ({"preprocessing__resize__scale": float("nan")}, "resize.scale"),
+        ({"preprocessing__resize__scale": 10**400}, "resize.scale"),
+        ({"preprocessing__resize__short_side": 10**400}, "resize"),
         ({"preprocessing__resize__scale": 0}, "resize"),
         ({"postprocessing__max_objects": 0}, "postprocessing"),
         ({"postprocessing__score_threshold": 2.0}, "threshold"),
