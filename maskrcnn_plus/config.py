@@ -69,7 +69,7 @@ def get_config(name: str) -> DictConfig:
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """A config with the `key=value` of a command line.
+    """A config with the `key=value` of a command line; a `train` without some keys, as Detectron2's, gets our defaults.
 
     Args:
         name: as for `find_config`.
@@ -78,7 +78,10 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ValueError: there is no config of that name, an override cannot be applied, or a value cannot be.
     """
-    cfg = apply_overrides(get_config(name), overrides)
+    cfg = get_config(name)
+    if OmegaConf.is_dict(cfg.get("train")):
+        cfg.train = OmegaConf.merge(LazyConfig.load(str(config_folder() / "common" / "train.py")).train, cfg.train)
+    cfg = apply_overrides(cfg, overrides)
     check_config(cfg)
     return cfg
 

@@ -9,7 +9,7 @@ from detectron2.config import get_cfg
 from omegaconf import DictConfig
 
 import maskrcnn_plus.config
-from maskrcnn_plus.config import add_config, detectron2_config, find_config, get_config, list_configs
+from maskrcnn_plus.config import add_config, detectron2_config, find_config, get_config, list_configs, load_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -50,6 +50,19 @@ def test_a_file_of_the_user_goes_by_its_path(installed, tmp_path):
     path.write_text("model = dict(depth=3)\n")
     assert find_config(str(path)) == str(path)
     assert get_config(str(path)).model.depth == 3
+
+
+def test_a_train_of_detectron2s_gets_the_keys_that_it_lacks(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from maskrcnn_plus.config import detectron2_config\n"
+        "train = detectron2_config('common/train.py').train\n"
+        "train.log_period, train.mine = 7, len\n"
+    )
+    theirs, train = get_config(file).train, load_config(str(file), ["train.ema.enabled=true"]).train
+    assert all(train[key] == value for key, value in theirs.items() if not isinstance(value, DictConfig))
+    assert (train.log_period, train.checkpointer.period, train.ema.enabled) == (7, theirs.checkpointer.period, True)
+    assert train.keys() >= get_config("demo/mask_rcnn_lite0_fpn").train.keys()
 
 
 def test_a_config_is_a_fresh_copy(installed):
