@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
 import os
@@ -17,6 +18,7 @@ from maskrcnn_plus.data.check_cache import fingerprint
 from maskrcnn_plus.data.learned_images import EARLIER, KEYS, image_keys, read_learned
 from maskrcnn_plus.errors import ConfigError
 from maskrcnn_plus.training.validation_loss import ValidationLoss
+from maskrcnn_plus.weights.conversion import WeightsError
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +61,9 @@ class RunData:
         stream, test = self._train_parts.get("dataset"), getattr(self.test_loader, "dataset", None)
         splits = {"train": getattr(stream, "dataset", None), "test": getattr(test, "_dataset", None)}
         about = {split: _describe(data) for split, data in splits.items() if isinstance(data, DatasetFromList)}
-        earlier = read_learned(OmegaConf.select(self._cfg, "train.init_checkpoint"))
+        earlier: dict[str, str] = {}
+        with contextlib.suppress(WeightsError):  # those who load it will say so; a resumed training does not need it
+            earlier = read_learned(OmegaConf.select(self._cfg, "train.init_checkpoint"))
         if "train" in about and earlier:
             about["train"][EARLIER] = "".join(sorted(key for key, part in earlier.items() if part == "train"))
         return about
