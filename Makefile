@@ -63,7 +63,8 @@ test-gpu: setup
 # The shipped model of nuclei, from the folders that docs/models.md names: make generalist DATA=datasets
 generalist: setup
 	$(RUN) tools/train_net.py --config-file nuclei/generalist --resume dataset.root=$(DATA)
-	$(RUN) tools/ship_weights.py --weights output/nuclei_generalist/model_best.pth --name nuclei
+	$(RUN) tools/train_net.py --config-file nuclei/generalist_finish --resume dataset.root=$(DATA)
+	$(RUN) tools/ship_weights.py --weights output/nuclei_generalist_finish/model_best.pth --name nuclei
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict

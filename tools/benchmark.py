@@ -45,7 +45,7 @@ from benchmarks.tiling import benchmark_tiling
 from maskrcnn_plus.allocator import keep_freed_memory
 from maskrcnn_plus.config import load_config
 from maskrcnn_plus.device import usable_device
-from maskrcnn_plus.errors import run_tool
+from maskrcnn_plus.errors import UserError, run_tool
 from maskrcnn_plus.inference.predictor import Predictor
 
 
@@ -151,8 +151,10 @@ def benchmark(args: argparse.Namespace) -> None:
         benchmark_inference(args.images, tuple(args.size), args.rounds, device, **options)
         return
     if args.what == "cluster":
-        from benchmarks.cluster import benchmark_cluster  # needs the extra of that name
-
+        try:
+            from benchmarks.cluster import benchmark_cluster
+        except ModuleNotFoundError as error:
+            raise UserError(f"{error.name} is missing: pip install 'maskrcnn_plus[cluster]'") from error
         benchmark_cluster(args.count or 1_000_000, args.rate, args.objects, args.megabytes)
         return
     if args.what == "auto_scale":

@@ -18,6 +18,7 @@ import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.backend_bases import FigureCanvasBase
 
 from maskrcnn_plus.errors import UserError, run_tool
 
@@ -25,7 +26,7 @@ from maskrcnn_plus.errors import UserError, run_tool
 def read_series(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     """Name -> (iterations, values) of every scalar in a metrics.json; what is null, NaN or infinite is left out."""
     series: dict[str, tuple[list[int], list[float]]] = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
             entry = json.loads(line)
             iteration = entry["iteration"]
@@ -36,6 +37,8 @@ def read_series(path: Path) -> dict[str, tuple[list[int], list[float]]]:
             if value is not None and math.isfinite(value):
                 iterations.append(iteration)
                 values.append(value)
+    if not series:
+        raise UserError(f"{path} is empty: its training has written no figures yet.")
     return series
 
 
@@ -49,8 +52,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("metrics_file", type=Path, help="metrics.json of an output folder")
     parser.add_argument("--metrics", nargs="+", default=["segm/AP"], help="evaluated figures to draw")
-    parser.add_argument("--output", required=True, type=Path, help="PNG or SVG file")
-    return parser.parse_args(argv)
+    parser.add_argument("--output", required=True, type=Path, help="PNG, SVG or PDF file")
+    args = parser.parse_args(argv)
+    if args.output.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
+        parser.error(f"--output {args.output}: a name that ends with .png, .svg or .pdf is needed")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:

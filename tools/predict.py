@@ -78,6 +78,7 @@ from maskrcnn_plus.data.channels import PROJECTIONS
 from maskrcnn_plus.data.limits import MAX_PIXELS
 from maskrcnn_plus.errors import run_tool
 from maskrcnn_plus.inference.precision import PRECISIONS
+from maskrcnn_plus.inference.tile_choice import tile_size
 from maskrcnn_plus.results import DEFAULT_FORMATS, FORMATS
 from maskrcnn_plus.results.geojson import OBJECT_TYPES
 
@@ -133,7 +134,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--tile",
-        type=_tile,
+        type=tile_size,
         default="auto",
         metavar="SIZE|auto|off",
         help="predict by overlapping tiles of SIZE pixels; auto: only images that are very large, or that the network "
@@ -176,10 +177,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"the following arguments are required: {', '.join(missing)}{hint}")
     check_film_arguments(parser, args)
     return args
-
-
-def _tile(text: str) -> int | str:
-    return text if text in ("auto", "off") else int(text)
 
 
 def _channel(text: str) -> int | str:

@@ -42,6 +42,7 @@ from maskrcnn_plus.apps.predictor_source import PredictorSource
 from maskrcnn_plus.data.limits import MAX_PIXELS
 from maskrcnn_plus.errors import UserError, run_tool
 from maskrcnn_plus.inference.precision import PRECISIONS
+from maskrcnn_plus.inference.tile_choice import tile_size
 
 FORMATS = ("overlay", "labels", "coco", "csv", "geojson", "counts", "cutouts", "background")
 
@@ -74,7 +75,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--diameter", type=float, metavar="PX", help="median diameter of the objects, see predict.py")
     parser.add_argument("--pixel-size", type=float, metavar="UM", help="micrometres a pixel")
-    parser.add_argument("--tile", default="auto", metavar="SIZE|auto|off", help="see predict.py")
+    parser.add_argument("--tile", type=tile_size, default="auto", metavar="SIZE|auto|off", help="see predict.py")
     parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="see predict.py")
     parser.add_argument("--recursive", action="store_true", help="take images in sub-folders too")
     parser.add_argument("--device", help="cpu or cuda (default: cuda with --gpus, else the config's)")
@@ -109,11 +110,10 @@ def predict(args: argparse.Namespace) -> int:
         *(args.weights, args.config_file, tuple(args.opts), args.score_threshold),
         *(device, args.diameter, args.precision),
     )
-    tile = args.tile if args.tile in ("auto", "off") else int(args.tile)
     options = FileOptions(
         tuple(args.format),
         pixel_size=args.pixel_size,
-        tile=tile,
+        tile=args.tile,
         batch_size=args.batch,
         max_pixels=args.max_pixels,
     )

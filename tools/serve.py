@@ -28,6 +28,7 @@ from maskrcnn_plus.config import get_score_threshold
 from maskrcnn_plus.errors import UserError, run_tool
 from maskrcnn_plus.inference.precision import PRECISIONS
 from maskrcnn_plus.inference.predictor import Predictor
+from maskrcnn_plus.inference.tile_choice import tile_size
 
 TOKEN = "MASKRCNN_PLUS_TOKEN"
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -49,7 +50,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--diameter", type=float, metavar="PX", help="median diameter of the objects, as for predict.py"
     )
-    parser.add_argument("--tile", type=_tile, default="auto", metavar="SIZE|auto|off", help="as for predict.py")
+    parser.add_argument("--tile", type=tile_size, default="auto", metavar="SIZE|auto|off", help="as for predict.py")
     parser.add_argument(
         "--max-mb", type=float, default=default.max_bytes / 2**20, help="of a file (default: %(default)g)"
     )
@@ -75,10 +76,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if not 0 <= args.port <= 65535:
         parser.error(f"--port {args.port}: 0 to 65535 is needed")
     return args
-
-
-def _tile(text: str) -> int | str:
-    return text if text in ("auto", "off") else int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

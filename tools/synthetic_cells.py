@@ -10,6 +10,7 @@ film.tif of nuclei that move, cross and divide, and labels.tif, in which the val
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.data.moving_nuclei import film_nuclei
 from maskrcnn_plus.data.synthetic import render_cells
 from maskrcnn_plus.data.synthetic_nuclei import STAINS, render_nuclei
@@ -53,7 +55,8 @@ def write_film(args: argparse.Namespace) -> None:
     frames = list(film_nuclei(args.seed, args.film, args.size, args.size))
     for name, part in (("film", 0), ("labels", 1)):
         stack = np.stack([frame[part] for frame in frames])
-        tifffile.imwrite(args.output / f"{name}.tif", stack, imagej=True, metadata={"axes": "TYX"})
+        save = functools.partial(tifffile.imwrite, data=stack, imagej=True, metadata={"axes": "TYX"})
+        write_atomically(args.output / f"{name}.tif", save)
     print(f"{args.film} frames in {args.output / 'film.tif'}, {stack.max()} nuclei in all")
 
 
@@ -65,11 +68,12 @@ def write_cells(args: argparse.Namespace) -> None:
     for index, name in enumerate(names):
         place = (args.seed, index, args.size, args.size)
         image, label_map = render_cells(*place)[:2] if args.style == "cells" else render_nuclei(args.style, *place)
-        Image.fromarray(image).save(args.output / "images" / f"{name}.png")
-        Image.fromarray(label_map).save(args.output / "labels" / f"{name}.png")
+        for folder, pixels in (("images", image), ("labels", label_map)):
+            save = functools.partial(Image.fromarray(pixels).save, format="png")
+            write_atomically(args.output / folder / f"{name}.png", save)
     first_val = args.images - args.val
     splits = {"train": names[:first_val], "val": names[first_val:]}
-    (args.output / "splits.json").write_text(json.dumps(splits, indent=1))
+    write_atomically(args.output / "splits.json", json.dumps(splits, indent=1).encode())
     print(f"{args.images} images in {args.output}, {args.val} of them for validation")
 
 

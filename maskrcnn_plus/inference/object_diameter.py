@@ -40,6 +40,7 @@ _SPREAD = 1.0  # octaves: deviation of diameters that the network sees well
 _GAIN, _FALLS = 1.05, 0.6  # of the best evidence: what is better, and where the looks end
 _SMALL, _LARGE = 0.6, 1.5  # of the wanted diameter: below, the next look may see more; above, it cannot
 _PIECE = 0.6  # of the diameter of an object: below, it is a piece of it
+_ALL, _TISSUE = 0.5, 8  # of a look's area: more is filled; pieces of it that count as much as an object that fills it
 _FEW = 0.25  # evidence that is too little to compare
 _NEAR = 1.25  # of the wanted diameter: above, the best look misses no small objects
 _CLOSE = 0.75  # octaves from the scale of the best look to that of the estimate: more need another look
@@ -162,6 +163,7 @@ def _value(look: Look, best: Look | None) -> float:
 
     They are compared by what both have in the windows of the look. Pieces of one object of the best look count as one,
     however many they are: a clump is less sure than the objects in it, and a large object is surer than specks in it.
+    But where one seems to fill the look, and more than a few surer ones are in it, it is tissue.
     """
     if best is None:
         return look.evidence / _area(look.windows)
@@ -174,7 +176,10 @@ def _value(look: Look, best: Look | None) -> float:
         owners = _owners(new, old)
         alone = owners < 0
         evidence += float((weights * np.where(is_whole, 1.0, 0.5))[alone].sum())
-        evidence += sum(float(weights[owners == owner].mean() * inside[owner]) for owner in np.unique(owners[~alone]))
+        fills = (old[:, 2:] - old[:, :2]).prod(axis=1) > _ALL * _area(best.windows[index : index + 1])
+        for owner in np.unique(owners[~alone]):
+            pieces = weights[owners == owner]
+            evidence += inside[owner] * max(float(pieces.mean()), fills[owner] * float(pieces.sum()) / _TISSUE)
     return best.value * (evidence + _FEW) / (shared + _FEW)
 
 

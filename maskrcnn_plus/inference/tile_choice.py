@@ -21,6 +21,14 @@ TILED_FROM = 4
 _LEAST_FIXED, _LEAST = 0.95, 0.5
 
 
+def tile_size(text: str) -> int | str:
+    """The `tile` that a command line says."""
+    return text if text in ("auto", "off") else int(text)
+
+
+tile_size.__name__ = "SIZE|auto|off"  # how argparse calls it in an error
+
+
 class TileChoice:
     """Decides for each image of a run."""
 

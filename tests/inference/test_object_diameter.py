@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.structures import Boxes, Instances
 from disc_finder import LEARNED, DiscFinder, draw_discs
 
 from maskrcnn_plus.inference.object_diameter import LOOK_PIXELS, estimate_diameter
@@ -53,6 +54,25 @@ def test_of_a_mixture_it_is_the_median_of_the_objects_and_not_of_their_area():
 @pytest.mark.parametrize("count", [1, 2])
 def test_few_objects(count):
     assert estimate(draw_discs(300, 400, [30] * count)) == pytest.approx(30, rel=0.12)
+
+
+class TissueFromAfar(Detector):
+    """Takes an image for one object, where it sees it small, and is less sure of those in it."""
+
+    def __call__(self, image):
+        found = super().__call__(image)
+        height, width = image.shape[:2]
+        if max(height, width) > 64:
+            found.scores = 0.5 + 0.6 * (found.scores - 0.5)
+            return found
+        whole = Boxes(torch.tensor([[1.0, 1.0, width - 1.0, height - 1.0]]))
+        return Instances((height, width), pred_boxes=whole, scores=torch.tensor([0.97]))
+
+
+@pytest.mark.parametrize("count", [30, 120])
+def test_tissue_full_of_objects_is_no_object(count):
+    image = draw_discs(512, 512, [20] * count)
+    assert estimate_diameter([image], TissueFromAfar(), LEARNED, LIMITS) == pytest.approx(20, rel=0.15)
 
 
 def test_an_object_as_large_as_the_image():

@@ -1,7 +1,9 @@
 """The table of tools/benchmark.py backbones."""
 
 import re
+import sys
 
+import benchmark
 import timm
 from fork_server import ROOT, Script
 
@@ -26,3 +28,12 @@ def test_backbones_are_listed_with_their_parameters_and_times():
         assert float(model) > float(backbone)
         backbone_ms, model_ms = (float(re.fullmatch(r"([\d.]+) \[\1-\1\]", time)[1]) for time in times)
         assert 0 < backbone_ms < model_ms
+
+
+def test_a_benchmark_without_its_extra_names_it(monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "keep_freed_memory", lambda: None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for name in [name for name in sys.modules if name.startswith(("benchmarks.cluster", "maskrcnn_plus.apps.cluster"))]:
+        monkeypatch.delitem(sys.modules, name)
+    assert benchmark.main(["cluster"]) == 2
+    assert capsys.readouterr().err == "benchmark: pyarrow is missing: pip install 'maskrcnn_plus[cluster]'\n"

@@ -1,6 +1,7 @@
 """tools/predict.py from the command line to the files, with a model that finds an object for each grey value."""
 
 import csv
+import importlib
 import json
 import os
 from pathlib import Path
@@ -283,6 +284,14 @@ def test_what_cannot_start_ends_with_2_and_says_why(run, tmp_path, capsys):
     assert "`model` cannot be built" in message("--input", "a.png", "--opts", "model._target_=builtins.len")
     assert "no '='" in message("--input", "a.png", "--opts", "ignored")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("tool", ["predict", "predict_cluster", "serve"])
+def test_a_tile_that_is_no_number_ends_with_what_it_may_be(capsys, tool):
+    arguments = ["--weights", "a.pth", "--tile", "large"] + ["--input", "a", "--output", "b"] * (tool != "serve")
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module(tool).main(arguments)
+    assert "argument --tile: invalid SIZE|auto|off value: 'large'" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")

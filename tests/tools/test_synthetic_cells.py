@@ -1,5 +1,8 @@
 """tools/synthetic_cells.py writes a data set that can be registered as it is."""
 
+import errno
+import os
+
 import numpy as np
 import synthetic_cells
 import tifffile
@@ -54,3 +57,13 @@ def test_a_film_of_nuclei_with_their_identities(tmp_path):
     for k, (image, identities) in enumerate(film_nuclei(2, 3, 64, 64)):
         assert np.array_equal(images[k], image)
         assert np.array_equal(labels[k], identities)
+
+
+def test_a_disk_that_is_full_is_told_with_the_file_and_leaves_no_half_one(tmp_path, monkeypatch, capsys):
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", no_space)
+    assert synthetic_cells.main(["--output", str(tmp_path), "--images", "1", "--val", "0", "--size", "32"]) == 2
+    assert f"{tmp_path}/images/cells_0000.png: No space left on device" in capsys.readouterr().err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -101,3 +101,17 @@ def test_what_an_iteration_left_that_an_error_ended_is_dropped(tmp_path):
     build_writers(OmegaConf.create({"output_dir": str(tmp_path), "max_iter": 9}), 3)
     kept = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     assert kept == [entries[0], entries[2]]
+
+
+def test_what_cannot_be_plotted_is_a_line(plot, tmp_path, capsys):
+    (tmp_path / "empty.json").touch()
+    (tmp_path / "picture.json").write_bytes(b"\x89PNG\r\n")
+    for name, said in (("empty", "empty.json is empty"), ("picture", "line 1 is no line of a metrics.json")):
+        assert plot.main([str(tmp_path / f"{name}.json"), "--output", str(tmp_path / "a.png")]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert len(error.splitlines()) == 1
+    for output in ("curve", "curve.foo"):
+        with pytest.raises(SystemExit, match="2"):
+            plot.main([str(tmp_path / "empty.json"), "--output", output])
+        assert f"--output {output}: a name that ends with .png, .svg or .pdf is needed" in capsys.readouterr().err
