@@ -39,6 +39,7 @@ OTHER_LAYERS = (
     "nuclei/variants/point_rend",
     "nuclei/mask_rcnn_plus",
     "nuclei/generalist",
+    "nuclei/generalist_finish",
 )
 ZOO_LSJ = "new_baselines/mask_rcnn_R_50_FPN_100ep_LSJ.py"
 
