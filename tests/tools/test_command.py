@@ -30,6 +30,7 @@ def tools(command, tmp_path, monkeypatch):
     (tmp_path / "shared.py").write_text('"""No tool."""\n')
     (tmp_path / "command.py").write_text('"""This."""\ndef main():\n    pass')
     monkeypatch.setattr(command, "FOLDER", tmp_path)
+    monkeypatch.delitem(sys.modules, "check_data", raising=False)  # that of other tests
     yield command
     sys.modules.pop("some_tool_here", None)
 
