@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from maskrcnn_plus.data.check_cache import loaded_once
 from maskrcnn_plus.weights.files import read_file
 
 __all__ = ["EARLIER", "KEYS", "image_key", "image_keys", "read_learned"]
@@ -26,7 +27,8 @@ def image_key(record: Mapping[str, Any]) -> str:
     if not path:
         return ""
     size = os.path.getsize(path) if os.path.isfile(path) else -1
-    return hashlib.blake2b(f"{os.path.basename(path)}/{size}".encode(), digest_size=_DIGITS // 2).hexdigest()
+    text = os.fsencode(f"{os.path.basename(path)}/{size}")  # names need not be UTF-8
+    return hashlib.blake2b(text, digest_size=_DIGITS // 2).hexdigest()
 
 
 def image_keys(records: Iterable[Mapping[str, Any]]) -> str:
@@ -44,7 +46,11 @@ def read_learned(weights: str | os.PathLike | None) -> dict[str, str]:
         WeightsError: the file cannot be read.
     """
     path = os.path.expanduser(weights or "")
-    description = read_file(path).get("description") if os.path.isfile(path) else None
+    return loaded_once(path, ("learned",), lambda: _read(path)) if os.path.isfile(path) else {}
+
+
+def _read(path: str) -> dict[str, str]:
+    description = read_file(path).get("description")
     data = description.get("data") if isinstance(description, dict) else None
     learned: dict[str, str] = {}
     for split, entry, name in (("test", KEYS, "val"), ("train", EARLIER, "train"), ("train", KEYS, "train")):

@@ -104,7 +104,7 @@ def _keep_apart(
     """
     groups = range(len(records)) if groups is None else groups
     parts = [learned.get(image_key(record)) for record in records]
-    known = len(parts) - parts.count(None)
+    judged, known = parts.count("val"), len(parts) - parts.count(None)
     of_group = {
         group: part for part in ("val", "train") for group, own in zip(groups, parts, strict=True) if own == part
     }
@@ -114,7 +114,6 @@ def _keep_apart(
     chosen = {index for index, part in enumerate(parts) if part == "val"} | {rest[index] for index in drawn}
     if not known or not chosen:
         return [], ""
-    judged = sum(learned.get(image_key(records[index])) == "val" for index in chosen)
     return sorted(chosen), (
         f"the weights know {known} images: {judged} by which they were judged are for validation again, the others for "
         f"training. Of {len(records) - known} images that are new to them {len(chosen) - judged} are for validation."

@@ -1,5 +1,7 @@
 """A checkpoint knows images by name and size, wherever they lie, also those of the weights that it began from."""
 
+import os
+
 import pytest
 import torch
 
@@ -34,6 +36,17 @@ def test_images_are_known_by_name_and_size(records, tmp_path):
     moved.parent.mkdir()
     moved.write_bytes((tmp_path / "a/1.png").read_bytes())
     assert known[image_key({"file_name": str(moved)})] == "train"
+
+
+def test_a_name_that_is_no_utf8_has_a_key_and_a_file_that_is_written_anew_is_read_anew(records, tmp_path):
+    (tmp_path / os.fsdecode(b"zelle_\xe4.png")).write_bytes(b"1")
+    record = {"file_name": str(tmp_path / os.fsdecode(b"zelle_\xe4.png"))}
+    known = read_learned(save(tmp_path / "w.pth", {"train": {KEYS: image_keys([record])}}))
+    assert known == {image_key(record): "train"}
+    known.clear()  # one's own
+    assert read_learned(tmp_path / "w.pth") == {image_key(record): "train"}
+    more = save(tmp_path / "w.pth", {"train": {KEYS: image_keys([record, *records])}})
+    assert len(read_learned(more)) == 6
 
 
 @pytest.mark.parametrize("data", [None, [], {"train": 3}, {"train": {KEYS: 5}}, {"train": {KEYS: ""}}, {}])
