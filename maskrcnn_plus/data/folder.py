@@ -81,10 +81,15 @@ def load_folder(
         **options: of `ReadOptions`.
 
     Raises:
-        DataError: it cannot be read, or holds no images that can be used.
+        DataError: it cannot be read, holds no images that can be used, or `split_of` is missing.
         WeightsError: `split_of` cannot be read.
     """
     path = Path(path).expanduser()
+    if split_of is not None and not os.path.isfile(os.path.expanduser(split_of)):
+        raise DataError(
+            f"dataset.split_of is {split_of}, which is no file, so that it is not known which images these weights "
+            "learned from. Put it there, or set dataset.split_of=null, by which other images are drawn for validation."
+        )
     how = (format, val, seed, split_of, *sorted(options.items()), is_read_by_parts())
     key = (str(path.resolve()), _state(path), how)
     if key not in _loaded:

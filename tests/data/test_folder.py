@@ -103,6 +103,11 @@ def test_bad_images_are_errors_or_left_out(folder):
     assert len(DatasetCatalog.get(name)) == 9
 
 
+def test_weights_that_the_split_is_of_must_be_there(folder, tmp_path):
+    with pytest.raises(DataError, match=r"dataset\.split_of is .*gone\.pth, which is no file"):
+        load_folder(folder, split_of=str(tmp_path / "gone.pth"))
+
+
 def test_an_unknown_option_is_refused_at_once(folder):
     with pytest.raises(TypeError, match="colour"):
         register_folder("folder_train", str(folder), colour="red")
