@@ -1,5 +1,7 @@
 # The second part of the shipped model's training: from the weights of `nuclei/generalist` at the size of prediction, in
 # larger crops and with milder augmentation.
+from maskrcnn_plus.learning_rate import linear_lr
+
 from .generalist import dataloader, dataset, lr_multiplier, model, optimizer, train
 
 _crop = dataloader.train.mapper.mapper.augmentations[0]
@@ -17,7 +19,7 @@ _intensity.update(
     noise=(0.0, 5.0),
 )
 
-optimizer.lr = 3e-4
+optimizer.lr = linear_lr(3e-4, images=4)
 train.init_checkpoint = "output/nuclei_generalist/model_best.pth"
 train.amp.enabled = True
 train.max_iter = 4500  # an hour and a quarter on a core with AMX
