@@ -29,6 +29,7 @@ from maskrcnn_plus.data.split import train_and_val
 __all__ = ["FolderData", "choose_classes", "load_folder", "register_folder"]
 
 _KEPT = 4  # folders whose content is remembered in a process
+_TOLD = 20  # reasons
 _loaded: dict[tuple, bytes] = {}
 
 
@@ -94,6 +95,10 @@ def load_folder(
     key = (str(path.resolve()), _state(path), how)
     if key not in _loaded:
         data = formats.read(path, format, formats.ReadOptions(**options))
+        if not any(data.splits.values()):
+            why = [*data.problems, *data.notes]
+            more = [f"and {len(why) - _TOLD} more"] if len(why) > _TOLD else []
+            raise DataError("\n  - ".join([f"{path}: no usable image is left.", *why[:_TOLD], *more]))
         notes = list(data.notes)
         groups = functools.partial(find_groups, notes=notes)
         splits, assumed = train_and_val(data.splits, val, seed, groups, read_learned(split_of))

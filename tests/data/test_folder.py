@@ -85,6 +85,13 @@ def test_a_changed_folder_is_read_again(folder):
     assert len(load_folder(folder, val=0).splits["train"]) == 9
 
 
+def test_where_no_image_is_left_the_reasons_are_told(folder):
+    for image in folder.glob("*.png"):
+        image.unlink()
+    with pytest.raises(DataError, match=r"10 of 10 images that are annotated are not there"):
+        load_folder(folder)
+
+
 def test_what_is_loaded_belongs_to_the_caller(folder):
     load_folder(folder, val=0).splits["train"].clear()
     assert len(load_folder(folder, val=0).splits["train"]) == 10
