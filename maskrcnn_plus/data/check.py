@@ -43,8 +43,9 @@ def check_dataset(
 
     An image is bad when it or its label image is missing or unreadable, or when sizes differ. An annotation is bad when
     its box is empty, not finite or outside the image, its category is unknown, or its mask is missing, malformed or far
-    outside the image. What is unusual and can be understood (`data/annotations.py`) is brought into the usual form, and
-    said in one warning a kind. A box that does not fit its mask is replaced by that of the mask.
+    outside the image. An image whose annotations are all bad is left out with them: it is not without objects. What is
+    unusual and can be understood (`data/annotations.py`) is brought into the usual form, and said in one warning a
+    kind. A box that does not fit its mask is replaced by that of the mask.
 
     Args:
         dicts: Detectron2 dataset dicts; they are not changed.
@@ -84,7 +85,7 @@ def apply_findings(
     if report:
         _report_notes(findings)
     bad = set(findings["bad_images"])
-    cleaned = []
+    cleaned, lost = [], []
     for index, record in enumerate(dicts):
         if index in bad:
             continue
@@ -97,8 +98,13 @@ def apply_findings(
                     kept.append({**annotation, **change} if change else annotation)
                 if change and "bbox_mode" in change:  # a number where it comes from JSON
                     kept[-1]["bbox_mode"] = BoxMode(change["bbox_mode"])
+            if not kept:  # it is no image without objects
+                lost.append(str(record.get("file_name")))
+                continue
             record = {**record, "annotations": kept}
         cleaned.append(record)
+    if report and lost:
+        logger.warning(f"Images with no annotation that can be used, left out ({len(lost)}): {', '.join(lost[:3])}.")
     return cleaned
 
 

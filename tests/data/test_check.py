@@ -254,3 +254,8 @@ def test_negatives_are_kept_where_they_are_wanted_and_crowds_are_no_negatives(re
     names = register("check_a", [empty, record, crowd])
     assert [each["image_id"] for each in checked_dataset(names)] == [record["image_id"]]
     assert [each["image_id"] for each in checked_dataset(names, negatives=True)] == [record["image_id"], "empty"]
+
+
+def test_an_image_whose_annotations_are_all_bad_is_not_one_without_objects(record):
+    bad = {**record, "annotations": [{**record["annotations"][0], "category_id": 7}]}
+    assert len(check_dataset([record, {**record, "annotations": []}, bad], on_error="skip", num_classes=3)) == 2

@@ -178,7 +178,12 @@ def _check(records: list[dict[str, Any]], num_classes: int) -> tuple[list[dict[s
         Finding(NOTE, f"{note}", names, "A training understands it; --fix writes it in the usual form.")
         for note, names in found["notes"].items()
     ]
-    return apply_findings(records, found, "skip", report=False), findings
+    cleaned = apply_findings(records, found, "skip", report=False)
+    kept, bad = {record["file_name"] for record in cleaned}, set(found["bad_images"])
+    lost = [record["file_name"] for k, record in enumerate(records) if k not in bad and record["file_name"] not in kept]
+    if lost:
+        findings.append(Finding(PROBLEM, "An image with no annotation that can be used", lost, _REMEDY))
+    return cleaned, findings
 
 
 def _group(severity: str, lines: Iterable[str], remedy: str = "") -> list[Finding]:

@@ -26,7 +26,9 @@ __all__ = ["Annotated", "ImageFinder"]
 
 BOX = "a box"
 BOXES_ONLY = "images on which every object is a box, and which were left out: they are not without objects"
+UNUSED_ONLY = "images on which no object could be used, and which were left out: they are not without objects"
 
+_NO_OBJECTS = ("a tag ", "a region to ignore", "a polygon ")  # what says nothing of objects, and slips
 _SHOWN = 3
 _MANY = 20  # objects
 _MAX_SCALE = 4
@@ -59,6 +61,7 @@ class Annotated:
     num_boxes: int = 0
     _assumed: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     _left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    _unused: set[str] = field(default_factory=set)
     _images: dict[Path, str] = field(default_factory=dict)
     _stored: dict[Path, tuple[int, int, int]] = field(default_factory=dict)
 
@@ -170,28 +173,30 @@ class Annotated:
             where: the file and image in messages.
             read: makes a shape of an entry and its place in messages, or None where there is nothing to say.
         """
-        shapes = []
+        shapes, unused = [], 0
         for number, entry in enumerate(entries):
             place = f"{where}, shape {number}"
             try:
                 shape = read(entry, place)
             except NoAreaError as error:
                 self.leave_out(str(error), place)
+                unused += not str(error).startswith(_NO_OBJECTS)
                 continue
-            except KeyError as error:
-                self.problems.append(f"{place}: it has no {error}. Redraw or remove it.")
-                continue
-            except (ValueError, TypeError, AttributeError, IndexError, OverflowError, OSError, zlib.error) as error:
-                self.problems.append(f"{place}: {error}")
+            except (ValueError, TypeError, AttributeError, LookupError, OverflowError, OSError, zlib.error) as error:
+                is_missing = isinstance(error, KeyError)
+                self.problems.append(f"{place}: {f'it has no {error}. Redraw or remove it.' if is_missing else error}")
+                unused += 1
                 continue
             if shape is not None:
                 shapes.append(shape)
+        if unused and not shapes:
+            self._unused.add(where)
         return shapes
 
     def add_shapes(
         self, split: str, image: Path, shapes: Sequence[Shape], where: str, stated: tuple[int, int] | None = None
     ) -> None:
-        """Add an image with what was drawn on it, in pixels of the file.
+        """Add an image with what was drawn on it, in pixels of the file; unless nothing of it could be used.
 
         Args:
             split: of the image.
@@ -200,6 +205,9 @@ class Annotated:
             where: the annotation file in messages.
             stated: (height, width) of that image; None where the file does not say.
         """
+        if where in self._unused:
+            self.assume(UNUSED_ONLY, str(image))
+            return
         points = [points for shape in shapes for points in shape.polygons]
         extent = tuple(np.concatenate(points).max(axis=0)[::-1].tolist()) if points else None
         try:
@@ -229,7 +237,10 @@ class Annotated:
         else:
             for shape, _ in outside:
                 self.leave_out("an object outside of its image", shape.where)
-        self.add_image(split, image, frame.size, annotations)
+        if shapes and not annotations:
+            self.assume(UNUSED_ONLY, str(image))
+        else:
+            self.add_image(split, image, frame.size, annotations)
 
     def note_orientation(self, image: Path) -> None:
         """Say of a readable image that is turned by EXIF that its annotations are those of the upright image."""
@@ -280,14 +291,14 @@ class Annotated:
         if self.num_boxes:
             self.notes.append(f"{self.num_boxes} of {count} objects are drawn as boxes: the whole box is their mask.")
         for what, where in self._left_out.items():
-            self.notes.append(f"left out, without a mask: {what} ({_some(where)}).")
+            self.notes.append(f"left out: {what} ({_some(where)}).")
         self.notes += [f"{what} ({_some(where)})." for what, where in self._assumed.items()]
         if self.missing:
-            total = len(self.missing) + sum(map(len, self.splits.values()))
+            there = sum(map(len, self.splits.values()))
             self.problems.insert(
                 0,
-                f"{len(self.missing)} of {total} images that are annotated are not there ({_some(self.missing)}). "
-                "Bring them, or leave them out with --on-error skip.",
+                f"{len(self.missing)} of {len(self.missing) + there} images that are annotated are not there "
+                f"({_some(self.missing)}). Bring them{', or leave them out with --on-error skip' if there else ''}.",
             )
         self._left_out, self._assumed = {}, {}
 

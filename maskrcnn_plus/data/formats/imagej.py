@@ -21,7 +21,7 @@ import roifile
 from roifile import ROI_SUBTYPE, ROI_TYPE
 
 from maskrcnn_plus.data.check import DataError
-from maskrcnn_plus.data.formats.annotated import Annotated
+from maskrcnn_plus.data.formats.annotated import UNUSED_ONLY, Annotated
 from maskrcnn_plus.data.formats.files import list_tree, split_of
 from maskrcnn_plus.data.formats.image_finder import ImageFinder
 from maskrcnn_plus.data.formats.masks import rle_annotation
@@ -78,7 +78,7 @@ def read(path: Path, options: ReadOptions) -> Annotated:
         size = data.read_size(image)
         if size is None:
             continue
-        annotations, planes = [], set()
+        annotations, planes, unused = [], set(), 0
         for file in of_image:
             for where, content in _read_entries(file, data):
                 try:
@@ -86,19 +86,24 @@ def read(path: Path, options: ReadOptions) -> Annotated:
                     what = _NO_OBJECTS.get(roi.subtype) or _WITHOUT_AREA.get(roi.roitype)
                     if what is not None:
                         data.leave_out(what, where)
+                        unused += roi.subtype not in _NO_OBJECTS
                         continue
                     rle = rings_to_rle(_rings(roi), *size)
                     annotations.append(rle_annotation(rle, data.category(_class_of(roi))))
                     planes.add(_plane(roi))
                 except _MALFORMED as error:
                     data.problems.append(f"{where}: {error}")
+                    unused += 1
         if len(planes - {(0, 0)}) > 1:
             data.problems.append(
                 f"{of_image[0]}: its ROIs lie on {len(planes)} slices of a stack. Save each slice of {image} as a file "
                 "of its own, with its ROIs."
             )
             continue
-        data.add_image(split_of(image, root), image, size, annotations)
+        if unused and not annotations:
+            data.assume(UNUSED_ONLY, str(image))
+        else:
+            data.add_image(split_of(image, root), image, size, annotations)
     if data.class_names == [_CLASS]:
         data.notes.append(f"the ROIs have no property `class`: all objects are of the class {_CLASS!r}.")
     if path.is_dir():

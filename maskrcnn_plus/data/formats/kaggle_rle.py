@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from maskrcnn_plus.data.check import DataError
-from maskrcnn_plus.data.formats.annotated import Annotated
+from maskrcnn_plus.data.formats.annotated import UNUSED_ONLY, Annotated
 from maskrcnn_plus.data.formats.files import list_tree, split_of
 from maskrcnn_plus.data.formats.image_finder import ImageFinder
 from maskrcnn_plus.data.formats.masks import rle_annotation
@@ -92,6 +92,9 @@ def read(path: Path, options: ReadOptions) -> Annotated:
                         annotations.append(rle_annotation(rle, data.category(label or _CLASS)))
                 except ValueError as error:
                     data.problems.append(f"{where}: {error}")
+            if not annotations and any(runs.lower() not in _EMPTY for _, _, runs in rows):
+                data.assume(UNUSED_ONLY, str(image))
+                continue
             data.add_image(split_of(image, root), image, size, annotations)
         if columns.by_rows:
             data.notes.append(f"{file}: runs of the column `annotation` are taken to go along the rows.")

@@ -22,6 +22,7 @@ from maskrcnn_plus.data.formats.files import list_tree, peek_json, read_json, sp
 from maskrcnn_plus.data.formats.options import ReadOptions
 from maskrcnn_plus.data.formats.shapes import (
     NoAreaError,
+    NoClassError,
     Shape,
     as_points,
     check_area,
@@ -199,10 +200,9 @@ def _read_shape(
         raise ValueError("its image was turned in Label Studio, which is not understood. Turn it back there.")
     names = list(dict.fromkeys(labels.get(str(result.get("id")), [])))
     if not names:
-        asked = options.attribute
-        data.assume(
-            "objects without label, left out" if asked is None else f"objects without {asked!r}, left out", place
-        )
+        if options.attribute is None:
+            raise NoClassError("an object without label")
+        data.assume(f"objects without {options.attribute!r}, left out", place)  # of another control
         return None
     if len(names) > 1:
         data.assume("objects with several labels, of which the first was taken", place)

@@ -24,6 +24,10 @@ class NoAreaError(ValueError):
     """A shape that has no pixels by its kind or by a slip: a point, a line, a polygon of two points."""
 
 
+class NoClassError(NoAreaError):
+    """A shape of which nobody has said what it is."""
+
+
 class OutsideError(ValueError):
     """A shape of which nothing is within its image."""
 

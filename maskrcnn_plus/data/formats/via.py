@@ -17,7 +17,16 @@ from maskrcnn_plus.data.formats.annotated import Annotated, ImageFinder
 from maskrcnn_plus.data.formats.attributes import choose_attribute
 from maskrcnn_plus.data.formats.files import list_tree, peek_json, read_json, split_of
 from maskrcnn_plus.data.formats.options import ReadOptions
-from maskrcnn_plus.data.formats.shapes import NoAreaError, Shape, as_points, check_area, close_line, ellipse, rectangle
+from maskrcnn_plus.data.formats.shapes import (
+    NoAreaError,
+    NoClassError,
+    Shape,
+    as_points,
+    check_area,
+    close_line,
+    ellipse,
+    rectangle,
+)
 from maskrcnn_plus.data.formats.via_csv import is_via_csv, read_via_csv
 
 LOOKED_FOR = 'JSON of VIA (images with "filename" and "regions"), or its csv'
@@ -65,11 +74,16 @@ def read(path: Path, options: ReadOptions) -> Annotated:
     finder = ImageFinder(root, data)
     known: dict[Path, list[Any]] = {}
 
-    def read_shape(region: Any, place: str) -> Shape | None:
-        label = _attributes(region).get(attribute, only)
+    def read_shape(region: Any, place: str) -> Shape:
+        found = _attributes(region)
+        label = found.get(attribute)
         if label is None:
-            data.assume(f"objects without a value of {attribute!r}, which were left out", place)
-            return None
+            known_values = values.intersection(found.values()) if options.attribute is None else ()
+            label = only if len(known_values) != 1 else next(iter(known_values))
+            if label is not None and attribute is not None:
+                data.assume(f"objects without a value of {attribute!r}, which were taken for {label!r}", place)
+        if label is None:
+            raise NoClassError(f"an object without a value of {attribute!r}")
         return _read_shape(region["shape_attributes"], label, place)
 
     for image in images:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from maskrcnn_plus.data.check import DataError
-from maskrcnn_plus.data.formats.annotated import BOX, BOXES_ONLY, Annotated
+from maskrcnn_plus.data.formats.annotated import BOX, BOXES_ONLY, UNUSED_ONLY, Annotated
 from maskrcnn_plus.data.formats.files import list_tree, read_text, split_of
 from maskrcnn_plus.data.formats.image_finder import same_text
 from maskrcnn_plus.data.formats.options import ReadOptions
@@ -88,9 +88,9 @@ def _add_images(
             data.assume("images without text file, which are taken to be without objects", str(image))
         if not data.is_new(image, str(image)) or (size := data.read_size(image)) is None:
             continue
-        shapes, boxes = _read_label(label, size, names, data) if label is not None else ([], 0)
-        if boxes and not shapes:
-            data.assume(BOXES_ONLY, str(image))
+        shapes, boxes, bad = _read_label(label, size, names, data) if label is not None else ([], 0, 0)
+        if (boxes or bad) and not shapes:
+            data.assume(BOXES_ONLY if boxes else UNUSED_ONLY, str(image))
             continue
         corners += [len(points) for shape in shapes for points in shape.polygons]
         data.add_shapes(split, image, shapes, str(label))
@@ -176,14 +176,16 @@ def _has_labels(root: Path) -> bool:
     return any((named or file.stem in stems) and _first_numbers(file) for file in _LabelFiles(root).files)
 
 
-def _read_label(file: Path, size: tuple[int, int], names: dict[int, str], data: Annotated) -> tuple[list[Shape], int]:
-    """Shapes of a text file in pixels of an image of `size` (H, W), and how many boxes were left out."""
+def _read_label(
+    file: Path, size: tuple[int, int], names: dict[int, str], data: Annotated
+) -> tuple[list[Shape], int, int]:
+    """Shapes of a text file in pixels of an image of `size` (H, W), and how many boxes and bad lines were left out."""
     try:
         lines = read_text(file).splitlines()
     except DataError as error:
         data.problems.append(str(error))
-        return [], 0
-    shapes, boxes = [], 0
+        return [], 0, 1
+    shapes, boxes, bad = [], 0, 0
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -196,7 +198,8 @@ def _read_label(file: Path, size: tuple[int, int], names: dict[int, str], data: 
             data.leave_out(str(error), place)
         except ValueError as error:
             data.problems.append(f"{place}: {error}")
-    return shapes, boxes
+            bad += 1
+    return shapes, boxes, bad
 
 
 def _parse_line(line: str, names: dict[int, str]) -> tuple[int, np.ndarray]:

@@ -205,3 +205,10 @@ def test_a_real_folder():
             label = np.bincount(truth[mask])[1:].argmax() + 1
             shares.append((mask & (truth == label)).sum() / (mask & (truth == label) | (truth == label)).sum())
     assert min(shares) > 0.9
+
+
+def test_an_image_of_points_is_not_one_without_objects(tmp_path):
+    write(tmp_path, polygon(kind=ROI_TYPE.POINT), name="two.zip", image="two.tif")
+    record, data = read_one(write(tmp_path, polygon(), name="one.zip"))
+    assert record["file_name"].endswith("one.tif")
+    assert any("no object could be used" in note and "two.tif" in note for note in data.notes)

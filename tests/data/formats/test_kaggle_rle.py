@@ -141,3 +141,9 @@ def test_an_example_of_a_submission_is_no_annotation(tmp_path):
     data = read(tmp_path)
     assert [len(records) for records in data.splits.values()] == [1]
     assert any("sample_submission.csv was left out" in note for note in data.notes)
+
+
+def test_an_image_whose_runs_cannot_be_used_is_no_negative(tmp_path):
+    record, data = read_one(write(tmp_path, "a,1 2 3", f"b,{RUNS[0]}", images=("a.png", "b.png")))
+    assert record["file_name"].endswith("b.png")
+    assert any("no object could be used" in note and "a.png" in note for note in data.notes)

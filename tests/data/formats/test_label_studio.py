@@ -192,3 +192,8 @@ def test_further_controls_and_relations_of_a_region_are_no_objects(tmp_path):
         record, data = read_one(write(tmp_path, *entries))
         assert len(record["annotations"]) == 2
         assert data.problems == []
+
+
+def test_an_image_of_regions_that_nobody_labelled_is_no_negative(tmp_path):
+    with pytest.raises(DataError, match=r"an object without label \(1\)"):
+        read(write(tmp_path, result(label=None)))

@@ -178,3 +178,16 @@ def test_lines_of_json_beside_it_are_other_things(tmp_path):
 def test_a_class_has_no_control_characters_and_no_halves_of_characters(tmp_path):
     _, data = read_one(write(tmp_path, [shape(label="a\x1b[31mb\ud83d")]))
     assert data.class_names == ["a\\x1b[31mb\\ud83d"]
+
+
+@pytest.mark.parametrize("lost", [shape([[1, 1]], "point"), shape([[1, 1], [50, 2]], "line"), shape(SQUARE, "blob")])
+def test_an_image_whose_objects_cannot_be_used_is_not_one_without_objects(tmp_path, lost):
+    write(tmp_path, [shape()])
+    (tmp_path / "one.json").rename(tmp_path / "two.json")
+    write(tmp_path, [lost])
+    write_image(tmp_path / "two.png")
+    content = json.loads((tmp_path / "two.json").read_text())
+    (tmp_path / "two.json").write_text(json.dumps({**content, "imagePath": "two.png"}))
+    record, data = read_one(tmp_path)
+    assert record["file_name"].endswith("two.png")
+    assert any("no object could be used" in note and "one.png" in note for note in data.notes)

@@ -191,3 +191,30 @@ def test_a_wrong_shape_is_named(tmp_path, shape, said):
 def test_a_row_that_is_no_json_is_named(tmp_path):
     write_csv(tmp_path, (json.dumps(POLYGON), '{"kind": "cell"}'), ("{[", "{}"))
     assert "via.csv, row 3" in read(tmp_path).problems[0]
+
+
+def write_two(root, first, second):
+    """Two files of VIA beside an image each."""
+    for folder, regions in (("train", first), ("val", second)):
+        write_image(root / folder / f"{folder}.png")
+        content = {f"{folder}.png1": entry(regions, f"{folder}.png")}
+        (root / folder / "via_region_data.json").write_text(json.dumps(content))
+    return root
+
+
+def test_an_attribute_of_another_name_with_the_same_classes_counts(tmp_path):
+    both = [region(piece="king"), region(piece="pawn")]
+    data = read(write_two(tmp_path, [*both, *both], [region(kind="pawn")]))
+    (record,) = data.splits["val"]
+    assert [data.class_names[each["category_id"]] for each in record["annotations"]] == ["pawn"]
+    assert any("'piece', which were taken for 'pawn' (1" in note for note in data.notes)
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [region(kind="rook"), region({"name": "polyline", "all_points_x": [1, 20], "all_points_y": [1, 2]}, piece="king")],
+)
+def test_an_image_whose_objects_cannot_be_used_is_not_one_without_objects(tmp_path, lost):
+    data = read(write_two(tmp_path, [region(piece="king"), region(piece="pawn")], [lost]))
+    assert list(data.splits) == ["train"]
+    assert any("no object could be used" in note and "val.png" in note for note in data.notes)

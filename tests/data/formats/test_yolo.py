@@ -243,3 +243,9 @@ def test_labels_of_names_of_a_mac_and_of_jpegs_by_another_name(tmp_path):
     for name in (unicodedata.normalize("NFC", "zäh.txt"), "two.txt"):
         (tmp_path / "labels" / "train" / name).write_text(BOX)
     assert [len(record["annotations"]) for record in read(tmp_path).splits["train"]] == [1, 1]
+
+
+def test_an_image_whose_lines_cannot_be_used_is_no_negative(tmp_path):
+    data = read(write(tmp_path, label="7 0.1 0.1 0.5 0.1 0.5 0.5\n"))
+    assert not any(data.splits.values())
+    assert any("no object could be used" in note for note in data.notes)
