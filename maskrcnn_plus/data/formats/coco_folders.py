@@ -19,7 +19,7 @@ from maskrcnn_plus.data.formats.annotated import BOX, BOXES_ONLY, Annotated
 from maskrcnn_plus.data.formats.coco import Category, parse_coco
 from maskrcnn_plus.data.formats.coco_attributes import select_attribute
 from maskrcnn_plus.data.formats.files import WHOLE, list_tree, peek_json, read_json, split_of, walk
-from maskrcnn_plus.data.formats.image_finder import IMAGE_FOLDER, LABEL_FOLDER, ImageFinder, is_file
+from maskrcnn_plus.data.formats.image_finder import IMAGE_FOLDER, LABEL_FOLDER, ImageFinder, has_size, is_file
 from maskrcnn_plus.data.formats.options import ReadOptions
 from maskrcnn_plus.data.formats.shapes import NoAreaError, Shape
 
@@ -86,14 +86,13 @@ def _add_record(
 ) -> None:
     """Add an image as it stands in the file, or in the pixels of its image where that has another size."""
     path = Path(record["file_name"])
-    image = path if path.is_file() else finder.find(record["file_name"], file)
+    stated = _stated_size(record)
+    image = path if path.is_file() else finder.find(record["file_name"], file, size=stated)
     if image is None:
         return
     if data.has_image(image):
         _compare(image, record, file, split, data)
         return
-    stated = (record["height"], record["width"]) if {"height", "width"} <= record.keys() else None
-    stated = stated if stated and all(isinstance(side, int) and side > 0 for side in stated) else None
     size = data.read_size(image)
     if size is None or data.drawn_size(image, stated, str(file)) is None:
         return
@@ -109,8 +108,8 @@ def _add_record(
     if boxes and not entries:
         data.assume(BOXES_ONLY, str(image))
         return
-    data.is_new(image, str(file))
     if stated == size:
+        data.is_new(image, str(file))
         data.note_orientation(image)
         annotations = [entry for _, entry in entries]
         data.splits[split].append({**record, "file_name": str(image), "annotations": annotations})
@@ -126,7 +125,16 @@ def _add_record(
             shape.polygons = [np.asarray(polygon).reshape(-1, 2) for polygon in mask]
         return shape
 
-    data.add_shapes(split, image, data.read_shapes(entries, f"{file}, {image.name}", as_shape), str(file), stated)
+    shapes, count = data.read_shapes(entries, f"{file}, {image.name}", as_shape), len(data.splits[split])
+    data.add_shapes(split, image, shapes, str(file), stated)
+    if len(data.splits[split]) > count:  # else another file may be of this image
+        data.is_new(image, str(file))
+
+
+def _stated_size(image: dict[str, Any]) -> tuple[int, int] | None:
+    """(height, width) that a file states of an image."""
+    height, width = image.get("height"), image.get("width")
+    return (height, width) if all(isinstance(side, int) and side > 0 for side in (height, width)) else None
 
 
 def _compare(image: Path, record: dict[str, Any], file: Path, split: str, data: Annotated) -> None:
@@ -185,11 +193,12 @@ def _image_root(file: Path, root: Path, content: dict[str, Any]) -> Path:
     """The folder that names of images are below: that of the file, or another one of the data set.
 
     It holds most of the images by their whole names, else, where these are of one folder of another machine, by their
-    last parts. Where nothing tells which of several such folders it is, and their files differ, it is that of the file,
-    so that each image is looked for by itself.
+    last parts; of several such folders, most in the sizes that the file states. Where nothing tells which of them it
+    is, and their files differ, it is that of the file, so that each image is looked for by itself.
     """
-    names = [str(image.get("file_name", "")) for image in content["images"] if isinstance(image, dict)]
-    names = [name.replace("\\", "/") for name in names[:: max(1, len(names) // _LOOKED_UP)]]
+    images = [image for image in content["images"] if isinstance(image, dict)]
+    images = images[:: max(1, len(images) // _LOOKED_UP)]
+    names = [str(image.get("file_name", "")).replace("\\", "/") for image in images]
     folders = list(dict.fromkeys([file.parent, root, *sorted(Path(each) for each, _, _ in walk(root))]))
     words, split = _words(file.stem), _split(file, root)
 
@@ -208,7 +217,12 @@ def _image_root(file: Path, root: Path, content: dict[str, Any]) -> Path:
         there = {folder: {part for part in parts if part and is_file(folder / part)} for folder in folders}
         most = max(map(len, there.values()))
         if most:
-            best, *others = sorted((folder for folder in folders if len(there[folder]) == most), key=rank)
+            folders = [folder for folder in folders if len(there[folder]) == most]
+            if len(folders) > 1:
+                sizes = {part: _stated_size(image) for part, image in zip(parts, images, strict=True)}
+                fitting = [sum(has_size(folder / part, sizes[part]) for part in there[folder]) for folder in folders]
+                folders = [folder for folder, count in zip(folders, fitting, strict=True) if count == max(fitting)]
+            best, *others = sorted(folders, key=rank)
             others = [each for each in others if rank(each) == rank(best)]
             pairs = [(best / part, each / part) for each in others for part in sorted(there[best] & there[each])]
             return file.parent if any(not filecmp.cmp(*pair, shallow=False) for pair in pairs) else best

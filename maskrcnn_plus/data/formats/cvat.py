@@ -76,8 +76,9 @@ def read(path: Path, options: ReadOptions) -> Annotated:
 def _read_images(tree: Any, file: Path, finder: ImageFinder) -> Iterator[tuple[Path, str, Any]]:
     """The images of a file that are there, their place in messages, and their elements, whose children are shapes."""
     for element in tree.iter("image"):
-        name = element.get("name", "")
-        image = finder.find(name, file.parent / "images" / "x", say=False) or finder.find(name, file)
+        name = "/".join(filter(None, (element.get("subset"), element.get("name"))))  # a project has a folder a subset
+        size = _stated_size(element)
+        image = finder.find(name, file.parent / "images" / "x", False, size) or finder.find(name, file, size=size)
         if image is not None:
             yield image, f"{file}, image {name!r}", element
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from maskrcnn_plus.data.formats.files import list_tree
-from maskrcnn_plus.data.images import IMAGE_SUFFIXES
+from maskrcnn_plus.data.images import IMAGE_SUFFIXES, ImageReadError, read_stored_size
 from maskrcnn_plus.data.slide_files import SLIDE_SUFFIXES
 
 if TYPE_CHECKING:
@@ -58,13 +58,14 @@ class ImageFinder:
         if others:
             self.data.notes.append(f"{len(others)} images {why} and were left out, {others[0]} among them.")
 
-    def find(self, name: str, beside: Path, say: bool = True) -> Path | None:
+    def find(self, name: str, beside: Path, say: bool = True, size: tuple[int, int] | None = None) -> Path | None:
         """The image that an annotation file names.
 
         Args:
             name: as the file gives it: a path of any machine, or an address.
             beside: the annotation file.
             say: whether an image that is not there is noted as missing.
+            size: (height, width) that the annotation file states, which tells files of one name apart.
 
         Returns:
             The path relative to the annotation file; else the file's name beside it; else the file below the root with
@@ -76,7 +77,7 @@ class ImageFinder:
                 if base and is_file(candidate):
                     return candidate
             if same_text(base) in self._by_name:
-                return self._choose(self._by_name[same_text(base)], plain, say)
+                return self._choose(self._by_name[same_text(base)], plain, say, size)
         for plain in _spellings(name):
             stem = plain.rpartition("/")[2].rpartition(".")[0]
             if len(files := self._by_stem.get(same_text(stem), ())) == 1:
@@ -108,16 +109,19 @@ class ImageFinder:
             self.data.missing.append(name)
         return None
 
-    def _choose(self, files: list[Path], name: str, say: bool) -> Path | None:
+    def _choose(self, files: list[Path], name: str, say: bool, size: tuple[int, int] | None = None) -> Path | None:
         """The file whose folders are most like those of a name; None where nobody can tell.
 
-        Label images are taken only where there is nothing else, folders called "images" or so before others.
+        Label images are taken only where there is nothing else, those of the stated size and then those in folders
+        called "images" or so before others.
         """
         files = [file for file in files if not LABEL_FOLDER.search(file.parent.name)] or files
         parts = same_text(name).split("/")
         places = [same_text(str(file)).split("/") for file in files]
         common = [(_common_tail(place, parts), len({*place} & {*parts})) for place in places]
         best = [file for file, count in zip(files, common, strict=True) if count == max(common)]
+        if len(best) > 1 and size is not None:
+            best = [file for file in best if has_size(file, size)] or best
         best = [file for file in best if IMAGE_FOLDER.search(file.parent.name)] or best
         if len(best) > 1:
             first = best[0].read_bytes()
@@ -128,6 +132,15 @@ class ImageFinder:
                 return None
             self.data.assume(_SEVERAL, str(best[0]))
         return best[0]
+
+
+def has_size(file: Path, size: tuple[int, int] | None) -> bool:
+    """Whether an image is of a (height, width), as it is stored or upright."""
+    try:
+        height, width, orientation = read_stored_size(str(file))
+    except ImageReadError:
+        return False
+    return size == (height, width) or (orientation in (5, 6, 7, 8) and size == (width, height))
 
 
 def same_text(name: str) -> str:

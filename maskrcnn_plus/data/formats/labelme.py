@@ -71,7 +71,7 @@ def _is_labelme(content: Any) -> bool:
 def _find_image(content: dict[str, Any], file: Path, finder: ImageFinder, data: Annotated) -> Path | None:
     """The image of a file, or the copy that the file holds, kept in the cache folder."""
     name, text = str(content.get("imagePath") or ""), content.get("imageData")
-    image = finder.find(name, file, say=not text)
+    image = finder.find(name, file, not text, _stated_size(content))
     if image is None and text:
         try:
             image = extract_image(text, file.stem)

@@ -316,3 +316,25 @@ def test_links_to_folders_are_followed_and_end(tmp_path):
     (tmp_path / "store" / "val" / "round").symlink_to(tmp_path / "store")
     data = read(tmp_path / "data")
     assert {split: len(records) for split, records in data.splits.items()} == {"train": 1, "val": 1}
+
+
+def test_a_file_whose_size_does_not_fit_keeps_no_other_from_an_image(tmp_path):
+    write(tmp_path / "a_old.json", tmp_path / "images" / "a.png", [CELL], 1)
+    content = json.loads((tmp_path / "a_old.json").read_text())
+    (tmp_path / "b_new.json").write_text(json.dumps(content))
+    content["images"][0].update(height=97, width=61)
+    content["annotations"][0]["segmentation"] = [[6, 4, 30, 4, 30, 90, 6, 90]]
+    (tmp_path / "a_old.json").write_text(json.dumps(content))
+    data = read(tmp_path)
+    (record,) = (each for records in data.splits.values() for each in records)
+    assert len(record["annotations"]) == 1
+    assert ["a_old.json" in problem for problem in data.problems] == [True]
+
+
+@pytest.mark.parametrize("folders", [("a", "b"), ("images", "b"), ("b", "images")])
+def test_of_folders_with_the_same_names_that_with_the_stated_sizes_is_taken(tmp_path, folders):
+    write(tmp_path / "all.json", tmp_path / folders[1] / "a.png", [CELL], 1)
+    write_image(tmp_path / folders[0] / "a.png", 70, 60)
+    data = read(tmp_path)
+    assert [record["file_name"] for record in data.splits["all"]] == [str(tmp_path / folders[1] / "a.png")]
+    assert not data.problems

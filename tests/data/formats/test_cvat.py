@@ -62,6 +62,15 @@ def test_a_subset_is_a_split(tmp_path):
     assert list(read(tmp_path).splits) == ["val"]
 
 
+def test_subsets_of_a_project_may_have_images_of_one_name(tmp_path):
+    images = [write_image(tmp_path / "images" / subset / "one.png", 40, 60 + k) for k, subset in enumerate("ab")]
+    elements = [f'<image id="{k}" name="one.png" subset="{subset}">{POLYGON}</image>' for k, subset in enumerate("ab")]
+    (tmp_path / "annotations.xml").write_text(f"<annotations>{''.join(elements)}</annotations>")
+    data = read(tmp_path)
+    assert [record["file_name"] for record in data.splits["all"]] == list(map(str, images))
+    assert not data.problems
+
+
 def test_no_shapes_are_a_negative(tmp_path):
     assert read_one(write(tmp_path, ""))[0]["annotations"] == []
 

@@ -98,3 +98,11 @@ def test_folders_of_a_mac_tell_images_apart(tmp_path, form):
     name = unicodedata.normalize(form, "C:\\data\\Zähler\\0001.png")
     assert ImageFinder(tmp_path, data).find(name, tmp_path / "a.json") == tmp_path / folder / "0001.png"
     assert data.problems == []
+
+
+def test_of_several_files_that_of_the_stated_size(tmp_path):
+    write_image(tmp_path / "originals" / "one.png", 80, 120)
+    small = write_image(tmp_path / "resized" / "one.png", 40, 60)
+    data = Annotated()
+    assert ImageFinder(tmp_path, data).find("one.png", tmp_path / "one.json", size=(40, 60)) == small
+    assert not data.problems
