@@ -12,7 +12,7 @@ from pathlib import Path
 
 from maskrcnn_plus.apps.cut_tiles import cut_images
 from maskrcnn_plus.apps.data_sets import WRITERS
-from maskrcnn_plus.data.check import DataError, check_dataset, report_problems
+from maskrcnn_plus.data.check import DataError, check_dataset, list_some, report_problems
 from maskrcnn_plus.data.formats import ReadOptions, read
 from maskrcnn_plus.data.groups import find_groups
 from maskrcnn_plus.data.limits import reading_by_parts
@@ -67,7 +67,7 @@ def convert(
         lines += _count(splits, data.class_names)
         data.notes += write_data_set(splits, data.class_names, output, to)
     lines += [f"  assumed: {note}" for note in data.notes]
-    lines += [f"  left out: {problem}" for problem in data.problems]
+    lines += list_some(data.problems, "  left out: ")
     return [*lines, f"written to {output}"]
 
 

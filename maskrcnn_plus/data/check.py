@@ -19,7 +19,7 @@ from maskrcnn_plus.data.check_cache import fingerprint, get_cached, on_main_proc
 from maskrcnn_plus.data.findings import find_problems
 from maskrcnn_plus.errors import UserError, printable
 
-__all__ = ["DataError", "check_dataset", "checked_dataset", "report_problems"]
+__all__ = ["DataError", "check_dataset", "checked_dataset", "list_some", "report_problems"]
 
 logger = logging.getLogger(__name__)
 
@@ -255,12 +255,16 @@ def report_problems(problems: Sequence[str], on_error: str, causes: Sequence[str
         raise ValueError(f"on_error={on_error!r}: use 'raise' or 'skip'.")
     if not problems:
         return
-    lines = [f"  Likely cause: {cause}" for cause in causes]
-    lines += [f"  - {printable(problem)}" for problem in problems[:_MAX_LISTED]]
-    if len(problems) > _MAX_LISTED:
-        lines.append(f"  ... and {len(problems) - _MAX_LISTED} more")
+    lines = [f"  Likely cause: {cause}" for cause in causes] + list_some(problems, "  - ")
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the data"
     if on_error == "raise":
         remedy = "repair them, or leave them out: --on-error skip, or dataset.on_error=skip in a config"
         raise DataError("\n".join([f"{count} ({remedy}):", *lines]))
     logger.warning("\n".join([f"{count}, left out:", *lines]))
+
+
+def list_some(lines: Sequence[str], start: str) -> list[str]:
+    """The first lines of many, each behind `start`, and how many more there are."""
+    more = len(lines) - _MAX_LISTED
+    shown = [f"{start}{printable(line)}" for line in lines[:_MAX_LISTED]]
+    return shown + [f"  ... and {more} more"] * (more > 0)

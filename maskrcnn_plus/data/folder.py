@@ -14,7 +14,7 @@ from typing import Any
 from detectron2.data import MetadataCatalog
 
 from maskrcnn_plus.data import formats
-from maskrcnn_plus.data.check import DataError, report_problems
+from maskrcnn_plus.data.check import DataError, list_some, report_problems
 from maskrcnn_plus.data.check_cache import pack, unpack
 from maskrcnn_plus.data.coco import class_key
 from maskrcnn_plus.data.formats.coco import warn_once
@@ -29,7 +29,6 @@ from maskrcnn_plus.data.split import train_and_val
 __all__ = ["FolderData", "choose_classes", "load_folder", "register_folder"]
 
 _KEPT = 4  # folders whose content is remembered in a process
-_TOLD = 20  # reasons
 _loaded: dict[tuple, bytes] = {}
 
 
@@ -96,9 +95,8 @@ def load_folder(
     if key not in _loaded:
         data = formats.read(path, format, formats.ReadOptions(**options))
         if not any(data.splits.values()):
-            why = [*data.problems, *data.notes]
-            more = [f"and {len(why) - _TOLD} more"] if len(why) > _TOLD else []
-            raise DataError("\n  - ".join([f"{path}: no usable image is left.", *why[:_TOLD], *more]))
+            why = list_some([*data.problems, *data.notes], "  - ")
+            raise DataError("\n".join([f"{path}: no usable image is left.", *why]))
         notes = list(data.notes)
         groups = functools.partial(find_groups, notes=notes)
         splits, assumed = train_and_val(data.splits, val, seed, groups, read_learned(split_of))

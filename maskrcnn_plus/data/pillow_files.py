@@ -114,6 +114,7 @@ def decode_pillow(name: str, local_path: str, as_labels: bool = False) -> Decode
 def decode_frame(image: Image.Image) -> Decoded:
     """Pixels of an open image or of the frame that it stands at, in their own depth; not turned."""
     if image.mode not in ("1", "L", "LA", "RGB", "RGBA", "I", "F") and not image.mode.startswith("I;16"):
+        image.info.pop("transparency", None)  # of a palette; Pillow warns that RGB has none
         image = image.convert("RGB")  # palette, CMYK, YCbCr
     pixels = np.array(image)
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels  # [H, W, C]

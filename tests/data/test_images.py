@@ -1,6 +1,7 @@
 """Reading: every depth and channel layout against the arrays that were written, and every refusal by name."""
 
 import io
+import warnings
 
 import cv2
 import numpy as np
@@ -95,6 +96,11 @@ def test_palette_1_bit_and_cmyk(tmp_path):
     palette.save(tmp_path / "palette.png")
     np.testing.assert_array_equal(read_image(str(tmp_path / "palette.png")), colours[indices])
     np.testing.assert_array_equal(read_label_map(str(tmp_path / "palette.png")), indices)
+
+    palette.save(tmp_path / "glass.png", transparency=bytes([0, 128, 255, 255]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(read_image(str(tmp_path / "glass.png")), colours[indices])
 
     bits = indices > 1
     Image.fromarray(bits).save(tmp_path / "bits.png")

@@ -149,6 +149,13 @@ def test_a_wrong_line_stops_or_is_left_out(folder, convert):
     assert "left out:" in told.out
 
 
+def test_thousands_of_wrong_lines_are_counted(folder, convert):
+    (folder / "1.txt").write_text("\n".join([LINES[0], *["7 0.5 0.5 0.1 0.1 0.2 0.2"] * 2000]))
+    _, told, _ = convert(folder, "--to", "coco", "--on-error", "skip")
+    assert told.out.count("left out:") == 20
+    assert "... and 1980 more" in told.out
+
+
 def test_numbered_classes_are_joined_on_demand(folder, convert):
     (folder / "classes.txt").write_text("cell_1\ncell_2\n")
     code, told, output = convert(folder, "--to", "coco", "--merge-numbered")

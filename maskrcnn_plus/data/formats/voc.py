@@ -115,7 +115,10 @@ def _read_root(root: Path, path: Path, components: bool, data: Annotated) -> Non
         data.notes.append(f"{root} has no SegmentationClass: all objects are of the class 'object'.")
     elif names.is_guess:
         found = ", ".join(data.class_names)
-        data.notes.append(f"{root} has no labelmap.txt or class_names.txt: classes are named as those of VOC: {found}.")
+        data.notes.append(
+            f"{root} has no labelmap.txt or class_names.txt: classes are named as those of VOC: {found}. If they are "
+            "others, write class_names.txt there: a name a line, the background first."
+        )
     if components:
         data.notes.append("connected pieces of a class are objects; those that touch are one.")
 
