@@ -164,6 +164,20 @@ def test_tiles_of_a_run_that_fails_go_with_it(single, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("quick")
+def test_tiles_that_a_config_names_stay_when_the_page_of_the_data_fails(single, tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    output = tmp_path / "out"
+    monkeypatch.setattr(run, "write_data_report", interrupted)
+    assert finetune.main(["--data", str(single), "--output", str(output), "--dry-run"]) == 130
+    assert finetune.main(["--data", str(single), "--output", str(output), "--dry-run"]) == 1
+    assert "go on with --resume" in capsys.readouterr().err
+    cfg = get_config(str(output / "config.py"))
+    assert DatasetCatalog.get(instantiate(cfg.dataloader.train.dataset.dataset.names))
+
+
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

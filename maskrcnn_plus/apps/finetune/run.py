@@ -97,7 +97,7 @@ def configure(request: Request, say: Callable[[str], None] = print) -> Path:
         raise UserError(f"--val {request.val}: it must be between 0 and 1, such as 0.2.")
     if request.weights and os.path.exists(request.weights):
         request = replace(request, weights=os.path.abspath(request.weights))  # the config may be run from elsewhere
-    with _removed_on_failure(request.output / TILES):
+    with _removed_on_failure(request.output / TILES, unless=path):
         return _write_config(_cut_images(request, say), path, start, say)
 
 
@@ -194,13 +194,16 @@ def _split_of(request: Request) -> str | None:
 
 
 @contextlib.contextmanager
-def _removed_on_failure(folder: Path) -> Iterator[None]:
-    """What ends this block takes a folder with it that is made in it, so that the same command can be given again."""
+def _removed_on_failure(folder: Path, unless: Path) -> Iterator[None]:
+    """What ends this block takes a folder with it that is made in it, so that the same command can be given again.
+
+    It stays once the file is there that names it.
+    """
     existed = folder.exists()
     try:
         yield
     except BaseException:
-        if not existed:
+        if not existed and not unless.exists():
             shutil.rmtree(folder, ignore_errors=True)
         raise
 
