@@ -6,6 +6,7 @@ that was not written to its end, and all after a damaged one, are predicted agai
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -62,7 +63,11 @@ class KeptTiles:
         return tiles
 
     def add(self, tile: TileObjects) -> None:
-        """Keep a tile that was predicted; it is there even if the process is killed now."""
+        """Keep a tile that was predicted; it is there even if the process is killed now.
+
+        Raises:
+            OSError: it cannot be written, with the name of the file as `filename`.
+        """
         content = {
             "x": tile.x,
             "y": tile.y,
@@ -77,9 +82,9 @@ class KeptTiles:
 
     def close(self) -> None:
         """Close the file, which stays."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
     def __enter__(self) -> KeptTiles:
         return self
@@ -88,8 +93,13 @@ class KeptTiles:
         self.close()
 
     def _write(self, line: bytes) -> None:
-        self._file.write(line)
-        self._file.flush()
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            with contextlib.suppress(OSError):  # it tries once more to write the line
+                self.close()
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
 
 def read_tile(line: bytes) -> TileObjects | None:

@@ -1,6 +1,7 @@
 """A prediction by tiles that was stopped goes on after the tiles that are kept, to the same result."""
 
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -114,6 +115,24 @@ def test_a_damaged_tile_is_predicted_again(image, tmp_path, damage):
     assert calls == 1
     assert fields(again) == fields(whole)
     assert path.read_bytes() == before
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_file_and_costs_no_tile_before_it(image, tmp_path):
+    path = tmp_path / "a.jsonl"
+    whole, _ = predict(image, path)
+    length = path.stat().st_size
+    path.unlink()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (length // 2, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised:
+            predict(image, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert raised.value.filename == str(path)
+    again, calls = predict(image, path)
+    assert 0 < calls < TILES
+    assert fields(again) == fields(whole)
 
 
 def test_tiles_of_background_are_skipped_without_losing_an_object(image, tmp_path, capsys):

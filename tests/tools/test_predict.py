@@ -313,6 +313,18 @@ def test_disk_full_ends_the_run_instead_of_blaming_the_images(run, tmp_path, cap
     assert "No space left on device" in capsys.readouterr().err
 
 
+def test_disk_full_of_kept_tiles_ends_the_run_too(run, tmp_path, capsys, monkeypatch):
+    for name in ("a", "b"):
+        draw(tmp_path / f"{name}.png", height=400, width=400)
+
+    def no_space(kept, tile):
+        raise OSError(28, "No space left on device", str(kept._path))
+
+    monkeypatch.setattr("maskrcnn_plus.inference.kept_tiles.KeptTiles.add", no_space)
+    assert run("--input", "a.png", "b.png", "--tile", "200") == 2
+    assert capsys.readouterr().err == "predict: out/.records/tiles/a.jsonl: No space left on device\n"
+
+
 def test_results_of_other_settings_are_refused(run, tmp_path, capsys):
     draw(tmp_path / "in/a.png", (130, 0, 5, 0, 5), (200, 10, 15, 0, 5))
     assert run("--input", "in") == 0

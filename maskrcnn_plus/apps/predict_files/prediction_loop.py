@@ -6,6 +6,7 @@ tables (`maskrcnn_plus.apps.cluster`).
 
 from __future__ import annotations
 
+import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -22,6 +23,8 @@ from maskrcnn_plus.data.limits import pixel_limit
 from maskrcnn_plus.data.windows import ImageWindows
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.results import write_results
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # which is not the fault of an image
 
 
 @dataclass(frozen=True)
@@ -201,6 +204,8 @@ class PredictionLoop(ABC):
                 if tiles is not None:
                     instances = self.predict_tiled(taken, part, tiles)
             except Exception as error:  # of the decoder, the model or the memory: the next image may be all right
+                if isinstance(error, OSError) and error.errno in _FULL:  # tiles cannot be kept
+                    raise
                 self.fail(taken.name, error, image.path, position)
                 return
             if instances is not None:
