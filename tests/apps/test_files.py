@@ -1,6 +1,7 @@
 """Runs over many files: what is done is not done again, what broke off is made whole, what is not ours stays."""
 
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -239,6 +240,22 @@ def test_two_runs_do_not_share_a_folder(folder):
         with pytest.raises(BlockingIOError, match="another run is writing to this folder"):
             predict_files(predictor_of(), "in", "out")
     assert predict_files(predictor_of(), "in", "out").num_before == 3
+
+
+def test_a_folder_that_is_removed_while_a_run_goes_on_is_named(folder):
+    predictor, predict, calls = predictor_of(), Predictor.predict, []
+
+    def remove_before_the_last(images, **options):
+        calls.append(images)
+        if len(calls) == 3:
+            shutil.rmtree("out")
+        return predict(predictor, images, **options)
+
+    predictor.predict = remove_before_the_last
+    with pytest.raises(FileNotFoundError, match=r"out: the record of a in .records was removed"):
+        predict_files(predictor, "in", "out", formats=["csv"])
+    predictor.predict = functools.partial(predict, predictor)
+    assert predict_files(predictor, "in", "out", formats=["csv"], overwrite=True).num_images == 3
 
 
 @pytest.mark.parametrize(("tile", "tiled"), [("auto", ["in/large.png"]), ("off", []), (64, None)])

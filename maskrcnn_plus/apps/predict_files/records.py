@@ -201,11 +201,25 @@ class Records:
 
     def file(self, name: str, kind: str) -> Path:
         """File of a result of the image of that name, which has a record."""
-        return self.output / _read_json(self._path(name))["results"][kind]["file"]
+        return self.output / self._result(name, kind)["file"]
 
     def value(self, name: str, kind: str) -> Any:
         """Result without a file of its own of the image of that name, which has a record."""
-        return _read_json(self._path(name))["results"][kind]["value"]
+        return self._result(name, kind)["value"]
+
+    def _result(self, name: str, kind: str) -> dict[str, Any]:
+        """What the record of an image says of a result.
+
+        Raises:
+            FileNotFoundError: the record went away since it was written.
+        """
+        record = _read_json(self._path(name))
+        if record is None:
+            raise FileNotFoundError(
+                f"{self.output}: the record of {name} in .records was removed or damaged while this run was going on. "
+                "Make all results again with --overwrite."
+            )
+        return record["results"][kind]
 
     def tiles(self, image: SourceImage) -> KeptTiles:
         """The tiles of an image whose results are not there yet, for as long as its file and the settings are the same.
