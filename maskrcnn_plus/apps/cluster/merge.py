@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from maskrcnn_plus.apps.cluster.job import Manifest, read_manifest, shard_name
 from maskrcnn_plus.apps.cluster.stores import Store
-from maskrcnn_plus.apps.cluster.tables import from_parquet, iterate_images, to_predictions
+from maskrcnn_plus.apps.cluster.tables import iterate_images, read_table, to_predictions
 from maskrcnn_plus.apps.cluster.tiles import list_spread
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.errors import UserError
@@ -58,18 +58,22 @@ class Tables:
             )
 
     def images(self) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-        """The row of each image with those of its objects, in the order of the plan; one shard is in memory."""
+        """The row of each image with those of its objects, in the order of the plan; one shard is in memory.
+
+        Raises:
+            UserError: a table is damaged, or does not fit the others.
+        """
         for shard in range(self.manifest.shards):
             tables = []
             for kind in ("objects", "images"):
                 names = [shard_name(kind, shard), *(f"{kind}/{key}.parquet" for key in self._spread.get(shard, []))]
-                tables.append(pa.concat_tables([from_parquet(self.store.read(name)) for name in names]))
+                tables.append(pa.concat_tables([read_table(self.store, name) for name in names]))
             yield from iterate_images(*tables)
 
     def failures(self) -> list[dict[str, Any]]:
         """Rows of the images that could not be predicted."""
         names = sorted(file.address.rpartition("/")[2] for file in self.store.list("failures"))
-        return [row for name in names for row in from_parquet(self.store.read(f"failures/{name}")).to_pylist()]
+        return [row for name in names for row in read_table(self.store, f"failures/{name}").to_pylist()]
 
 
 def merge_predictions(address: str, output: str | Path, formats: Sequence[str] = ()) -> dict[str, int]:

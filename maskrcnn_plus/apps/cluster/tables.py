@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +20,13 @@ import pyarrow.parquet as pq
 from detectron2.structures import Instances
 
 from maskrcnn_plus.arrays import as_array
+from maskrcnn_plus.errors import UserError, first_line
 from maskrcnn_plus.masks.measure import rle_areas
 from maskrcnn_plus.results.overlay import class_label
 from maskrcnn_plus.results.predictions import Predictions, coco_fields
+
+if TYPE_CHECKING:
+    from maskrcnn_plus.apps.cluster.stores import Store
 
 _OF_FILE = 1 << 32
 
@@ -131,18 +135,37 @@ def to_parquet(table: pa.Table, row_group_size: int | None = None) -> bytes:
     return buffer.getvalue().to_pybytes()
 
 
-def from_parquet(content: bytes) -> pa.Table:
-    """The table of a Parquet file."""
-    return pq.read_table(pa.BufferReader(content))
+def read_table(store: Store, name: str) -> pa.Table:
+    """The table of a Parquet file of a store.
+
+    Raises:
+        UserError: it is damaged.
+        OSError: it cannot be read.
+    """
+    content = store.read(name)
+    try:
+        return pq.read_table(pa.BufferReader(content))
+    except (pa.ArrowException, OSError) as error:
+        remedy = f"remove images/{name.rpartition('/')[2]} there, and give the command of the job again"
+        raise UserError(f"{store.child(name)} is damaged ({first_line(error)}): {remedy}") from error
 
 
 def iterate_images(objects: pa.Table, images: pa.Table) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Each image's row with the rows of its objects, in the order of the plan."""
+    """Each image's row with the rows of its objects, in the order of the plan.
+
+    Raises:
+        UserError: an image has not as many objects as its row says.
+    """
     ids = objects.column("image_id").to_numpy()
     order = np.argsort(ids, kind="stable")
     rows = sorted(images.to_pylist(), key=lambda row: image_order(row["image_id"]))
     for row in rows:
         first, last = np.searchsorted(ids, [row["image_id"], row["image_id"] + 1], sorter=order)
+        if last - first != row["objects"]:
+            raise UserError(
+                f"{row['file_name']}: {row['objects']} objects were found in it, and the table of objects has "
+                f"{last - first}: the tables are not of one job, or not whole"
+            )
         yield row, objects.take(order[first:last]).to_pylist()
 
 
@@ -155,15 +178,22 @@ def to_predictions(
     """The predictions of an image from its rows.
 
     Raises:
-        ValueError: a mask is corrupt, or of another size than the image.
+        UserError: a mask is corrupt or of another size than the image, or a value is missing or of another kind.
     """
     size = image["height"], image["width"]
     classes = {class_label(class_names, k): k for k in range(len(class_names))}
+    try:
+        fields = coco_fields(objects, [classes[row["class"]] for row in objects], size)
+    except (ValueError, LookupError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"{image['file_name']}: its objects in the tables of predictions cannot be used "
+            f"({type(error).__name__}: {first_line(error)})"
+        ) from error
     return Predictions(
         size,
         class_names=class_names,
         category_ids=category_ids,
         pixel_size=image["pixel_size"],
         object_diameter=image["object_diameter"],
-        **coco_fields(objects, [classes[row["class"]] for row in objects], size),
+        **fields,
     )

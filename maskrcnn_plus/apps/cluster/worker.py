@@ -30,7 +30,7 @@ from maskrcnn_plus.apps.cluster.attempts import Attempt
 from maskrcnn_plus.apps.cluster.job import TABLES, Job, Manifest, read_shard, shard_name
 from maskrcnn_plus.apps.cluster.shard_loop import ShardLoop
 from maskrcnn_plus.apps.cluster.stores import StoreError, read_address
-from maskrcnn_plus.apps.cluster.tables import Rows, from_parquet
+from maskrcnn_plus.apps.cluster.tables import Rows, read_table
 from maskrcnn_plus.apps.cluster.tiles import AllTiles, GroupTiles, SpreadImage
 from maskrcnn_plus.apps.predict_files.inputs import InputFile
 from maskrcnn_plus.errors import UserError
@@ -180,7 +180,7 @@ class Worker:
 
     def _counted(self, images: str, failures: str, seconds: float) -> dict[str, Any]:
         """What became of a part that was done before."""
-        table, failed = (from_parquet(self.store.read(name)) for name in (images, failures))
+        table, failed = (read_table(self.store, name) for name in (images, failures))
         objects = sum(table.column("objects").to_pylist())
         return {"images": len(table), "objects": objects, "failures": len(failed), "seconds": seconds}
 

@@ -5,6 +5,7 @@ import os
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cluster_images import MODEL, draw
@@ -14,7 +15,7 @@ from maskrcnn_plus.apps.cluster.inputs import list_files
 from maskrcnn_plus.apps.cluster.job import RESULTS, Job, plan_job, read_manifest, read_shard
 from maskrcnn_plus.apps.cluster.merge import merge_predictions
 from maskrcnn_plus.apps.cluster.stores import Store
-from maskrcnn_plus.apps.cluster.tables import get_image_id, image_order
+from maskrcnn_plus.apps.cluster.tables import get_image_id, image_order, to_parquet
 from maskrcnn_plus.apps.cluster.tiles import read_spread
 from maskrcnn_plus.apps.cluster.worker import Part, Worker
 from maskrcnn_plus.apps.predict_files.prediction_loop import FileOptions
@@ -83,6 +84,34 @@ def test_a_shard_is_done_once_and_one_that_was_cut_short_again(folder):
     worker.do(Part(1))
     assert {path: path.read_bytes() for path in (folder / "tables").rglob("*.parquet")} == before
     assert not list((folder / "tables").glob("attempt-*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda content: content[: len(content) // 2],
+            "objects/shard-000001.parquet is damaged .* images/shard-000001",
+        ),
+        (lambda content: b"", "objects/shard-000001.parquet is damaged .* images/shard-000001"),
+        (lambda content: edited(content, lambda rows: rows[:-1]), "7.png: 8 objects were found in it, .* has 7"),
+        (lambda content: edited(content, lambda rows: [{**row, "score": None} for row in rows]), "4.png: its objects"),
+        (lambda content: edited(content, lambda rows: [{**row, "class": "cat"} for row in rows]), "4.png: its objects"),
+    ],
+)
+def test_damaged_tables_are_named_with_the_remedy(folder, change, message):
+    worker, shards = start("tables")
+    finish(worker, shards)
+    path = folder / "tables/objects/shard-000001.parquet"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(UserError, match=message):
+        merge_predictions("tables", "merged", ["labels"])
+
+
+def edited(content, change):
+    """A table of which some rows are others."""
+    table = pq.read_table(pa.BufferReader(content))
+    return to_parquet(pa.Table.from_pylist(change(table.to_pylist()), schema=table.schema))
 
 
 def test_inputs_and_results_on_an_object_store(folder, s3, tool):
