@@ -102,9 +102,9 @@ def predict(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is missing: pip install 'maskrcnn_plus[cluster]'") from error
     check_ray()
-    for name in ("actors", "cpus", "shard_size", "batch"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}, it must be at least 1")
+    for name, least in {"actors": 1, "cpus": 1, "shard_size": 1, "batch": 1, "spread": 0, "patience": 0}.items():
+        if getattr(args, name) is not None and getattr(args, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}, it must be at least {least}")
     device = args.device or ("cuda" if args.gpus else None)
     source = PredictorSource(
         *(args.weights, args.config_file, tuple(args.opts), args.score_threshold),

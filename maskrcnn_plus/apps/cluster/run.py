@@ -102,6 +102,7 @@ def predict_cluster(
     """
     store = job.store()
     predictor = job.source.build(device="cpu")  # the machine that starts a job may have no GPU
+    job.options.check(predictor)
     settings = describe_settings(predictor, job.options) | {"formats": " ".join(sorted(job.options.formats))}
     files = list_files(inputs, recursive, job.patience, [store.child(kind) for kind in RESULTS])
     with contextlib.ExitStack() as stack:
@@ -170,7 +171,7 @@ class _Predict:
         try:
             self.worker = self.worker or Worker(self.job, self.manifest)
             return {"error": "", "files": files, **self.worker.do(part)}
-        except (UserError, OSError) as error:  # a result, as Ray keeps the class and the cause of no exception
+        except (ValueError, OSError) as error:  # a result, as Ray keeps the class and the cause of no exception
             return {"error": describe(error), "files": 0, **dict.fromkeys(_NUMBERS, 0)}
 
 

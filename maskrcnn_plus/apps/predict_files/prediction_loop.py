@@ -7,6 +7,7 @@ tables (`maskrcnn_plus.apps.cluster`).
 from __future__ import annotations
 
 import errno
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -22,7 +23,9 @@ from maskrcnn_plus.apps.predict_files.sources import SourceImage, iterate_images
 from maskrcnn_plus.data.limits import pixel_limit
 from maskrcnn_plus.data.windows import ImageWindows
 from maskrcnn_plus.inference.predictor import Predictor
-from maskrcnn_plus.results import write_results
+from maskrcnn_plus.inference.tile_choice import TileChoice
+from maskrcnn_plus.results import check_formats, write_results
+from maskrcnn_plus.results.cutouts import check_background
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)  # which is not the fault of an image
 
@@ -42,6 +45,22 @@ class FileOptions:
     skip_background: bool = False
     batch_size: int = 1
     max_pixels: int | None = None
+
+    def check(self, predictor: Predictor) -> None:
+        """Refuse what `predictor` cannot make.
+
+        Raises:
+            ValueError: an unknown format, a `tile`, `pixel_size`, `roi`, `background` or `batch_size` out of range.
+        """
+        check_formats(self.formats)
+        check_background(self.background)
+        if self.pixel_size is not None and not 0 < self.pixel_size < math.inf:
+            raise ValueError(f"pixel_size is {self.pixel_size}, it must be a number of micrometres above 0")
+        if self.roi is not None and (min(self.roi[:2]) < 0 or min(self.roi[2:]) < 1):
+            raise ValueError(f"roi is {self.roi}, it must be x, y (from 0), width and height in pixels")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}, it must be at least 1")
+        TileChoice(predictor, self.tile)
 
 
 @dataclass

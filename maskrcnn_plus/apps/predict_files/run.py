@@ -8,7 +8,6 @@ Shape shorthand: H x W pixels of an image.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,9 +24,7 @@ from maskrcnn_plus.apps.predict_files.records import Records, Shard
 from maskrcnn_plus.apps.predict_files.shards import ShardRecord
 from maskrcnn_plus.apps.predict_files.workers import Workers, predict_in_processes
 from maskrcnn_plus.inference.predictor import Predictor
-from maskrcnn_plus.inference.tile_choice import TileChoice
-from maskrcnn_plus.results import DEFAULT_FORMATS, FORMATS, check_formats
-from maskrcnn_plus.results.cutouts import check_background
+from maskrcnn_plus.results import DEFAULT_FORMATS, FORMATS
 
 __all__ = ["RunSummary", "explain_no_objects", "predict_files"]
 
@@ -91,24 +88,16 @@ def predict_files(
             or an output folder with other results.
         OSError: a result cannot be written.
     """
-    check_formats(formats)
-    check_background(background)
-    if pixel_size is not None and not 0 < pixel_size < math.inf:
-        raise ValueError(f"pixel_size is {pixel_size}, it must be a number of micrometres above 0")
-    if roi is not None and (min(roi[:2]) < 0 or min(roi[2:]) < 1):
-        raise ValueError(f"roi is {roi}, it must be x, y (from 0), width and height in pixels")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, it must be at least 1")
-    TileChoice(predictor, tile)  # refuses it before anything is written
-    folder = Path(output)
-    sub_folders = [FORMATS[kind] for kind in formats]
-    files = list_inputs(inputs, recursive, [str(folder / name) for name in FORMATS.values()])
-    _check_apart(files, folder, sub_folders)
     with_report = report is not None
     options = FileOptions(
         *(tuple(formats), pixel_size, tile, with_report, background, soft, object_type),
         *(roi, skip_background, batch_size, max_pixels),
     )
+    options.check(predictor)  # before anything is written
+    folder = Path(output)
+    sub_folders = [FORMATS[kind] for kind in formats]
+    files = list_inputs(inputs, recursive, [str(folder / name) for name in FORMATS.values()])
+    _check_apart(files, folder, sub_folders)
     names = predictor.class_names
     depends = describe_settings(predictor, options)
     depends |= {"classes": ", ".join(names), "category ids": str(predictor.category_ids)}

@@ -286,3 +286,21 @@ def test_tables_are_evaluated_as_weights_are(folder, tool, capsys):
     (folder / "in/other.png").write_bytes((folder / "in/0.png").read_bytes())
     assert tool("evaluate", "--predictions", "tables", "--data", "in/annotations.json") == 1
     assert "tables has no image of this name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--tile", "0", "tile_size is 0"),
+        ("--pixel-size", "-1", "pixel_size is -1"),
+        ("--spread", "-1", "--spread is -1"),
+        ("--patience", "-1", "--patience is -1"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_ray_starts(wrong, folder, tool, capsys, monkeypatch):
+    pytest.importorskip("ray", reason="Ray is not installed (the extra cluster)")
+    monkeypatch.setattr("maskrcnn_plus.apps.cluster.run.RayConnection", None)
+    option, value, message = wrong
+    assert tool("predict_cluster", *MODEL, "--input", "in", "--output", "tables", option, value) == 2
+    assert message in capsys.readouterr().err
+    assert not (folder / "tables").exists()
