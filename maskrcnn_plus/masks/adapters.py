@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.structures import BitMasks, Boxes, PolygonMasks
+from detectron2.structures import BitMasks, PolygonMasks
 from torch import Tensor
 
 from maskrcnn_plus.masks.bit_crops import IndexedBitMasks
@@ -26,36 +27,35 @@ def adapt_masks(masks: Any, image_size: tuple[int, int] | None = None) -> Any:
     Returns:
         A `GroundTruthMasks` with the same masks; somebody else's type as it is, which has the methods that it has.
     """
-    if isinstance(masks, BitMasks) and not isinstance(masks, GroundTruthMasks):
+    if isinstance(masks, GroundTruthMasks):
+        return masks
+    if isinstance(masks, BitMasks):
         return IndexedBitMasks(masks.tensor)
     return PolygonInstanceMasks(masks, image_size) if isinstance(masks, PolygonMasks) else masks
 
 
-class PolygonInstanceMasks(GroundTruthMasks):
-    """`PolygonMasks` of an image. Areas and bitmaps are of pixels by COCO's rule; crops are Detectron2's."""
+class PolygonInstanceMasks(PolygonMasks, GroundTruthMasks):
+    """`PolygonMasks` of an image. Areas and bitmaps are of pixels by COCO's rule; the rest is Detectron2's."""
 
-    def __init__(self, polygons: PolygonMasks, image_size: tuple[int, int] | None = None) -> None:
-        """Keep both.
+    def __init__(self, polygons: PolygonMasks | list[list[Any]], image_size: tuple[int, int] | None = None) -> None:
+        """Keep references to both.
 
         Args:
-            polygons: R objects.
+            polygons: R objects, of which Detectron2's constructor would make copies; or what that takes.
             image_size: (H, W), for `to_bitmasks`.
         """
-        self.polygons = polygons
+        self.polygons = (polygons if isinstance(polygons, PolygonMasks) else PolygonMasks(polygons)).polygons
         self.image_size = image_size
-        self.device = torch.device("cpu")
 
-    def __len__(self) -> int:
-        """Return the number of masks R."""
-        return len(self.polygons)
-
-    def __getitem__(self, item: int | slice | Tensor) -> PolygonInstanceMasks:
+    def __getitem__(self, item: int | slice | list[int] | Tensor) -> PolygonInstanceMasks:
         """Select as `PolygonMasks` do."""
-        return PolygonInstanceMasks(self.polygons[item], self.image_size)
+        return PolygonInstanceMasks(super().__getitem__(item), self.image_size)
 
-    def to(self, *args: Any, **kwargs: Any) -> PolygonInstanceMasks:
-        """Return itself: polygons are on no device."""
-        return self
+    @staticmethod
+    def cat(masks_list: Sequence[PolygonMasks]) -> PolygonInstanceMasks:
+        """Join masks of one image."""
+        joined = PolygonMasks([polygons for masks in masks_list for polygons in masks.polygons])
+        return PolygonInstanceMasks(joined, masks_list[0].image_size)
 
     def area(self) -> Tensor:
         """Return the number of pixels of each object, those beyond the image too, int64 [R]."""
@@ -65,22 +65,14 @@ class PolygonInstanceMasks(GroundTruthMasks):
         """Count the pixels of each mask and those of them in its box; see `GroundTruthMasks`."""
         areas = np.zeros((2, len(self)), dtype=np.float32)
         for index, window in enumerate(get_pixel_windows(boxes).tolist()):
-            mask, corner = _draw(self.polygons.polygons[index])
+            mask, corner = _draw(self.polygons[index])
             x0, y0, x1, y1 = np.clip(np.array(window) - np.tile(corner, 2), 0, None).astype(int)
             areas[:, index] = mask.sum(), mask[y0:y1, x0:x1].sum()
         return torch.from_numpy(areas).to(boxes.device)
 
-    def get_bounding_boxes(self) -> Boxes:
-        """Return the boxes around the vertices, float32 xyxy [R, 4]."""
-        return self.polygons.get_bounding_boxes()
-
     def to_bitmasks(self) -> BitMasks:
         """Draw the objects, bool [R, H, W]."""
-        return polygons_to_bitmasks(self.polygons, *self.image_size)
-
-    def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
-        """Draw each object in its box: `PolygonMasks.crop_and_resize`, bool [R, M, M] on the device of the boxes."""
-        return self.polygons.crop_and_resize(boxes, mask_size)
+        return polygons_to_bitmasks(self, *self.image_size)
 
 
 def _draw(polygons: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

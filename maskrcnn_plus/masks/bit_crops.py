@@ -8,7 +8,7 @@ Shorthand: N masks, R RoIs, M mask side, [H, W] image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -68,6 +68,14 @@ class IndexedBitMasks(PixelMasks, BitMasks):
         """Yield one bool mask [H, W] after the other, views of the bitmaps."""
         for index in self.index.tolist():
             yield self.bitmaps[index]
+
+    @staticmethod
+    def cat(masks_list: Sequence[BitMasks]) -> BitMasks:
+        """Join masks of one image; those of the same bitmaps stay an index."""
+        first = masks_list[0]
+        if all(getattr(masks, "bitmaps", None) is first.bitmaps for masks in masks_list):
+            return IndexedBitMasks(first.bitmaps, torch.cat([masks.index for masks in masks_list]))
+        return BitMasks.cat(masks_list)
 
     def __repr__(self) -> str:
         """Tell the numbers of RoIs and bitmaps."""

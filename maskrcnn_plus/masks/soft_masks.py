@@ -5,6 +5,7 @@ Shorthand: R masks, M mask side.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +42,15 @@ class SoftMasks(GroundTruthMasks):
     def __getitem__(self, item: int | slice | Tensor) -> SoftMasks:
         """Select as the masks behind it do."""
         return SoftMasks(self.masks[item])
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield what the masks behind it yield, without anything soft."""
+        return iter(self.masks)
+
+    @staticmethod
+    def cat(masks_list: Sequence[SoftMasks]) -> SoftMasks:
+        """Join as the type of the masks behind the first does."""
+        return SoftMasks(type(masks_list[0].masks).cat([each.masks for each in masks_list]))
 
     def __repr__(self) -> str:
         """Tell the masks behind it."""

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from detectron2.structures import BitMasks, PolygonMasks
+from detectron2.structures import BitMasks, Instances, PolygonMasks
 
 from maskrcnn_plus.masks.adapters import PolygonInstanceMasks, adapt_masks
 from maskrcnn_plus.masks.bit_crops import IndexedBitMasks
@@ -78,3 +78,27 @@ def test_an_adapter_each_and_none_for_what_needs_none():
         assert adapt_masks(adapted) is adapted
     theirs = object()
     assert adapt_masks(theirs) is theirs
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_instances_of_detectron2_index_join_and_move_them(kind):
+    instances = Instances(SIZE, gt_masks=masks_of(kind))
+    for item in (slice(1, 3), [2, 0], torch.tensor([2, 0]), torch.tensor([True, False, True]), slice(0, 0)):
+        assert torch.equal(instances[item].gt_masks.to_bitmasks().tensor, bitmaps()[item])
+    assert torch.equal(instances[1].gt_masks.to_bitmasks().tensor, bitmaps()[1:2])
+    joined = Instances.cat([instances[:0], instances[[2, 0]], instances]).to("cpu").gt_masks
+    assert type(joined) is type(masks_of(kind))
+    assert tuple(joined.image_size) == SIZE
+    assert torch.equal(joined.to_bitmasks().tensor, bitmaps()[[2, 0, 0, 1, 2]])
+    assert len(list(joined)) == 5
+
+
+def test_those_of_detectron2s_types_are_of_these_types():
+    for kind, theirs in (("polygons", PolygonMasks), ("bitmaps", BitMasks)):
+        masks = masks_of(kind)
+        assert isinstance(masks, theirs)
+        assert len(theirs.cat([masks, masks[:1]])) == 4
+    outline = next(iter(masks_of("polygons")))[0]
+    assert outline.tolist() == [10, 8, 30, 8, 30, 40, 10, 40]
+    bits = masks_of("bitmaps")
+    assert bits.cat([bits[:1], bits[1:]]).bitmaps is bits.bitmaps
