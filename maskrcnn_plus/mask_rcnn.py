@@ -23,6 +23,7 @@ from maskrcnn_plus.masks.measure import rle_areas, suppress_covered
 from maskrcnn_plus.masks.rle_masks import RLEMasks, add_dense_masks
 from maskrcnn_plus.ops.paste_masks_rle import paste_masks_rle
 from maskrcnn_plus.ops.paste_masks_rle_reference import paste_masks_dense
+from maskrcnn_plus.part_shapes import check_parts
 from maskrcnn_plus.scripting import NotScriptable
 
 
@@ -57,10 +58,11 @@ class MaskRCNNPlus(NotScriptable, GeneralizedRCNN):
             **kwargs: those of `GeneralizedRCNN`.
 
         Raises:
-            ValueError: there is no such `mask_pasting`, `max_covered` is no share, `min_mask_area` is negative, or
-                `flips` is another number or more than the RoI heads can.
+            ValueError: there is no such `mask_pasting`, `max_covered` is no share, `min_mask_area` is negative,
+                `flips` is another number or more than the RoI heads can, or the parts do not fit (`check_parts`).
         """
         super().__init__(**kwargs)
+        check_parts(self)
         check_arguments(
             mask_pasting=(mask_pasting, mask_pasting in ("detectron2", "torchvision"), '"detectron2" or "torchvision"'),
             max_covered=(max_covered, 0 <= max_covered <= 1, "in 0..1"),

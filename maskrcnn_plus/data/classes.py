@@ -214,7 +214,8 @@ def _write(cfg: DictConfig, names: list[str], source: str) -> None:
         if node.get("num_classes") is not None and "backbone" not in (key := node._get_full_key("num_classes")):
             numbers[key] = node.num_classes
     for key, number in numbers.items():
-        if number != len(names) and (number != 1 or key == _NUMBER or key == "model.roi_heads.num_classes"):
+        is_agnostic = number == 1 and key.startswith("model.") and key != "model.roi_heads.num_classes"
+        if number != len(names) and (not is_agnostic or ".box_predictor" in key):
             remedy = "leave it out" if key == _NUMBER else f"set it to ${{{_NUMBER}}}"
             raise DataError(
                 f"The numbers of classes disagree: {len(names)} classes of {source} ({_listed(names)}), but "

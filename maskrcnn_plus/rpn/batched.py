@@ -8,12 +8,14 @@ Shorthand: N images, L levels, A anchors a place, [N, H_l * W_l * A] predictions
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from detectron2.config import configurable
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
 from detectron2.structures import Boxes, Instances
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskrcnn_plus.ops.nms import batched_nms
 from maskrcnn_plus.scripting import NotScriptable
@@ -22,6 +24,32 @@ from maskrcnn_plus.scripting import NotScriptable
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class BatchedRPN(NotScriptable, RPN):
     """Drop-in for Detectron2's RPN: same arguments, weights, losses and proposals; faster on CPUs."""
+
+    @configurable
+    def __init__(self, **kwargs: Any) -> None:
+        """Take the parts.
+
+        Args:
+            **kwargs: those of `RPN`.
+
+        Raises:
+            ValueError: the anchors are not as many a place as the head predicts, or not for all maps.
+        """
+        super().__init__(**kwargs)
+        made = getattr(self.anchor_generator, "num_anchors", None)
+        predicted = getattr(self.rpn_head, "objectness_logits", None)
+        if made is None:  # a generator of somebody else's
+            return
+        if len(made) < len(self.in_features):
+            raise ValueError(
+                f"anchor_generator (sizes, strides) has anchors for {len(made)} maps, but in_features has "
+                f"{len(self.in_features)}: {', '.join(self.in_features)}."
+            )
+        if isinstance(predicted, nn.Conv2d) and set(made) != {predicted.out_channels}:
+            raise ValueError(
+                f"anchor_generator (sizes times aspect_ratios) makes {', '.join(map(str, made))} anchors a place of "
+                f"each map, but the head predicts {predicted.out_channels} (head.num_anchors): they must agree."
+            )
 
     def predict_proposals(
         self,
