@@ -24,6 +24,8 @@ OURS = (_PACKAGE, _PACKAGE.with_name("tools"), _PACKAGE.with_name("maskrcnn_plus
 
 __all__ = ["ConfigError", "UserError", "describe", "first_line", "printable", "run_tool"]
 
+_print_log_error = logging.Handler.handleError
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -93,6 +95,13 @@ def _make_streams_usable() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
         elif getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    logging.Handler.handleError = _handle_log_error
+
+
+def _handle_log_error(handler: logging.Handler, record: logging.LogRecord) -> None:
+    """Go on in silence where nobody reads the console's log any more: a training outlives the `head` behind it."""
+    if not (isinstance(sys.exc_info()[1], BrokenPipeError) and _nobody_reads()):
+        _print_log_error(handler, record)
 
 
 def _nobody_reads() -> bool:

@@ -193,6 +193,21 @@ def test_output_that_nobody_reads_any_more_is_no_error(monkeypatch, capsys):
     assert run_tool("tool", lambda: _raise(BrokenPipeError(errno.EPIPE, "Broken pipe"))) == 2  # of another pipe
 
 
+def test_a_log_that_nobody_reads_any_more_ends_and_disturbs_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(logging.Handler, "handleError", logging.Handler.handleError)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        handler = logging.StreamHandler(pipe)
+        records = [logging.makeLogRecord({"msg": f"line {k}"}) for k in range(3)]
+        assert run_tool("tool", lambda: list(map(handler.emit, records)) and 0) == 0
+        handler.emit(logging.makeLogRecord({"msg": "%d", "args": ("no number",)}))
+    error = capsys.readouterr().err
+    assert error.count("--- Logging error ---") == 1
+    assert "no number" in error
+
+
 def test_an_error_stream_that_is_closed_takes_what_is_written(monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     assert run_tool("tool", lambda: sys.stderr.write("x") and None) == 0
