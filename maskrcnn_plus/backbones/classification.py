@@ -68,7 +68,7 @@ def convert(file: WeightsFile, model: nn.Module) -> dict[str, Converted]:
     """
     targets = model.state_dict()
     if "layer1.0.conv1.weight" in file.tensors and any(_ends(target, _DETECTRON2_RESNET) for target in targets):
-        renamed = _rename_resnet(file.tensors)
+        renamed = {rename_resnet(name): name for name in file.tensors}
         names = {target: renamed[name] for target, name in match_by_suffix(targets, renamed).items()}
     else:
         names = _match_timm(targets, _convert_to_timm_names(file.tensors))
@@ -94,16 +94,15 @@ def _ends(name: str, suffix: str) -> bool:
     return name == suffix or name.endswith("." + suffix)
 
 
-def _rename_resnet(names: Collection[str]) -> dict[str, str]:
-    """Detectron2's name (without prefix) -> name of torchvision's and timm's ResNets."""
-    renamed = {}
-    for name in names:
-        new = re.sub(r"^(conv|bn)1\.", r"stem.\g<0>", name)
-        new = re.sub(r"^layer(\d)\.", lambda match: f"res{int(match[1]) + 1}.", new)
-        new = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", new)
-        new = new.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
-        renamed[new] = name
-    return renamed
+def rename_resnet(name: str) -> str:
+    """Name in the ResNets of torchvision, timm and MMDetection -> Detectron2's.
+
+    E.g. "layer1.0.downsample.1.weight" -> "res2.0.shortcut.norm.weight".
+    """
+    name = re.sub(r"^(conv|bn|gn)1\.", r"stem.\g<0>", name)
+    name = re.sub(r"^layer(\d)\.", lambda match: f"res{int(match[1]) + 1}.", name)
+    name = re.sub(r"\b[bg]n(\d)\.", r"conv\1.norm.", name)
+    return name.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
 
 
 def _convert_to_timm_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:

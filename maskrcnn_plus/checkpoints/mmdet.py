@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import nn
 
+from maskrcnn_plus.backbones.classification import rename_resnet
 from maskrcnn_plus.weights.conversion import Converted, WeightsError, WeightsFile
 
 NAME = "MMDetection detector"
@@ -68,7 +69,7 @@ def convert(file: WeightsFile, model: nn.Module) -> dict[str, Converted]:
     for source, tensor in file.tensors.items():
         part, _, rest = source.partition(".")
         if part == "backbone":
-            target = bottom_up + (rest if bottom_up.endswith(".net.") else _rename_resnet(rest))
+            target = bottom_up + (rest if bottom_up.endswith(".net.") else rename_resnet(rest))
         elif part == "neck":
             target = _rename_fpn(rest, levels)
         else:
@@ -107,14 +108,6 @@ def _meta(file: WeightsFile) -> Mapping[str, Any]:
     return meta if isinstance(meta, Mapping) else {}
 
 
-def _rename_resnet(name: str) -> str:
-    """Name below the backbone of a ResNet -> the name below Detectron2's."""
-    name = re.sub(r"\b(?:bn|gn)(\d)\.", r"conv\1.norm.", name)
-    name = name.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
-    stage = re.match(r"layer(\d)\.", name)
-    return f"res{int(stage[1]) + 1}.{name[stage.end() :]}" if stage else f"stem.{name}"
-
-
 def _rename_fpn(name: str, levels: list[int]) -> str | None:
     """Name below the neck -> the name in the model, whose pyramid has the levels `levels` (log2 of their strides)."""
     found = re.fullmatch(r"(lateral|fpn)_convs\.(\d+)\.(conv|bn|gn)\.(\w+)", name)
@@ -127,7 +120,7 @@ def _rename_fpn(name: str, levels: list[int]) -> str | None:
 def _rename_head(name: str) -> str | None:
     """Name of a tensor of the RPN or the RoI heads -> the name in the model."""
     if name.startswith("roi_head.shared_head.layer4."):  # the last stage of the backbone, in models without a pyramid
-        return "roi_heads." + _rename_resnet(name.removeprefix("roi_head.shared_head."))
+        return "roi_heads." + rename_resnet(name.removeprefix("roi_head.shared_head."))
     module, _, parameter = name.rpartition(".")
     if module in HEADS:
         return f"{HEADS[module]}.{parameter}"

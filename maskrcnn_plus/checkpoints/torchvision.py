@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
+from maskrcnn_plus.backbones.classification import rename_resnet
 from maskrcnn_plus.weights.conversion import Converted, WeightsError, WeightsFile
 
 NAME = "torchvision detection model"
@@ -109,8 +110,12 @@ def _renaming(names: Collection[str], timm_body: bool) -> Callable[[str], str]:
     def mask_layer(index: str, part: str) -> str:
         return conv_norm(f"roi_heads.mask_head.mask_fcn{int(index) + 1}", part)
 
+    def body(name: str) -> str:
+        """timm's ResNet has torchvision's names."""
+        return "backbone.bottom_up." + (f"net.{name}" if timm_body else rename_resnet(name))
+
     rules = [
-        (_BODY, r"(.+)", _timm_body if timm_body else _detectron2_body),
+        (_BODY, r"(.+)", body),
         (_FPN, r"(inner|layer)_blocks\.(\d+)\.((?:[01]\.)?\w+)", fpn),
         (_RPN, r"conv\.(\d+)\.0\.(\w+)", rpn_conv),
         (_RPN, r"conv\.(weight|bias)", "proposal_generator.rpn_head.conv.{}".format),
@@ -135,20 +140,6 @@ def _renaming(names: Collection[str], timm_body: bool) -> Callable[[str], str]:
         return ""
 
     return rename
-
-
-def _detectron2_body(name: str) -> str:
-    """Of torchvision's ResNet, e.g. "layer1.0.downsample.1.weight" -> "...res2.0.shortcut.norm.weight"."""
-    name = re.sub(r"^(conv1|bn1)\.", r"stem.\1.", name)
-    name = re.sub(r"^layer(\d)\.", lambda match: f"res{int(match[1]) + 1}.", name)
-    name = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", name)
-    name = name.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
-    return "backbone.bottom_up." + name
-
-
-def _timm_body(name: str) -> str:
-    """timm's ResNet has torchvision's names."""
-    return "backbone.bottom_up.net." + name
 
 
 def _reorder_classes(source: str, tensor: Tensor, model: nn.Module) -> tuple[Tensor, str]:
