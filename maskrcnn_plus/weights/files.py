@@ -23,7 +23,7 @@ from maskrcnn_plus.special_files import refuse_special_file
 from maskrcnn_plus.weights.conversion import WeightsError, WeightsFile
 from maskrcnn_plus.weights.pickle_reader import MALFORMED, UnsafePickleError
 from maskrcnn_plus.weights.prefixes import strip_wrappers
-from maskrcnn_plus.weights.safe_pickle import check_unrolled, load_pickle
+from maskrcnn_plus.weights.safe_pickle import load_pickle
 from maskrcnn_plus.weights.torch_file import LEGACY_MAGIC, read_legacy, read_zip
 
 # Entries under which training programs keep the weights; the averaged ones (EMA) first.
@@ -33,6 +33,9 @@ _LONGEST_HEADER = 2**22  # bytes of a safetensors file, for the names of ten tho
 
 ABOUT = "maskrcnn_plus"
 """Key of a safetensors file's metadata: what a checkpoint has beside its tensors, as JSON."""
+
+MAX_NODES = 500_000
+"""Values of a file, counted as often as they are referred to; 64 characters of a text count as one."""
 
 _COUNTERS = {"n_averaged", "num_updates"}  # beside averaged weights
 _DEPTH = 4  # of entries within entries
@@ -227,10 +230,17 @@ def _remedy(path: str, kind: str, reason: str) -> str:
 
 
 def _check_unrolled(content: Any, path: str) -> None:
-    try:
-        check_unrolled(content, path)
-    except UnsafePickleError as error:
-        raise WeightsError(str(error)) from error
+    """Refuse a value that contains itself, or one so often that who walks through it would never end."""
+    waiting, count = [content], 0
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple, set)):
+            waiting += value
+        count += 1 + (len(value) // 64 if isinstance(value, (str, bytes)) else 0)
+        if count + len(waiting) > MAX_NODES:
+            raise WeightsError(f"{path} is refused: some of its values contain themselves or one another too often.")
 
 
 def _is_array(value: Any) -> bool:
