@@ -32,6 +32,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
 
@@ -48,7 +49,7 @@ from maskrcnn_plus.data.pixel_size import tiff_pixel_size
 from maskrcnn_plus.data.windows import ImageWindows, open_windows
 from maskrcnn_plus.inference.auto_scale import choose_diameter
 from maskrcnn_plus.inference.background import find_background
-from maskrcnn_plus.inference.input_scale import find_fixed_scale
+from maskrcnn_plus.inference.examples import find_fixed_scale
 from maskrcnn_plus.inference.kept_tiles import KeptTiles
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.masks.merge import TileObjects, merge_tiles
@@ -113,13 +114,70 @@ def predict_tiled(
         ImageReadError: the image cannot be used; the message names it.
         ValueError: sizes or scale out of range, a model without masks, or an image of 2**32 pixels or more.
     """
-    options = (tile_size, overlap, scale, diameter, skip_background, kept, progress, on_tile)
-    if isinstance(source, ImageWindows):
-        return _predict_windows(predictor, source, *options)
-    with open_windows(source, rule=get_rule(predictor.mapper)) as windows:
-        found = _predict_windows(predictor, windows, *options)
-    found.image = source if isinstance(source, np.ndarray) else os.fspath(source)
-    return found
+    is_open, rule = isinstance(source, ImageWindows), get_rule(predictor.mapper)
+    with nullcontext(source) if is_open else open_windows(source, rule=rule) as windows:
+        height, width, _ = windows.shape
+        if height * width >= 2**32:
+            raise ValueError(
+                f"{windows.name}: {height} x {width} pixels are more than the 2**32 - 1 that an RLE can count"
+            )
+        windows = windows.pick(rule)
+        auto_scale = choose_diameter(getattr(predictor, "auto_scale", None), diameter)
+        if auto_scale is not None and scale is None:
+            diameter = auto_scale.find_in_windows(windows, lambda: predictor.intensity_range(windows))
+            scale = auto_scale.scale(diameter)
+        tiling = plan_tiling(predictor, tile_size, overlap, scale)
+        predictor = _at_scale(predictor, tiling.scale, *(min(side, tiling.tile_size) for side in (height, width)))
+        limits = predictor.intensity_range(windows)
+        limit = predictor.max_objects
+        lowest: list[float] = []  # score in each tile with as many objects as the model gives at most
+        tiles = []
+        corners = list(product(tile_starts(height, tiling), tile_starts(width, tiling)))
+        if skip_background:
+            empty = find_background(windows, corners, tiling.tile_size)
+            corners = [corner for corner, is_empty in zip(corners, empty, strict=True) if not is_empty]
+            if any(empty):
+                _say(f"{windows.name}: {sum(empty)} of {len(empty)} tiles are background and are skipped")
+        before = {} if kept is None else kept.begin(f"{tiling} {limits} {windows.shape} {windows.dtype}")
+        if before:
+            _say(f"{windows.name}: {len(before)} of {len(corners)} tiles are there from an earlier run")
+        name = os.path.basename(windows.name)
+        limit_heap = HeapLimit()
+        bar = tqdm(corners, desc=name, unit="tile", disable=None if progress else True)
+        for number, (y, x) in enumerate(bar):
+            if on_tile is not None:
+                on_tile(number, len(corners))
+            tile = before.get((x, y))
+            if tile is None:
+                part = windows.part(x, y, min(tiling.tile_size, width - x), min(tiling.tile_size, height - y))
+                tile = _predict_tile(predictor, part, limits, x, y)
+                if kept is not None:
+                    kept.add(tile)
+                limit_heap()
+            if limit is not None and len(tile.scores) >= limit:
+                lowest.append(float(tile.scores.min()))
+            tiles.append(tile)
+    if lowest:
+        logging.getLogger(__name__).warning(
+            "%s: in %d of %d tiles the model found %d objects, its limit, so that more may be missing (the lowest "
+            "score there is %.2f): give a tile_size below %d, or raise the limit (model.roi_heads.box_predictor."
+            "test_topk_per_image) of the config.",
+            *(windows.name, len(lowest), len(tiles), limit, max(lowest), tiling.tile_size),
+        )
+    merged = merge_tiles(tiles, height, width, reach=tiling.overlap / 2)
+    return Predictions(
+        (height, width),
+        class_names=getattr(predictor, "class_names", None),
+        category_ids=getattr(predictor, "category_ids", None),
+        pixel_size=tiff_pixel_size(windows.name),
+        image=None if is_open else source if isinstance(source, np.ndarray) else os.fspath(source),
+        object_diameter=diameter,
+        channel_rule=rule,
+        pred_boxes=Boxes(torch.from_numpy(merged.boxes).float()),
+        scores=torch.from_numpy(merged.scores).float(),
+        pred_classes=torch.from_numpy(merged.classes),
+        pred_masks_rle=RLEMasks(merged.rles, (height, width)),
+    )
 
 
 def plan_tiling(
@@ -165,79 +223,6 @@ def tile_starts(length: int, tiling: Tiling) -> list[int]:
     last = math.ceil((length - tiling.tile_size) / tiling.grain)  # all in grains
     steps = math.ceil(last / ((tiling.tile_size - tiling.overlap) // tiling.grain))
     return [index * last // steps * tiling.grain for index in range(steps + 1)]
-
-
-def _predict_windows(
-    predictor: Predictor,
-    windows: ImageWindows,
-    tile_size: int | None,
-    overlap: int | None,
-    scale: float | None,
-    diameter: float | None,
-    skip_background: bool,
-    kept: KeptTiles | None,
-    progress: bool,
-    on_tile: Callable[[int, int], None] | None,
-) -> Instances:
-    height, width, _ = windows.shape
-    if height * width >= 2**32:
-        raise ValueError(f"{windows.name}: {height} x {width} pixels are more than the 2**32 - 1 that an RLE can count")
-    windows = windows.pick(get_rule(predictor.mapper))
-    auto_scale = choose_diameter(getattr(predictor, "auto_scale", None), diameter)
-    if auto_scale is not None and scale is None:
-        diameter = auto_scale.find_in_windows(windows, lambda: predictor.intensity_range(windows))
-        scale = auto_scale.scale(diameter)
-    tiling = plan_tiling(predictor, tile_size, overlap, scale)
-    predictor = _at_scale(predictor, tiling.scale, *(min(side, tiling.tile_size) for side in (height, width)))
-    limits = predictor.intensity_range(windows)
-    limit = predictor.max_objects
-    lowest: list[float] = []  # score in each tile with as many objects as the model gives at most
-    tiles = []
-    corners = list(product(tile_starts(height, tiling), tile_starts(width, tiling)))
-    if skip_background:
-        empty = find_background(windows, corners, tiling.tile_size)
-        corners = [corner for corner, is_empty in zip(corners, empty, strict=True) if not is_empty]
-        if any(empty):
-            _say(f"{windows.name}: {sum(empty)} of {len(empty)} tiles are background and are skipped")
-    before = {} if kept is None else kept.begin(f"{tiling} {limits} {windows.shape} {windows.dtype}")
-    if before:
-        _say(f"{windows.name}: {len(before)} of {len(corners)} tiles are there from an earlier run")
-    name = os.path.basename(windows.name)
-    limit_heap = HeapLimit()
-    bar = tqdm(corners, desc=name, unit="tile", disable=None if progress else True)
-    for number, (y, x) in enumerate(bar):
-        if on_tile is not None:
-            on_tile(number, len(corners))
-        tile = before.get((x, y))
-        if tile is None:
-            part = windows.part(x, y, min(tiling.tile_size, width - x), min(tiling.tile_size, height - y))
-            tile = _predict_tile(predictor, part, limits, x, y)
-            if kept is not None:
-                kept.add(tile)
-            limit_heap()
-        if limit is not None and len(tile.scores) >= limit:
-            lowest.append(float(tile.scores.min()))
-        tiles.append(tile)
-    if lowest:
-        logging.getLogger(__name__).warning(
-            "%s: in %d of %d tiles the model found %d objects, its limit, so that more may be missing (the lowest "
-            "score there is %.2f): give a tile_size below %d, or raise the limit (model.roi_heads.box_predictor."
-            "test_topk_per_image) of the config.",
-            *(windows.name, len(lowest), len(tiles), limit, max(lowest), tiling.tile_size),
-        )
-    merged = merge_tiles(tiles, height, width, reach=tiling.overlap / 2)
-    return Predictions(
-        (height, width),
-        class_names=getattr(predictor, "class_names", None),
-        category_ids=getattr(predictor, "category_ids", None),
-        pixel_size=tiff_pixel_size(windows.name),
-        object_diameter=diameter,
-        channel_rule=get_rule(predictor.mapper),
-        pred_boxes=Boxes(torch.from_numpy(merged.boxes).float()),
-        scores=torch.from_numpy(merged.scores).float(),
-        pred_classes=torch.from_numpy(merged.classes),
-        pred_masks_rle=RLEMasks(merged.rles, (height, width)),
-    )
 
 
 def _predict_tile(
