@@ -131,7 +131,7 @@ def _resize(predictor: Predictor, by_config: bool) -> Resize:
                 "this model finds the diameter of the objects of each image before it looks for them, which one graph "
                 "cannot: give it the diameter that your images have, --diameter PIXELS (Predictor(diameter=...))."
             )
-        return Resize("scale", float(auto_scale.scale(auto_scale.diameter)), max_size=auto_scale.max_size)
+        return Resize("scale", float(auto_scale.scale(auto_scale.diameter)), max_size=auto_scale.scaling.max_size)
     names = ", ".join(type(each).__name__ for each in steps)
     raise UserError(
         f"dataloader.test.mapper.augmentations ({names}): an exported model knows one resizing to one size, of "

@@ -76,11 +76,6 @@ class AutoScale:
             return cls(mapper, scaling, model, diameter)
         return choose_diameter(None, diameter)
 
-    @property
-    def max_size(self) -> int:
-        """Limit of the longer side of the network's input, pixels."""
-        return self.scaling.max_size
-
     def describe(self) -> str:
         """Where diameters come from, for people."""
         return "estimated for each image" if self.diameter is None else f"{self.diameter:g} px, as given"

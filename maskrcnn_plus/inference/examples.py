@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from PIL import Image
 
-from maskrcnn_plus.data.channels import get_rule
+from maskrcnn_plus.data.channels import ChannelRule, get_rule
 from maskrcnn_plus.data.images import read_image
 from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.data.pixels import ImageReadError, intensity_range, match_channels, prepare_image
@@ -144,6 +145,19 @@ def warn_if_shrunk(example: dict[str, Any], name: str, usual: float | Callable[[
             f"width) to {scale:.2g} times its size, where others are seen at {usual:.2g}: small objects may be "
             "missed. Predict it by tiles (predict_tiled, or --tile auto)."
         )
+
+
+def measure_scale(mapper: Callable[[dict[str, Any]], dict[str, Any]], height: int, width: int) -> float:
+    """Pixels of the network's input for one of an image (of the longer side), as a mapper resizes a black one."""
+    channels = get_rule(mapper).count or 3
+    blank = ImageWindows("the image", np.zeros((height, width, channels), dtype=np.uint8)).pick(ChannelRule(None))
+    return max(make_example(mapper, blank, "the image")["image"].shape[1:]) / max(height, width)
+
+
+def find_fixed_scale(get_scale: Callable[[int, int], float]) -> float | None:
+    """The scale of every image but huge ones; None where images of all sizes are brought to one."""
+    large, small = (get_scale(side, side) for side in (1024, 512))
+    return small if math.isclose(large, small, rel_tol=0.01) else None
 
 
 def _map(

@@ -6,7 +6,6 @@ import copy
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,23 +25,6 @@ from maskrcnn_plus.input_channels import follow_dataset_channels
 
 RANDOM = "random"
 """In place of a file of weights."""
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model in evaluation mode on its device.
-
-    Attributes:
-        model: images -> instances.
-        mapper: a dataset dict -> an input of the model.
-        classes: None where neither config nor weights name them.
-        device: of the model.
-    """
-
-    model: nn.Module
-    mapper: Callable[[dict[str, Any]], dict[str, Any]]
-    classes: Classes | None
-    device: torch.device
 
 
 def find_config(config: DictConfig | str | os.PathLike, weights: str | None) -> tuple[DictConfig, str]:
@@ -65,13 +47,19 @@ def find_config(config: DictConfig | str | os.PathLike, weights: str | None) -> 
     return config, weights
 
 
-def load_model(config: DictConfig, weights: str, device: str | None, precision: str | None) -> LoadedModel:
+def load_model(
+    config: DictConfig, weights: str, device: str | None, precision: str | None
+) -> tuple[nn.Module, Callable[[dict[str, Any]], dict[str, Any]], Classes | None, torch.device]:
     """Build the model of a config, which is changed, and load its weights.
 
     Args:
         config, weights: of `find_config`.
         device, precision: as for a `Predictor`; float32 networks stay so, but for an exported model, which is loaded in
             its precision.
+
+    Returns:
+        The model in evaluation mode, its mapper, its classes (None where neither config nor weights name them), and
+        its device.
 
     Raises:
         ValueError: a config key is missing or cannot be built, the device is not there, there is no such precision, or
@@ -102,7 +90,7 @@ def load_model(config: DictConfig, weights: str, device: str | None, precision: 
         load_weights(model, weights, class_names=classes and classes.names, strict=True)
     if target.type == "cpu" and OmegaConf.select(config, "train.channels_last", default=True):
         use_channels_last(model)
-    return LoadedModel(model.to(target).eval(), mapper, classes, target)
+    return model.to(target).eval(), mapper, classes, target
 
 
 def _is_weights(path: str) -> bool:

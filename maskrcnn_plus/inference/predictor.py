@@ -22,12 +22,13 @@ from maskrcnn_plus.data.windows import ImageWindows
 from maskrcnn_plus.inference.auto_scale import AutoScale, choose_diameter, correct_diameter
 from maskrcnn_plus.inference.examples import (
     AnyImage,
+    find_fixed_scale,
     find_intensity_range,
     in_rgb_order,
     make_example,
+    measure_scale,
     warn_if_shrunk,
 )
-from maskrcnn_plus.inference.input_scale import InputScale, find_fixed_scale
 from maskrcnn_plus.inference.loading import RANDOM, find_config, load_model
 from maskrcnn_plus.inference.optimize import optimize_for_inference
 from maskrcnn_plus.inference.precision import use_bfloat16
@@ -92,10 +93,8 @@ class Predictor:
         if score_threshold is not None and not 0 <= score_threshold <= 1:
             raise ValueError(f"score_threshold is {score_threshold}, it must be between 0 and 1")
         self.score_threshold = score_threshold
-        loaded = load_model(config, weights, device, precision)
-        self.device, self.mapper, self.model = loaded.device, loaded.mapper, loaded.model
-        self._get_scale = InputScale(self.mapper)
-        self.classes = loaded.classes  # None where neither config nor weights name them
+        self.model, self.mapper, self.classes, self.device = load_model(config, weights, device, precision)
+        self._scales: tuple[Any, dict[tuple[int, int], float]] = self.mapper, {}  # by the size of the image
         number = OmegaConf.select(config, "model.roi_heads.num_classes") or 1
         self._numbered_names = [f"class {k}" for k in range(number)]
         self.auto_scale = AutoScale.for_mapper(self.mapper, self.model, diameter)
@@ -214,9 +213,12 @@ class Predictor:
 
     def get_scale(self, height: int, width: int) -> float:
         """Pixels of the network's input for one of an image of height x width pixels (of the longer side)."""
-        if self._get_scale.mapper is not self.mapper:
-            self._get_scale = InputScale(self.mapper)
-        return self._get_scale(height, width)
+        if self._scales[0] is not self.mapper:
+            self._scales = self.mapper, {}
+        known = self._scales[1]
+        if (height, width) not in known:
+            known[height, width] = measure_scale(self.mapper, height, width)
+        return known[height, width]
 
     @property
     def fixed_scale(self) -> float | None:
@@ -253,28 +255,13 @@ class Predictor:
         soft_masks: bool,
         diameter: float | Sequence[float | None] | None,
     ) -> list[Predictions]:
-        """Results of images with names; those whose scale did not fit what was found at it are predicted once more."""
+        """Results of images with names. An image waits until there are enough for its batch.
+
+        Those whose scale did not fit what was found at it are predicted once more.
+        """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, it must be at least 1")
         diameters = list(diameter) if isinstance(diameter, Sequence) else [diameter] * len(images)
-        results = self._predict_once(images, batch_size, intensity_range, soft_masks, diameters)
-        corrected = {index: new for index, found in enumerate(results) if (new := correct_diameter(found)) is not None}
-        if corrected:
-            again = [images[index] for index in corrected]
-            better = self._predict_once(again, batch_size, intensity_range, soft_masks, list(corrected.values()))
-            for index, found in zip(corrected, better, strict=True):
-                results[index] = found
-        return results
-
-    def _predict_once(
-        self,
-        images: list[tuple[AnyImage, str]],
-        batch_size: int,
-        intensity_range: tuple[float, float] | None,
-        soft_masks: bool,
-        diameters: list[float | None],
-    ) -> list[Predictions]:
-        """Results of images with names. An image waits until there are enough for its batch."""
         results: dict[int, Predictions] = {}
         waiting: dict[tuple[int, ...], dict[int, dict[str, Any]]] = defaultdict(dict)
         for index, ((image, name), diameter) in enumerate(zip(images, diameters, strict=True)):
@@ -296,6 +283,11 @@ class Predictor:
             path = image.name if isinstance(image, ImageWindows) else results[index].image
             if isinstance(path, str):
                 results[index].pixel_size = tiff_pixel_size(path)
+        corrected = {k: new for k in range(len(images)) if (new := correct_diameter(results[k])) is not None}
+        if corrected:
+            again = [images[index] for index in corrected]
+            better = self._predict(again, batch_size, intensity_range, soft_masks, list(corrected.values()))
+            results.update(zip(corrected, better, strict=True))
         return [results[index] for index in range(len(images))]
 
     @torch.inference_mode()

@@ -61,7 +61,8 @@ class TileChoice:
         if self.tile != "auto":
             return {"tile_size": self.tile}
         if self.predictor.auto_scale is not None:
-            scale, longest = self.predictor.auto_scale.scale(diameter), self.predictor.auto_scale.max_size
+            scaling = self.predictor.auto_scale.scaling
+            scale, longest = scaling.scale(diameter), scaling.max_size
             is_large = height * width * scale**2 > TILED_FROM * INPUT_SIDE**2
             is_large |= _LEAST_FIXED * scale * max(height, width) > longest
             return {"tile_size": None} if is_large else None
