@@ -7,7 +7,7 @@ import functools
 import logging
 from typing import Any
 
-from detectron2.evaluation import DatasetEvaluators, inference_context, inference_on_dataset, print_csv_format
+from detectron2.evaluation import inference_context, inference_on_dataset, print_csv_format
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -16,7 +16,7 @@ from maskrcnn_plus.evaluation.proposals import predict_proposals
 from maskrcnn_plus.mask_rcnn import without_dense_masks
 from maskrcnn_plus.training.data import RunData
 from maskrcnn_plus.training.processes import share_buffers
-from maskrcnn_plus.training.signals import StoppableEvaluator, StoppableLoader, StopSignals
+from maskrcnn_plus.training.signals import StoppableEvaluators, StoppableLoader, StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +45,10 @@ def evaluate(
     loader = StoppableLoader(data.test_loader, signals)
     evaluators = data.evaluators()
     runs_suffice = all(getattr(evaluator, "reads_runs", False) for evaluator in evaluators)
-    evaluator = StoppableEvaluator(DatasetEvaluators(evaluators), signals)
     with without_dense_masks(model) if runs_suffice else contextlib.nullcontext():
-        results = inference_on_dataset(model, loader, evaluator) or {}
+        results = inference_on_dataset(model, loader, StoppableEvaluators(evaluators, signals)) or {}
     if OmegaConf.select(cfg, "train.eval_proposals"):
-        evaluator = StoppableEvaluator(build(cfg, "dataloader.proposal_evaluator"), signals)
+        evaluator = StoppableEvaluators([build(cfg, "dataloader.proposal_evaluator")], signals)
         with inference_context(model):
             results.update(inference_on_dataset(functools.partial(predict_proposals, model), loader, evaluator) or {})
     if results:

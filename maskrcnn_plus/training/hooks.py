@@ -110,10 +110,8 @@ class BestWeights:
                 too: its weights are there, and the resumed run finds them again.
 
         Raises:
-            ValueError: an unknown mode, or nothing says how good an earlier `model_best.pth` is.
+            ValueError: nothing says how good an earlier `model_best.pth` is.
         """
-        if mode not in ("max", "min"):
-            raise ValueError(f'train.best.mode must be "max" or "min", got {mode!r}.')
         self.checkpointer = checkpointer
         self.metric = metric
         self.better = operator.gt if mode == "max" else operator.lt

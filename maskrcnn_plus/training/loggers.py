@@ -26,6 +26,9 @@ __all__ = ["LOGGERS", "build_loggers", "check_loggers"]
 
 logger = logging.getLogger(__name__)
 
+WINDOW = 20
+"""Values by whose median figures are smoothed."""
+
 _RECORD = "loggers.json"  # in the output folder: the id of the run at each service
 _PROJECT = "maskrcnn_plus"
 
@@ -80,17 +83,12 @@ class _ServiceWriter(EventWriter):
     """Sends what is new since the last call, until something goes wrong."""
 
     run_id: str
-
-    def __init__(self, window: int = 20) -> None:
-        """Smooth by the median of the last `window` values, as metrics.json."""
-        self._window = window
-        self._last = -1
-        self._open = True
+    _last, _open = -1, True
 
     def write(self) -> None:
         """Send the new values of each iteration."""
         new: dict[int, dict[str, float]] = {}
-        for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(self._window).items():
+        for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(WINDOW).items():
             if iteration > self._last and math.isfinite(value):
                 new.setdefault(iteration, {})[name] = float(value)
         self._last = max([self._last, *new])
@@ -123,7 +121,6 @@ class WandbWriter(_ServiceWriter):
 
     def __init__(self, output_dir: str, run_id: str | None, config: Mapping[str, Any]) -> None:
         """Start a run, or go on with one."""
-        super().__init__()
         wandb = importlib.import_module("wandb")
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", _PROJECT),
@@ -147,7 +144,6 @@ class MlflowWriter(_ServiceWriter):
 
     def __init__(self, output_dir: str, run_id: str | None, config: Mapping[str, Any]) -> None:
         """Start a run, or go on with one."""
-        super().__init__()
         self._mlflow = importlib.import_module("mlflow")
         if not run_id and "MLFLOW_EXPERIMENT_NAME" not in os.environ and "MLFLOW_EXPERIMENT_ID" not in os.environ:
             self._mlflow.set_experiment(_PROJECT)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch.distributed as dist
 from detectron2.engine import HookBase
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -121,26 +121,18 @@ class StoppableLoader:
             yield batch
 
 
-class StoppableEvaluator(DatasetEvaluator):
-    """An evaluator that is not asked for results when a process got a signal, as images are missing then."""
+class StoppableEvaluators(DatasetEvaluators):
+    """Evaluators that are not asked for results when a process got a signal, as images are missing then."""
 
-    def __init__(self, evaluator: DatasetEvaluator, signals: StopSignals) -> None:
-        self.evaluator = evaluator
+    def __init__(self, evaluators: list[DatasetEvaluator], signals: StopSignals) -> None:
+        super().__init__(evaluators)
         self.signals = signals
 
-    def reset(self) -> None:
-        """Forget all predictions."""
-        self.evaluator.reset()
-
-    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Take the predictions of a batch."""
-        self.evaluator.process(inputs, outputs)
-
-    def evaluate(self) -> dict[str, Any] | None:
+    def evaluate(self) -> dict[str, Any]:
         """The results; all processes come here once, whatever part of the images they have seen.
 
         Raises:
             TrainingInterrupted: in all processes, where one got a signal.
         """
         self.signals.agree()
-        return self.evaluator.evaluate()
+        return super().evaluate()

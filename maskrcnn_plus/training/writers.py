@@ -14,7 +14,7 @@ from detectron2.engine import hooks
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, TensorboardXWriter, get_event_storage
 
 from maskrcnn_plus.atomic import write_atomically
-from maskrcnn_plus.training.loggers import build_loggers
+from maskrcnn_plus.training.loggers import WINDOW, build_loggers
 
 logger = logging.getLogger(__name__)
 
@@ -50,16 +50,15 @@ def build_writers(settings: Any, start_iter: int, config: Mapping[str, Any] | No
 class MetricsFile(EventWriter):
     """Detectron2's `JSONWriter`, with null for NaN and infinity, which JSON does not have."""
 
-    def __init__(self, path: str, window: int = 20) -> None:
-        """Append a line an iteration to the file; what is smoothed is the median of the last `window` values."""
+    def __init__(self, path: str) -> None:
+        """Append a line an iteration to the file; what is smoothed is the median of the last `WINDOW` values."""
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - `close` closes it
-        self._window = window
         self._last = -1
 
     def write(self) -> None:
         """Write what is new since the last call."""
         lines: dict[int, dict[str, float | None]] = defaultdict(dict)
-        for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(self._window).items():
+        for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(WINDOW).items():
             if iteration > self._last:
                 lines[iteration][name] = value if math.isfinite(value) else None
         for iteration, values in lines.items():
