@@ -5,7 +5,6 @@ Shape shorthand: N objects of an image of H x W pixels.
 
 from __future__ import annotations
 
-import io
 import math
 import tempfile
 import threading
@@ -22,7 +21,6 @@ from maskrcnn_plus.data.pixel_size import tiff_pixel_size
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.masks.measure import rle_areas
 from maskrcnn_plus.results import write_results
-from maskrcnn_plus.results.geojson import write_geojson
 from maskrcnn_plus.results.outlines import rle_polygons
 from maskrcnn_plus.results.overlay import BASE_COLOURS, class_label, class_shades, reduced_picture
 from maskrcnn_plus.results.predictions import Predictions
@@ -82,13 +80,6 @@ def to_json(found: Predictions, class_names: list[str]) -> dict[str, Any]:
         for number, (category, score, box, area, rle) in enumerate(zip(*columns, strict=True), start=1)
     ]
     return {"height": height, "width": width, "objects": objects}
-
-
-def to_geojson(found: Predictions, class_names: list[str]) -> bytes:
-    """The file of the format geojson."""
-    file = io.BytesIO()
-    write_geojson(file, found, class_names, found.pixel_size)
-    return file.getvalue()
 
 
 def to_outlines(found: Predictions, class_names: list[str]) -> dict[str, Any]:

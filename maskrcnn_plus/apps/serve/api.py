@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from typing import Any, Literal
@@ -10,9 +11,10 @@ from fastapi import APIRouter, HTTPException, Query, Request, Response
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from maskrcnn_plus.apps.serve.answers import select, to_geojson, to_json
+from maskrcnn_plus.apps.serve.answers import select, to_json
 from maskrcnn_plus.apps.serve.metrics import CONTENT_TYPE_LATEST
 from maskrcnn_plus.apps.serve.service import Service
+from maskrcnn_plus.results.geojson import write_geojson
 
 
 class RLE(BaseModel):
@@ -125,6 +127,8 @@ def make_router(service: Service) -> APIRouter:
 def _answer(service, job, name, found, kind, min_score, min_area, start) -> Response:
     found, names = select(found, min_score, min_area), service.predictor.class_names
     if kind == "geojson":
-        return Response(to_geojson(found, names), media_type="application/geo+json")
+        file = io.BytesIO()
+        write_geojson(file, found, names, found.pixel_size)
+        return Response(file.getvalue(), media_type="application/geo+json")
     facts = {"image": name, **to_json(found, names), "note": job.note, "seconds": round(time.perf_counter() - start, 3)}
     return Response(json.dumps(facts), media_type="application/json")

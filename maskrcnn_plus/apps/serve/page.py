@@ -12,7 +12,7 @@ from starlette.responses import FileResponse, RedirectResponse, StreamingRespons
 from maskrcnn_plus.apps.serve.access import is_token, make_cookie
 from maskrcnn_plus.apps.serve.answers import DOWNLOADS, draw_picture, select, to_outlines, write_download
 from maskrcnn_plus.apps.serve.archive import zip_files
-from maskrcnn_plus.apps.serve.service import Kept, Service
+from maskrcnn_plus.apps.serve.service import Kept, Service, to_http
 from maskrcnn_plus.data.synthetic_nuclei import STAINS, render_nuclei
 from maskrcnn_plus.results.labels import encode_png
 
@@ -141,5 +141,4 @@ def _reading(kept: Kept, function: Any, *args: Any) -> Any:
     try:
         return function(*args)
     except Exception as error:  # of the decoder or the memory, too
-        status = 400 if isinstance(error, ValueError | OSError) else 500
-        raise HTTPException(status, kept.upload.explain(error)) from error
+        raise to_http(kept.upload, error, failed="") from error

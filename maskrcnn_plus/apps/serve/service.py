@@ -93,7 +93,7 @@ class Service:
             HTTPException: 400, 408 or 413 with what is wrong; 429 where too much waits.
         """
         try:
-            slot = self.worker.reserve()
+            self.worker.reserve()
         except QueueFull as error:
             await discard(request)
             raise HTTPException(429, str(error), {"Retry-After": str(error.retry_after)}) from error
@@ -105,14 +105,14 @@ class Service:
             if not all_pages:
                 images = [_choose_page(upload.name, images, page)]
         except BaseException as error:
-            slot.release()
+            self.worker.release()
             if upload is not None:
                 upload.leave()
             if isinstance(error, HTTPException) and error.status_code == 413:
                 await discard(request)
             raise
         jobs = [Job(image, size) for image in images]
-        self.worker.submit(jobs, slot)
+        self.worker.submit(jobs)
         return upload, jobs
 
     async def wait_for(self, request: Request, upload: Upload, job: Job) -> Predictions:
@@ -191,10 +191,10 @@ def _choose_page(name, images, page):
     return images[page - 1]
 
 
-def to_http(upload: Upload, error: BaseException) -> HTTPException:
-    """What to answer for an error of a job."""
+def to_http(upload: Upload, error: BaseException, failed: str = "The prediction failed: ") -> HTTPException:
+    """What to answer for an error of a job, or of what reads its image again."""
     if isinstance(error, JobCancelled):
         return HTTPException(503, "The prediction was given up.")
     if isinstance(error, (ValueError, OSError)):
         return HTTPException(400, upload.explain(error))
-    return HTTPException(500, f"The prediction failed: {upload.explain(error)}")
+    return HTTPException(500, f"{failed}{upload.explain(error)}")

@@ -37,22 +37,12 @@ class QueueFull(Exception):
         self.retry_after = retry_after
 
 
-class Slot:
-    """The place of an upload, given back once."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker, self._held, self._lock = worker, True, threading.Lock()
-
-    def release(self) -> None:
-        """Give it back; again does nothing."""
-        with self._lock:
-            held, self._held = self._held, False
-        if held:
-            self._worker.give_back()
-
-
 class Worker:
-    """Predicts jobs in the order in which they came, in a thread of its own; small ones that wait share a batch."""
+    """Predicts jobs in the order in which they came, in a thread of its own; small ones that wait share a batch.
+
+    Attributes:
+        num_taken: slots that are taken.
+    """
 
     def __init__(self, predictor: Predictor, settings: Settings, metrics: Metrics) -> None:
         """Take the model; `start` begins.
@@ -69,7 +59,7 @@ class Worker:
         self._images = ImagePredictor(predictor, settings.tile)
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
-        self._taken = 0  # slots
+        self.num_taken = 0
         self._closed = False
         self._seconds = 1.0  # an image, of the last ones
         self._running: list[Job] = []
@@ -95,37 +85,31 @@ class Worker:
         """Whether jobs are taken."""
         return self._thread.is_alive() and not self._closed
 
-    @property
-    def num_taken(self) -> int:
-        """Slots that are taken."""
-        return self._taken
-
-    def reserve(self) -> Slot:
-        """Take a slot.
+    def reserve(self) -> None:
+        """Take a slot, which `submit` or `release` gives back.
 
         Raises:
             QueueFull: there is none.
         """
         with self._changed:
-            if self._taken >= self.settings.max_waiting:
+            if self.num_taken >= self.settings.max_waiting:
                 raise QueueFull(max(1, math.ceil(self._seconds * (1 + len(self._waiting)))))
-            self._taken += 1
-        return Slot(self)
+            self.num_taken += 1
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """One slot is free again."""
         with self._changed:
-            self._taken -= 1
+            self.num_taken -= 1
 
-    def submit(self, jobs: Sequence[Job], slot: Slot) -> None:
+    def submit(self, jobs: Sequence[Job]) -> None:
         """Queue the images of an upload, whose slot is given back when all are finished."""
-        left, lock = [len(jobs)], threading.Lock()
+        left = len(jobs)
 
         def finished(_: object) -> None:
-            with lock:
-                left[0] -= 1
-            if left[0] == 0:
-                slot.release()
+            nonlocal left
+            with self._changed:
+                left -= 1
+                self.num_taken -= left == 0
 
         for job in jobs:
             job.future.add_done_callback(finished)

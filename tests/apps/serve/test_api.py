@@ -229,7 +229,8 @@ def test_a_client_that_goes_away_is_not_waited_for(predictor):
 
         async def wait():
             job = module.Job(None, (10, 10))
-            service.worker.submit([job], service.worker.reserve())
+            service.worker.reserve()
+            service.worker.submit([job])
             with pytest.raises(module.HTTPException, match="went away"):
                 await service.wait_for(Gone(), None, job)
             return job
