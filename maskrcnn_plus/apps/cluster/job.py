@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +16,7 @@ from maskrcnn_plus.apps.cluster.attempts import ATTEMPT
 from maskrcnn_plus.apps.cluster.inputs import ListedFile
 from maskrcnn_plus.apps.cluster.stores import PATIENCE, Store
 from maskrcnn_plus.apps.cluster.tables import to_parquet
-from maskrcnn_plus.apps.predict_files.fingerprint import FORMAT_SETTINGS
+from maskrcnn_plus.apps.predict_files.fingerprint import changed_settings
 from maskrcnn_plus.apps.predict_files.prediction_loop import FileOptions
 from maskrcnn_plus.apps.predictor_source import PredictorSource
 from maskrcnn_plus.errors import UserError
@@ -172,14 +171,8 @@ def fingerprint(files: Sequence[ListedFile]) -> str:
 
 def _check_same(store: Store, earlier: Manifest, new: Manifest) -> None:
     remedy = "Choose another output, or make all results again with --overwrite"
-    changed: list[str] = []
-    before = {**earlier.settings, "shard_size": str(earlier.shard_size)}
-    now: dict[str, Any] = {**new.settings, "shard_size": str(new.shard_size)}
-    for name in {**before, **now}:
-        of_both = name in before and name in now
-        if before.get(name) != now.get(name) and (of_both or name not in FORMAT_SETTINGS):
-            changed.append(f"{name} ({before.get(name, 'none')} before, {now.get(name, 'none')} now)")
-    if changed:
+    before, now = ({**each.settings, "shard_size": str(each.shard_size)} for each in (earlier, new))
+    if changed := changed_settings(before, now):
         raise UserError(f"{store.address} has results of other settings: {', '.join(changed)}. {remedy}")
     if earlier.inputs != new.inputs:
         what = f"{earlier.files} files before, {new.files} now" if earlier.files != new.files else "some files changed"

@@ -61,6 +61,15 @@ def describe_settings(predictor: Predictor, options: FileOptions) -> dict[str, s
     return settings
 
 
+def changed_settings(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What differs between the settings of two runs, in words; those of formats count where both have them."""
+    return [
+        f"{name} ({before.get(name, 'none')} before, {now.get(name, 'none')} now)"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name) and (name not in FORMAT_SETTINGS or (name in before and name in now))
+    ]
+
+
 def _is_setting(value: Any) -> bool:
     """Whether an attribute is a plain value or an object of plain values, such as a box transform with its weights."""
     if isinstance(value, torch.nn.Module):

@@ -11,12 +11,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from maskrcnn_plus.apps.predict_files.fingerprint import FORMAT_SETTINGS, changed_settings
 from maskrcnn_plus.apps.predict_files.sources import SourceImage
 from maskrcnn_plus.atomic import TEMPORARY, write_atomically
 from maskrcnn_plus.inference.kept_tiles import KeptTiles
@@ -61,6 +62,11 @@ class Records:
     """The records of one output folder, in its sub-folder `.records`.
 
     As a context manager it keeps other runs out of the folder.
+
+    Attributes:
+        output: the folder.
+        digest: of the settings.
+        shards: folder of what shards leave.
     """
 
     def __init__(
@@ -71,19 +77,17 @@ class Records:
         files: Iterable[str],
         overwrite: bool = False,
         shard: Shard | None = None,
-        of_formats: Sequence[str] = (),
     ) -> None:
         """Open or make the folder.
 
         Args:
             output: the folder, made if it is not there.
             settings: what results depend on besides their image, as text by name. Results of other settings are
-                refused.
+                refused, see `changed_settings`.
             sub_folders, files: names in the folder that a run writes to. They must not be there without records, as
                 they may hold something else, such as the labels that people drew.
             overwrite: replace what is there, whatever it is, and make everything again.
             shard: the part of the inputs that this run predicts; those of other shards may have the folder too.
-            of_formats: names of settings of single formats: they are compared where both runs have them.
 
         Raises:
             ValueError: there are results of other settings, or other files.
@@ -91,11 +95,12 @@ class Records:
         """
         self.output = Path(output)
         self._folder = self.output / ".records"
+        self.shards, self._images = self._folder / "shards", self._folder / "images"
+        self._settings_file = self._folder / "settings.json"
         self._settings = {name: str(value) for name, value in settings.items()}
-        self._of_formats = {name: self._settings[name] for name in of_formats if name in self._settings}
-        self._names_of_formats = tuple(of_formats)
-        common = {name: value for name, value in self._settings.items() if name not in of_formats}
-        self._digest = hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:16]
+        self._of_formats = {name: self._settings[name] for name in FORMAT_SETTINGS if name in self._settings}
+        common = {name: value for name, value in self._settings.items() if name not in FORMAT_SETTINGS}
+        self.digest = hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:16]
         self._sub_folders, self._files = tuple(sub_folders), tuple(files)
         self._overwrite, self._shard = overwrite, shard
 
@@ -117,7 +122,7 @@ class Records:
         if self._shard is None:  # other shards may be writing
             self._remove_leftovers()
         earlier = {} if self._overwrite else _read_json(self._settings_file) or {}
-        kept = {name: value for name, value in earlier.items() if name in self._names_of_formats}
+        kept = {name: value for name, value in earlier.items() if name in FORMAT_SETTINGS}
         write_atomically(self._settings_file, json.dumps({**kept, **self._settings}, indent=1).encode())
         return self
 
@@ -132,20 +137,6 @@ class Records:
         """Let others in."""
         self._lock.close()
 
-    @property
-    def digest(self) -> str:
-        """Of the settings."""
-        return self._digest
-
-    @property
-    def shards(self) -> Path:
-        """Folder of what shards leave."""
-        return self._folder / "shards"
-
-    @property
-    def _settings_file(self) -> Path:
-        return self._folder / "settings.json"
-
     def _check(self) -> None:
         """Refuse to add to results of other settings, or to replace what no run wrote."""
         earlier = _read_json(self._settings_file)
@@ -157,35 +148,23 @@ class Records:
                     f"{self.output / present[0]} is there already and not of an earlier run: choose another output "
                     "folder, or replace what is there with --overwrite"
                 )
-        elif earlier != self._settings and any(self._images.rglob("*.json")):
-            changed = [
-                f"{name} ({earlier.get(name, 'none')} before, {self._settings.get(name, 'none')} now)"
-                for name in {**earlier, **self._settings}
-                if earlier.get(name) != self._settings.get(name)
-                and (name not in self._names_of_formats or (name in earlier and name in self._settings))
-            ]
-            if not changed:
-                return
+        elif (changed := changed_settings(earlier, self._settings)) and any(self._images.rglob("*.json")):
             raise ValueError(
                 f"{self.output} has results of other settings: {', '.join(changed)}. Choose another output folder, or "
                 "make all results again with --overwrite"
             )
 
-    @property
-    def _images(self) -> Path:
-        return self._folder / "images"
-
     def has(self, image: SourceImage, kinds: Iterable[str]) -> bool:
         """Whether the results of all `kinds` are there for the image as it is."""
         record = None if self._overwrite else _read_json(self._path(image.name))
-        if record is None or record.get("settings") != self._digest or record.get("input") != file_state(image.path):
+        if record is None or record.get("settings") != self.digest or record.get("input") != file_state(image.path):
             return False
         return self._is_whole(record, kinds)
 
     def is_done(self, name: str, kinds: Iterable[str]) -> bool:
         """Whether the results of all `kinds` are there for the image of that name, whatever became of its file."""
         record = _read_json(self._path(name))
-        return record is not None and record.get("settings") == self._digest and self._is_whole(record, kinds)
+        return record is not None and record.get("settings") == self.digest and self._is_whole(record, kinds)
 
     def _is_whole(self, record: dict[str, Any], kinds: Iterable[str]) -> bool:
         results, of_formats = record.get("results"), record.get("of_formats") or {}
@@ -229,7 +208,7 @@ class Records:
         path = self._tiles_path(image.name)
         if self._overwrite:
             path.unlink(missing_ok=True)
-        return KeptTiles(path, json.dumps([self._digest, file_state(image.path), image.part]))
+        return KeptTiles(path, json.dumps([self.digest, file_state(image.path), image.part]))
 
     def _tiles_path(self, name: str) -> Path:
         return self._folder / "tiles" / f"{name}.jsonl"
@@ -248,7 +227,7 @@ class Records:
             for kind, path in files.items()
         }
         results.update((kind, {"value": value}) for kind, value in values.items())
-        record = {"settings": self._digest, "of_formats": self._of_formats, "input": state, "results": results}
+        record = {"settings": self.digest, "of_formats": self._of_formats, "input": state, "results": results}
         path = self._path(image.name)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(record).encode(), durable=True)

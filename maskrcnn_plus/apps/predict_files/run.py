@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from maskrcnn_plus.apps.predict_files.file_predictor import FilePredictor, RunSummary
-from maskrcnn_plus.apps.predict_files.fingerprint import FORMAT_SETTINGS, describe_settings
+from maskrcnn_plus.apps.predict_files.fingerprint import describe_settings
 from maskrcnn_plus.apps.predict_files.image_predictor import explain_no_objects, print_line
 from maskrcnn_plus.apps.predict_files.inputs import InputFile, list_inputs
 from maskrcnn_plus.apps.predict_files.merging import merged_files, write_merged
@@ -102,7 +102,7 @@ def predict_files(
     depends = describe_settings(predictor, options)
     depends |= {"classes": ", ".join(names), "category ids": str(predictor.category_ids)}
     written = sub_folders, merged_files(formats, with_report)
-    with Records(folder, depends, *written, overwrite, shard, FORMAT_SETTINGS) as records:
+    with Records(folder, depends, *written, overwrite, shard) as records:
         if shard is not None:
             record = ShardRecord.begin(shard, files, records, options, names, report)
             files = files[shard.index - 1 :: shard.count]

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from maskrcnn_plus.apps.predict_files.file_predictor import RunSummary, result_kinds
-from maskrcnn_plus.apps.predict_files.fingerprint import FORMAT_SETTINGS
 from maskrcnn_plus.apps.predict_files.inputs import InputFile
 from maskrcnn_plus.apps.predict_files.merging import merged_files, write_merged
 from maskrcnn_plus.apps.predict_files.prediction_loop import FileOptions
@@ -118,9 +117,7 @@ def merge_shards(output: str | Path) -> RunSummary:
         total.done += shard.done
     total.done.sort()
     files = merged_files(first.formats, first.report is not None)
-    with Records(
-        folder, settings, [FORMATS[kind] for kind in first.formats], files, of_formats=FORMAT_SETTINGS
-    ) as records:
+    with Records(folder, settings, [FORMATS[kind] for kind in first.formats], files) as records:
         if first.settings != records.digest:
             raise UserError(f"{folder}: the shards were run with other settings than {place / 'settings.json'} says")
         for shard in shards:

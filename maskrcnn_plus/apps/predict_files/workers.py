@@ -7,7 +7,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -89,7 +89,12 @@ def predict_in_processes(
                 advance(seen - len(batch), seen)
 
         try:
-            _feed(pool, batches, running, 2 * workers.number, take)
+            for batch in batches:
+                running[pool.submit(_predict, batch)] = batch
+                if len(running) >= 2 * workers.number:  # busy processes, without a queue of millions
+                    take(list(wait(running, return_when=FIRST_COMPLETED).done))
+            while running:
+                take(list(wait(running, return_when=FIRST_COMPLETED).done))
         except KeyboardInterrupt:
             total.interrupted = True
             take([future for future in list(running) if not future.cancel()])
@@ -103,22 +108,6 @@ def predict_in_processes(
             raise
     total.failures.sort(key=_order(files))
     return total
-
-
-def _feed(
-    pool: ProcessPoolExecutor,
-    batches: Iterator[Sequence[InputFile]],
-    running: dict[Future[RunSummary], Sequence[InputFile]],
-    limit: int,
-    take: Callable[[Sequence[Future[RunSummary]]], None],
-) -> None:
-    """Keep the processes busy without a queue of millions."""
-    for batch in batches:
-        running[pool.submit(_predict, batch)] = batch
-        if len(running) >= limit:
-            take(list(wait(running, return_when=FIRST_COMPLETED).done))
-    while running:
-        take(list(wait(running, return_when=FIRST_COMPLETED).done))
 
 
 def _order(files: Sequence[InputFile]) -> Callable[[tuple[str, str]], int]:
