@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,38 +113,33 @@ class Plan:
             ConfigError: a value cannot be.
         """
         check_config(self.cfg)
-        module = f"maskrcnn_plus.configs.{self.base.replace('/', '.')}"
-        parts = sorted({"dataloader", "dataset", "lr_multiplier", "model", "optimizer", "train"})
         lines = [f"# {line}" for line in about]
-        lines += _imports(module, parts, self.model_of)
+        lines += _imports(self.base, self.model_of)
         for decision in self.decisions:
             if not decision.values:
                 continue
-            lines += [f"# {line}" for line in _wrapped(decision.reason)]
+            words = " ".join(decision.reason.split())
+            wrapped = textwrap.wrap(words, 116, break_long_words=False, break_on_hyphens=False)
+            lines += [f"# {line}" for line in wrapped]
             lines += [f"{_python(key)} = {_literal(value)}" for key, value in decision.values.items()]
             lines.append("")
         if self._given:
             lines.append("# As given.")
-            lines += [f"{_python(key)} = {_literal(_plain(self.get(key)))}" for key in dict.fromkeys(self._given)]
+            lines += [f"{_python(key)} = {_literal(self.get(key))}" for key in dict.fromkeys(self._given)]
             lines.append("")
         write_atomically(path, "\n".join(lines).encode())
 
 
-def _imports(module: str, parts: Sequence[str], model_of: str | None) -> list[str]:
+def _imports(base: str, model_of: str | None) -> list[str]:
     """Import lines of a config; a model of its own replaces that of the base."""
+    parts = ["dataloader", "dataset", "lr_multiplier", *["model"] * (model_of is None), "optimizer", "train"]
+    lines = [f"from maskrcnn_plus.configs.{base.replace('/', '.')} import {', '.join(parts)}", ""]
     if model_of is None:
-        return [f"from {module} import {', '.join(parts)}", ""]
-    parts = [part for part in parts if part != "model"]
+        return lines
     if model_of in list_configs():
-        other = f"maskrcnn_plus.configs.{model_of.replace('/', '.')}"
-        return [f"from {module} import {', '.join(parts)}", f"from {other} import model", ""]
-    return [
-        "from maskrcnn_plus.checkpoints.description import described_config",
-        f"from {module} import {', '.join(parts)}",
-        "",
-        f"model = described_config({model_of!r}).model",
-        "",
-    ]
+        return [lines[0], f"from maskrcnn_plus.configs.{model_of.replace('/', '.')} import model", ""]
+    start = "from maskrcnn_plus.checkpoints.description import described_config"
+    return [start, *lines, f"model = described_config({model_of!r}).model", ""]
 
 
 def _learned_diameter(cfg: DictConfig) -> float | None:
@@ -160,21 +156,6 @@ def _python(key: str) -> str:
     return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", key)
 
 
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-
-
 def _literal(value: Any) -> str:
-    if isinstance(value, tuple):
-        value = list(value)
-    return repr(value)
-
-
-def _wrapped(text: str, width: int = 116) -> list[str]:
-    """Lines of a comment."""
-    lines = [""]
-    for word in text.split():
-        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return lines
+    value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return repr(list(value) if isinstance(value, tuple) else value)
