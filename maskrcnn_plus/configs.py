@@ -37,9 +37,6 @@ class _Finder(MetaPathFinder, Loader):
         file = place.with_name(f"{place.name}.py")
         return ModuleSpec(name, self, origin=str(file)) if file.is_file() else None
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return None
-
     def exec_module(self, module: ModuleType) -> None:
         file = module.__spec__.origin
         if file is None:  # a folder

@@ -21,14 +21,18 @@ from maskrcnn_plus.results.cvat import row_runs
 from maskrcnn_plus.results.outlines import rle_crops, rle_polygons
 
 if TYPE_CHECKING:
-    from cvat_sdk.auto_annotation import DetectionFunctionContext, DetectionFunctionSpec
+    from cvat_sdk.auto_annotation import DetectionFunctionContext
     from cvat_sdk.models import LabeledShapeRequest
 
 _AS_THEY_ARE = ("L", "RGB", "RGBA", "I", "F", "I;16", "I;16L", "I;16B")  # modes of Pillow whose arrays are images
 
 
 class MaskFunction:
-    """Finds masks, or polygons where CVAT asks for them."""
+    """Finds masks, or polygons where CVAT asks for them.
+
+    Attributes:
+        spec: the labels, which CVAT matches with those of the task by their names.
+    """
 
     def __init__(self, detect: Callable[[np.ndarray, float | None], Instances], class_names: list[str]) -> None:
         """Take what finds the objects of an array [H, W] or [H, W, C] with at least a score, such as a `Detector`.
@@ -41,14 +45,9 @@ class MaskFunction:
         except ImportError as error:
             raise UserError('CVAT needs its SDK: pip install "maskrcnn_plus[cvat]"') from error
         self._detect, self._cvat = detect, cvat_sdk.auto_annotation
-        self._spec = self._cvat.DetectionFunctionSpec(
+        self.spec = self._cvat.DetectionFunctionSpec(
             labels=[self._cvat.label_spec(name, index, type="mask") for index, name in enumerate(class_names)]
         )
-
-    @property
-    def spec(self) -> DetectionFunctionSpec:
-        """The labels, which CVAT matches with those of the task by their names."""
-        return self._spec
 
     def detect(self, context: DetectionFunctionContext, image: Image.Image) -> list[LabeledShapeRequest]:
         """Shapes of the objects in an image, the best first."""

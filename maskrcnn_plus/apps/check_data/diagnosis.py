@@ -5,6 +5,7 @@ Shape shorthand: I images of all splits.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -33,6 +34,8 @@ _ORDER = [WHOLE, "train", "val", "test"]
 
 PROBLEM, WARNING, NOTE = "problem", "warning", "note"
 """What stops a training; what is worth a look; what was assumed."""
+
+HEADINGS = {PROBLEM: "Problems, which stop a training", WARNING: "Worth a look", NOTE: "Assumed and noticed"}
 
 
 @dataclass(frozen=True)
@@ -129,12 +132,8 @@ def diagnose(
     records = [record for records in splits.values() for record in records]
     facts = read_facts(records, progress=None if progress is None else progress(len(records)))
     findings += _group(PROBLEM, [each for each in facts if isinstance(each, str)], _REMEDY)
-    readable = [isinstance(each, ImageFacts) for each in facts]
-    start = 0
-    for split, members in splits.items():
-        kept = readable[start : start + len(members)]
-        start += len(members)
-        splits[split] = [record for record, good in zip(members, kept, strict=True) if good]
+    readable = (isinstance(each, ImageFacts) for each in facts)  # of the splits in turn
+    splits = {split: list(itertools.compress(members, readable)) for split, members in splits.items()}
     splits = {split: members for split, members in splits.items() if members}
     facts = [each for each in facts if isinstance(each, ImageFacts)]
     diagnosis = Diagnosis(path, data.format, data.class_names, splits, {})
@@ -143,7 +142,7 @@ def diagnose(
     findings += _describe_repeated(diagnosis)
     findings += _compare_images(diagnosis, facts)
     findings += _describe_splits(diagnosis)
-    order = [PROBLEM, WARNING, NOTE]
+    order = list(HEADINGS)
     diagnosis.findings = sorted(findings, key=lambda each: (order.index(each.severity), -len(each.lines)))
     train, val_statistics = _learned_from(diagnosis)
     if train is not None:
@@ -206,13 +205,10 @@ def _kind(line: str) -> str:
 
 def _measure(diagnosis: Diagnosis, facts: Sequence[ImageFacts]) -> None:
     """Add the figures of each split and of all together."""
-    found = measure_splits(diagnosis.splits, diagnosis.class_names)
-    start = 0
-    for split, members in [*diagnosis.splits.items(), ("", diagnosis.records)]:
-        first = start if split else 0
-        pixels = summarize(facts[first : first + len(members)])
-        diagnosis.statistics[split] = replace(found[split], pixels=pixels)
-        start += len(members)
+    found, rest = measure_splits(diagnosis.splits, diagnosis.class_names), iter(facts)
+    parts = {split: list(itertools.islice(rest, len(members))) for split, members in diagnosis.splits.items()}
+    for split, part in {**parts, "": facts}.items():
+        diagnosis.statistics[split] = replace(found[split], pixels=summarize(part))
 
 
 def _judge_annotations(diagnosis: Diagnosis) -> None:

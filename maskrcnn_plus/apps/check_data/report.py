@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maskrcnn_plus.apps.check_data.diagnosis import NOTE, PROBLEM, WARNING, Diagnosis, Finding
+from maskrcnn_plus.apps.check_data.diagnosis import HEADINGS, NOTE, PROBLEM, WARNING, Diagnosis, Finding
 from maskrcnn_plus.apps.check_data.pictures import choose_samples, draw_samples, draw_suspicious
 from maskrcnn_plus.apps.check_data.summary import class_table, facts, split_table
 from maskrcnn_plus.apps.check_data.suspicious import choose_shown
@@ -25,8 +25,6 @@ from maskrcnn_plus.results.page import (
 
 _SAMPLES = 6
 _LINES = 500  # of a kind
-
-_HEADINGS = {PROBLEM: "Problems, which stop a training", WARNING: "Worth a look", NOTE: "Assumed and noticed"}
 
 _STYLE = """
 section.card{margin-bottom:14px}
@@ -85,7 +83,7 @@ def _list(lines: list[str]) -> str:
 
 def _findings(diagnosis: Diagnosis, severity: str) -> str:
     found = [each for each in diagnosis.findings if each.severity == severity]
-    return _card(_HEADINGS[severity], "".join(map(_finding, found)), severity) if found else ""
+    return _card(HEADINGS[severity], "".join(map(_finding, found)), severity) if found else ""
 
 
 def _finding(finding: Finding) -> str:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from tabulate import tabulate
 
-from maskrcnn_plus.apps.check_data.diagnosis import NOTE, PROBLEM, WARNING, Diagnosis, Finding
+from maskrcnn_plus.apps.check_data.diagnosis import HEADINGS, Diagnosis, Finding
 from maskrcnn_plus.apps.check_data.summary import class_table, facts, split_table
 from maskrcnn_plus.apps.check_data.suspicious import choose_shown
 from maskrcnn_plus.data.findings import annotation_name
 
 _KINDS, _LINES = 20, 5  # of a severity, of a kind
 _CLASSES = 30
-
-_HEADINGS = {PROBLEM: "Problems, which stop a training", WARNING: "Worth a look", NOTE: "Assumed and noticed"}
 
 
 def describe(diagnosis: Diagnosis) -> str:
@@ -23,7 +21,7 @@ def describe(diagnosis: Diagnosis) -> str:
         more = f"\n... and {len(rows) - _CLASSES} more classes" if len(rows) > _CLASSES else ""
         parts.append(_table(headings, rows[:_CLASSES]) + more)
     parts.append(tabulate(facts(diagnosis).items(), tablefmt="plain", disable_numparse=True))
-    for severity, heading in _HEADINGS.items():
+    for severity, heading in HEADINGS.items():
         found = [each for each in diagnosis.findings if each.severity == severity]
         if found:
             more = [f"  ... and {len(found) - _KINDS} more kinds"] if len(found) > _KINDS else []

@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow.parquet as pq
 from tqdm import tqdm
@@ -31,9 +31,6 @@ from maskrcnn_plus.apps.predict_files.fingerprint import describe_settings
 from maskrcnn_plus.apps.predict_files.workers import count_cores
 from maskrcnn_plus.errors import UserError, describe
 from maskrcnn_plus.locking import lock_folder
-
-if TYPE_CHECKING:
-    from ray.data import Dataset
 
 _NUMBERS = ("images", "objects", "failures", "seconds")  # of a part, as of the job
 _AT_ONCE = 16  # requests to a store
@@ -205,14 +202,9 @@ class RayConnection:
             arguments: of its constructor.
             count: of the rows.
             take: called with each result.
-
         """
         if not count:
             return
-        for row in self._dataset(actor, arguments, count).iter_rows():
-            take(row)
-
-    def _dataset(self, actor: type, arguments: tuple[Any, ...], count: int) -> Dataset:
         ray = self._connect()
         number = self.actors.number or max(int(ray.cluster_resources().get("CPU", 1)) // self.actors.cpus, 1)
         number = min(number, count)
@@ -220,7 +212,7 @@ class RayConnection:
         sizes = {"min_size": 1, "max_size": number, "initial_size": number}
         pool = ray.data.ActorPoolStrategy(**sizes, max_tasks_in_flight_per_actor=2)
         rows = ray.data.from_items([{"id": index} for index in range(count)], override_num_blocks=count)
-        return rows.map_batches(
+        results = rows.map_batches(
             actor,
             fn_constructor_args=arguments,
             batch_size=1,
@@ -228,6 +220,8 @@ class RayConnection:
             num_cpus=self.actors.cpus,
             num_gpus=self.actors.gpus or None,
         )
+        for row in results.iter_rows():
+            take(row)
 
     def _connect(self) -> Any:
         import ray

@@ -6,7 +6,6 @@ parts of the file.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Iterator
@@ -64,10 +63,6 @@ class SpreadImage:
         first, last = (len(corners) * k // self.groups for k in (group, group + 1))
         return set(corners[first:last])
 
-    def to_plain(self) -> dict[str, Any]:
-        """For JSON."""
-        return dataclasses.asdict(self)
-
 
 def plan_spread(
     images: ImagePredictor, taken: TakenImage, path: str, part: ImageWindows, tiles: dict[str, Any], size: int
@@ -112,16 +107,12 @@ class GroupTiles(KeptTiles):
 
     def __init__(self, path: Path, corners: set[tuple[int, int]]) -> None:
         super().__init__(path, "")
-        self._corners, self._place = corners, path
+        self._corners = corners
 
     def begin(self, plan: str) -> dict[tuple[int, int], TileObjects]:
         """As of the base; tiles of other groups are there."""
         super().begin(plan)
         return _EmptyElsewhere(self._corners)
-
-    def content(self) -> bytes:
-        """The file."""
-        return self._place.read_bytes()
 
 
 class _EmptyElsewhere(dict[tuple[int, int], TileObjects]):

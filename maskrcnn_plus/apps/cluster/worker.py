@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ class Worker:
         """Predict the files of a shard, unless it is done; gives what became of it."""
         begun = time.monotonic()
         if self.store.exists(shard_name("images", shard)):
-            return self._counted(shard_name("images", shard), shard_name("failures", shard), 0.0)
+            return self._counted(shard_name("images", shard), shard_name("failures", shard))
         attempt = Attempt(self.store, f"shard-{shard:06d}")
         first = shard * self.manifest.shard_size
         files = [(first + k, path, name) for k, (path, name) in enumerate(read_shard(self.store, shard))]
@@ -94,7 +94,7 @@ class Worker:
             if attempt.number:  # so that an image that ends the process is alone
                 loop.options = replace(loop.options, batch_size=1)
             loop.run(self._fetch(files, loop, attempt, Path(scratch)))
-            spread = [image.to_plain() for image in loop.postponed]
+            spread = [asdict(image) for image in loop.postponed]
             loop.upload()
         for kind in TABLES[:-1]:
             self.store.write(shard_name(kind, shard), loop.rows.content(kind))
@@ -110,8 +110,8 @@ class Worker:
         if not self.store.exists(name):
             attempt = Attempt(self.store, f"{image.key}-{group:05d}")
             with tempfile.TemporaryDirectory(prefix="maskrcnn_plus_") as scratch:
-                kept = GroupTiles(Path(scratch, "tiles.jsonl"), image.corners(group))
-                error = None
+                place, error = Path(scratch, "tiles.jsonl"), None
+                kept = GroupTiles(place, image.corners(group))
                 if attempt.may_try(image.position):
                     loop = self._loop(Path(scratch), {image.position: image.path}, kept=kept, only=image.number)
                     loop.options = replace(loop.options, formats=())
@@ -119,7 +119,7 @@ class Worker:
                     error = next((each["reason"] for each in loop.rows.failures), None)
                 else:
                     error = "the process ended while it was predicted, most often for lack of memory"
-                self.store.write(name, kept.content() if error is None else json.dumps({"error": error}).encode())
+                self.store.write(name, place.read_bytes() if error is None else json.dumps({"error": error}).encode())
             attempt.end()
         return {"images": 0, "objects": 0, "failures": 0, "seconds": time.monotonic() - begun}
 
@@ -127,7 +127,7 @@ class Worker:
         """Make the objects of a huge image from those of its tiles, unless it is done."""
         begun, names = time.monotonic(), {kind: f"{kind}/{image.key}.parquet" for kind in TABLES}
         if self.store.exists(names["images"]):
-            return self._counted(names["images"], names["failures"], 0.0)
+            return self._counted(names["images"], names["failures"])
         kept = AllTiles(self.store, image)
         with tempfile.TemporaryDirectory(prefix="maskrcnn_plus_") as scratch:
             loop = self._loop(Path(scratch), {image.position: image.path}, kept=kept, only=image.number)
@@ -178,11 +178,11 @@ class Worker:
                     shutil.rmtree(done[1].parent)
                     fetched.remove(done)
 
-    def _counted(self, images: str, failures: str, seconds: float) -> dict[str, Any]:
+    def _counted(self, images: str, failures: str) -> dict[str, Any]:
         """What became of a part that was done before."""
         table, failed = (read_table(self.store, name) for name in (images, failures))
         objects = sum(table.column("objects").to_pylist())
-        return {"images": len(table), "objects": objects, "failures": len(failed), "seconds": seconds}
+        return {"images": len(table), "objects": objects, "failures": len(failed), "seconds": 0.0}
 
     @staticmethod
     def _summary(rows: Rows, seconds: float) -> dict[str, Any]:

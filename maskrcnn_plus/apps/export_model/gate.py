@@ -10,8 +10,8 @@ import os
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from detectron2.structures import Instances
@@ -95,10 +95,6 @@ class Comparison:
     def worst_drop(self) -> float:
         """The larger of the drops of mask and box AP."""
         return max(self.drop.values())
-
-    def plain(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
 
 
 def compare(original: Diagnosis, exported: Diagnosis, threshold: float) -> Comparison:

@@ -6,6 +6,7 @@ import html
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def write_reports(folder: Path, facts: Mapping[str, Any], comparison: Comparison
         OSError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    content = {**facts, "comparison": None if comparison is None else comparison.plain()}
+    content = {**facts, "comparison": None if comparison is None else asdict(comparison)}
     text = json.dumps(_finite(content), indent=1, allow_nan=False, ensure_ascii=False)
     write_atomically(folder / JSON_NAME, f"{text}\n".encode())
     write_page(folder / PAGE_NAME, "Export", _parts(facts, comparison), details=_details(facts))
