@@ -126,7 +126,7 @@ def write_results(
     check_background(background)
     if object_type not in OBJECT_TYPES:
         raise ValueError(f"object_type is {object_type!r}, it must be of {', '.join(OBJECT_TYPES)}")
-    instances = encode_masks(instances)
+    output, instances, written = Path(output), encode_masks(instances), {}
     class_names, pixel_size = known_class_names(instances, class_names), known_pixel_size(instances, pixel_size)
     with ExitStack() as stack:
         if isinstance(image, (str, os.PathLike)):
@@ -140,64 +140,41 @@ def write_results(
             raise ValueError(
                 f"{name}: the image has size {image.shape[:2]} (H, W) but its predictions {instances.image_size}"
             )
-        return _write(
-            *(Path(output), name, instances, image, formats, class_names, pixel_size, channels, file_name, source),
-            cut_options=(background, soft),
-            object_type=object_type,
-        )
-
-
-def _write(
-    output: Path,
-    name: str,
-    instances: Instances,
-    image: ImageWindows | None,
-    formats: Sequence[str],
-    class_names: Sequence[str] | None,
-    pixel_size: float | None,
-    channels: int,
-    file_name: str | None,
-    source: str | os.PathLike | None,
-    cut_options: tuple[str, bool],
-    object_type: str,
-) -> dict[str, Path]:
-    """`write_results` with the image opened and the masks encoded."""
-    written = {}
-    for kind in FORMATS:  # in this order whatever the order of `formats`
-        if kind not in formats:
-            continue
-        if kind in ANNOTATION_SETS:
-            written |= write_annotated(kind, output, name, instances, image, source, class_names)
-            continue
-        suffix = _SUFFIXES.get(kind, ".png")
-        if kind in NEED_IMAGE - {"csv"} and image is None:
-            raise ValueError(f"{name}: the format {kind} needs the image")
-        if kind in ("cutouts", "background"):
-            written[kind] = write_cut(kind, output, name, instances, image, channels, class_names, *cut_options)
-            continue
-        if kind == "overlay":
-            content = encode_png(draw_overlay(*make_picture(image, instances, channels), class_names))
-        elif kind == "labels":
-            suffix, content = encode_labels(instances)
-        elif kind == "coco":
-            content = coco_results(instances, file_name or name, name)
-        elif kind == "csv":
-            content = object_table(instances, name, image, class_names, pixel_size, channels)
-        elif kind == "counts":
-            content = count_table(instances, name, class_names, pixel_size)
-        elif kind == "label-tiff":
-            known = Calibration() if source is None else tiff_calibration(os.fspath(source))
-            known = known if pixel_size in (None, known.side) else Calibration(pixel_size, pixel_size)
-            content = partial(write_label_tiff, instances=instances, calibration=known)
-        else:
-            kinds = {"class_names": class_names, "pixel_size": pixel_size, "object_type": object_type}
-            content = partial(write_geojson, instances=instances, **kinds)
-        written[kind] = output / FORMATS[kind] / f"{name}{suffix}"
-        written[kind].parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(written[kind], content)
-        if kind == "labels":  # of an earlier run with another number of objects
-            other = {".png": ".tif", ".tif": ".png"}[suffix]
-            (written[kind].parent / f"{written[kind].name.removesuffix(suffix)}{other}").unlink(missing_ok=True)
+        for kind in FORMATS:  # in this order whatever the order of `formats`
+            if kind not in formats:
+                continue
+            if kind in ANNOTATION_SETS:
+                written |= write_annotated(kind, output, name, instances, image, source, class_names)
+                continue
+            suffix = _SUFFIXES.get(kind, ".png")
+            if kind in NEED_IMAGE - {"csv"} and image is None:
+                raise ValueError(f"{name}: the format {kind} needs the image")
+            if kind in ("cutouts", "background"):
+                written[kind] = write_cut(kind, output, name, instances, image, channels, class_names, background, soft)
+                continue
+            if kind == "overlay":
+                content = encode_png(draw_overlay(*make_picture(image, instances, channels), class_names))
+            elif kind == "labels":
+                suffix, content = encode_labels(instances)
+            elif kind == "coco":
+                content = coco_results(instances, file_name or name, name)
+            elif kind == "csv":
+                content = object_table(instances, name, image, class_names, pixel_size, channels)
+            elif kind == "counts":
+                content = count_table(instances, name, class_names, pixel_size)
+            elif kind == "label-tiff":
+                known = Calibration() if source is None else tiff_calibration(os.fspath(source))
+                known = known if pixel_size in (None, known.side) else Calibration(pixel_size, pixel_size)
+                content = partial(write_label_tiff, instances=instances, calibration=known)
+            else:
+                kinds = {"class_names": class_names, "pixel_size": pixel_size, "object_type": object_type}
+                content = partial(write_geojson, instances=instances, **kinds)
+            written[kind] = output / FORMATS[kind] / f"{name}{suffix}"
+            written[kind].parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(written[kind], content)
+            if kind == "labels":  # of an earlier run with another number of objects
+                other = {".png": ".tif", ".tif": ".png"}[suffix]
+                (written[kind].parent / f"{written[kind].name.removesuffix(suffix)}{other}").unlink(missing_ok=True)
     return written
 
 

@@ -86,7 +86,11 @@ def write_evaluation_report(
         ),
         _section("Classes", _classes(diagnosis)) if several else "",
         f'<section class="charts">{"".join(_quality_charts(diagnosis))}</section>',
-        _section("Confusion", _confusion(diagnosis), _confusion_note(diagnosis)),
+        _section(
+            "Confusion",
+            _confusion(diagnosis),
+            f"Rows: what an object is; columns: what it was detected as. {_at(diagnosis)}",
+        ),
         _section("Kinds of errors", _errors(diagnosis), _at(diagnosis)),
         _section(
             "What each kind of error costs",
@@ -188,27 +192,17 @@ def _quality_charts(diagnosis: Diagnosis) -> list[str]:
 
 
 def _confusion(diagnosis: Diagnosis) -> str:
-    if len(diagnosis.class_names) > 30:
-        rows = _largest_confusions(diagnosis)
-        return table(["object", "detected as", "times"], rows)
-    return charts.heat_table(
-        [*diagnosis.class_names, "nothing"], [*diagnosis.class_names, "nothing"], diagnosis.confusion
-    )
-
-
-def _largest_confusions(diagnosis: Diagnosis) -> list[tuple[str, str, int]]:
     names = [*diagnosis.class_names, "nothing"]
+    if len(diagnosis.class_names) <= 30:
+        return charts.heat_table(names, names, diagnosis.confusion)
     pairs = [
         (int(count), names[row], names[column])
         for row, counts in enumerate(diagnosis.confusion)
         for column, count in enumerate(counts)
         if count and row != column
     ]
-    return [(row, column, count) for count, row, column in sorted(pairs, reverse=True)[:30]]
-
-
-def _confusion_note(diagnosis: Diagnosis) -> str:
-    return f"Rows: what an object is; columns: what it was detected as. {_at(diagnosis)}"
+    largest = [(row, column, count) for count, row, column in sorted(pairs, reverse=True)[:30]]
+    return table(["object", "detected as", "times"], largest)
 
 
 def _at(diagnosis: Diagnosis) -> str:

@@ -78,7 +78,7 @@ def object_table(
     labels = [class_label(class_names, k) for k in instances.pred_classes.tolist()]
     rows = zip(labels, instances.scores.tolist(), lengths.tolist(), means.tolist(), strict=True)
     for index, (label, score, numbers, mean) in enumerate(rows, start=1):
-        writer.writerow([as_text(name), index, as_text(label), _text(score), *map(_text, numbers), _text(mean)])
+        writer.writerow([as_text(name), index, as_text(label), *map(as_figure, (score, *numbers, mean))])
     return file.getvalue().encode("utf-8", errors="replace")  # a file name may be no text
 
 
@@ -134,8 +134,7 @@ def merge_tables(path: str | Path, parts: Sequence[str | Path]) -> None:
         writer.writeheader()
         for part in parts:
             writer.writerows(rows(part))
-        text.flush()
-        text.detach()
+        text.detach()  # flushed
 
     write_atomically(path, write, durable=True)
 
@@ -146,5 +145,6 @@ def as_text(cell: str) -> str:
     return f"'{cell}" if cell.lstrip().startswith(_FORMULA) else cell
 
 
-def _text(value: float) -> str:
+def as_figure(value: float) -> str:
+    """A number as a cell, which is empty for NaN."""
     return "" if np.isnan(value) else f"{value:.8g}"

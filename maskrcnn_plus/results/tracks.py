@@ -22,7 +22,7 @@ from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.masks.measure import rle_areas, rle_centroids
 from maskrcnn_plus.results.overlay import class_label
 from maskrcnn_plus.results.supervision import to_supervision
-from maskrcnn_plus.results.table import as_text
+from maskrcnn_plus.results.table import as_figure, as_text
 
 if TYPE_CHECKING:
     from detectron2.structures import Instances
@@ -74,7 +74,7 @@ def write_track_table(
         instances = frame.instances
         boxes = as_array(instances.pred_boxes.tensor)  # [N, 4]
         areas, centroids = rle_areas(instances.pred_masks_rle), rle_centroids(instances.pred_masks_rle)
-        time = "" if rate is None else _text((frame.number - 1) / rate)
+        time = "" if rate is None else as_figure((frame.number - 1) / rate)
         for k in np.argsort(frame.identities, kind="stable").tolist():
             identity = int(frame.identities[k])
             if identity == 0:
@@ -82,9 +82,8 @@ def write_track_table(
             label = as_text(class_label(class_names, int(instances.pred_classes[k])))
             numbers = [float(instances.scores[k]), *boxes[k].tolist(), areas[k], *centroids[k]]
             parent = (parents or {}).get(identity, "")
-            writer.writerow([as_text(video), identity, parent, frame.number, time, label, *map(_text, numbers)])
-    text.flush()
-    text.detach()
+            writer.writerow([as_text(video), identity, parent, frame.number, time, label, *map(as_figure, numbers)])
+    text.detach()  # flushed
 
 
 @dataclass
@@ -165,16 +164,11 @@ def tracked_detections(frame: TrackedFrame) -> sv.Detections:
     return detections
 
 
-def _text(value: float) -> str:
-    return "" if np.isnan(value) else f"{value:.8g}"
-
-
 def write_rows(file: IO[bytes], rows: Sequence[Sequence[str]]) -> None:
     """Write rows of `COUNT_COLUMNS` below a header."""
     text = io.TextIOWrapper(file, encoding="utf-8", errors="replace", newline="")
     csv.writer(text, lineterminator="\n").writerows([COUNT_COLUMNS, *rows])
-    text.flush()
-    text.detach()
+    text.detach()  # flushed
 
 
 def merge_rows(path: Path, parts: Sequence[Path]) -> None:
