@@ -36,7 +36,8 @@ def write_reports(folder: Path, facts: Mapping[str, Any], comparison: Comparison
     content = {**facts, "comparison": None if comparison is None else asdict(comparison)}
     text = json.dumps(_finite(content), indent=1, allow_nan=False, ensure_ascii=False)
     write_atomically(folder / JSON_NAME, f"{text}\n".encode())
-    write_page(folder / PAGE_NAME, "Export", _parts(facts, comparison), details=_details(facts))
+    details = {key: str(facts[key]) for key in ("weights", "format", "precision", "date") if key in facts}
+    write_page(folder / PAGE_NAME, "Export", _parts(facts, comparison), details=details)
 
 
 def changes_table(comparison: Comparison, most: int = 20) -> str:
@@ -60,12 +61,6 @@ def changes_table(comparison: Comparison, most: int = 20) -> str:
     if len(comparison.changes) > most:
         lines.append(f"and {len(comparison.changes) - most} more, see {JSON_NAME}")
     return "\n".join(lines)
-
-
-def _details(facts: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        key.replace("_", " "): str(facts[key]) for key in ("weights", "format", "precision", "date") if key in facts
-    }
 
 
 def _parts(facts: Mapping[str, Any], comparison: Comparison | None) -> list[str]:

@@ -27,7 +27,11 @@ def choose_start(plan: Plan, weights: str | None, why: str = "") -> None:
         name = plan.get("model.backbone.bottom_up.name")
         plan.decide({"train.init_checkpoint": ""}, f"Starts from the ImageNet weights of its backbone, {name}.")
         return
-    model, what = _find_model(weights)
+    try:
+        described_config(weights)
+        model, what = weights, "a checkpoint of this package"
+    except NoDescriptionError:
+        model, what = find_zoo_config(read_weights(local_path(weights)), weights)
     if model is None:
         plan.decide({"train.init_checkpoint": weights}, f"Starts from {weights}: {what}.")
         return
@@ -38,14 +42,3 @@ def choose_start(plan: Plan, weights: str | None, why: str = "") -> None:
         f"Starts from {weights}: {what}. The model is that of these weights, with their anchors and levels, and learns "
         "at a quarter of the rate.",
     )
-
-
-def _find_model(weights: str) -> tuple[str | None, str]:
-    """Where the model of weights is from, as of `Plan.take_model`, None for the base's; and what the weights are."""
-    try:
-        described_config(weights)
-    except NoDescriptionError:
-        pass
-    else:
-        return weights, "a checkpoint of this package"
-    return find_zoo_config(read_weights(local_path(weights)), weights)

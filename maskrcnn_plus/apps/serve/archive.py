@@ -53,9 +53,6 @@ class _Pieces(io.RawIOBase):
     def __init__(self) -> None:
         self._written = bytearray()
 
-    def writable(self) -> bool:
-        return True
-
     def write(self, data: bytes) -> int:
         self._written += data
         return len(data)

@@ -10,29 +10,12 @@ from maskrcnn_plus.apps.serve.jobs import Job
 from maskrcnn_plus.results.predictions import Predictions
 
 
-def predict_image(images: ImagePredictor, job: Job) -> Predictions:
-    """Predict one image.
+def predict_jobs(images: ImagePredictor, jobs: Sequence[Job]) -> list[Predictions]:
+    """Predict images together; those that are better seen by tiles, each alone.
 
     Raises:
-        ValueError, OSError: the image cannot be used; the message names its file.
-        JobCancelled: nobody wants it any more.
-    """
-    job.on_tile(0, 1)
-    with ExitStack() as stack:
-        windows = stack.enter_context(job.image.open()) if images.needs_pixels(job.image, ()) else None
-        diameter, options = images.find_scale(windows)
-        if options is not None:
-            return images.predict_tiled(windows, diameter, {**options, "progress": False, "on_tile": job.on_tile})
-        (found,) = images.predict_whole([(job.image, windows, diameter)])
-    _note_limit(images, job, found)
-    return found
-
-
-def predict_batch(images: ImagePredictor, jobs: Sequence[Job]) -> list[Predictions]:
-    """Predict small images together; those that are better seen by tiles, each alone.
-
-    Raises:
-        ValueError, OSError: one of the images cannot be used.
+        ValueError, OSError: one of the images cannot be used; the message names its file.
+        JobCancelled: nobody wants one of them any more.
     """
     results: dict[Job, Predictions] = {}
     together = []
@@ -43,8 +26,9 @@ def predict_batch(images: ImagePredictor, jobs: Sequence[Job]) -> list[Predictio
             if options is None:
                 together.append((job, windows, diameter))
             else:
-                results[job] = predict_image(images, job)
-        found = images.predict_whole([(job.image, windows, diameter) for job, windows, diameter in together])
+                options = {**options, "progress": False, "on_tile": job.on_tile}
+                results[job] = images.predict_tiled(windows, diameter, options)
+        found = images.predict_whole([(job.image, *rest) for job, *rest in together]) if together else []
     for (job, _, _), each in zip(together, found, strict=True):
         _note_limit(images, job, each)
         results[job] = each

@@ -17,7 +17,7 @@ from maskrcnn_plus.allocator import HeapLimit
 from maskrcnn_plus.apps.predict_files.image_predictor import ImagePredictor
 from maskrcnn_plus.apps.serve.jobs import Job, JobCancelled
 from maskrcnn_plus.apps.serve.metrics import Metrics
-from maskrcnn_plus.apps.serve.prediction import predict_batch, predict_image
+from maskrcnn_plus.apps.serve.prediction import predict_jobs
 from maskrcnn_plus.apps.serve.settings import Settings
 from maskrcnn_plus.data.limits import pixel_limit
 from maskrcnn_plus.inference.predictor import Predictor
@@ -164,7 +164,7 @@ class Worker:
         """Finish jobs. What fails in a batch is predicted alone, so that one bad image spoils none beside it."""
         if len(jobs) > 1:
             try:
-                results = predict_batch(self._images, jobs)
+                results = predict_jobs(self._images, jobs)
             except Exception:  # of any of the images; which one, each alone will tell
                 results = []
             for job, found in zip(jobs, results, strict=False):
@@ -172,7 +172,8 @@ class Worker:
             jobs = [] if results else jobs
         for job in jobs:
             try:
-                found = predict_image(self._images, job)
+                job.on_tile(0, 1)
+                (found,) = predict_jobs(self._images, [job])
             except JobCancelled as error:
                 self.metrics.images.labels("cancelled").inc()
                 job.future.set_exception(error)

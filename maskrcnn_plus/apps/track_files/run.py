@@ -28,7 +28,7 @@ from maskrcnn_plus.apps.predict_files.label_stacks import get_calibration, stack
 from maskrcnn_plus.apps.predict_files.run import RunSummary, predict_files
 from maskrcnn_plus.apps.track_files.films import Film, StoredFrames, list_films
 from maskrcnn_plus.atomic import write_atomically
-from maskrcnn_plus.data.channels import get_rule
+from maskrcnn_plus.data.channels import ChannelRule, get_rule
 from maskrcnn_plus.data.frames import read_frame_rate
 from maskrcnn_plus.data.limits import pixel_limit
 from maskrcnn_plus.errors import UserError
@@ -141,9 +141,9 @@ def track_files(
     failed = {name for name, _ in summary.failures}
     of_films = [kind for kind in FILM_FORMATS if kind in formats]
     chosen = overwrite, options.get("progress", True), options.get("pixel_size")
-    run, done = _Run(predictor, folder, track, of_films, *chosen), []
+    run, done = _Run(predictor, rule, folder, track, of_films, *chosen), []
     with lock_folder(folder, folder / ".records" / "lock", "wait or choose another"), pixel_limit(max_pixels):
-        for film in list_films(files, run.rule):
+        for film in list_films(files, rule):
             if failed.issuperset(film.labels):
                 continue
             try:
@@ -157,24 +157,18 @@ def track_files(
     return summary
 
 
+@dataclass(frozen=True)
 class _Run:
     """The second pass of `track_files`."""
 
-    def __init__(
-        self,
-        predictor: Predictor,
-        output: Path,
-        track: TrackOptions,
-        formats: Sequence[str],
-        overwrite: bool,
-        progress: bool,
-        pixel_size: float | None,
-    ) -> None:
-        self.pixel_size = pixel_size  # micrometres, in place of what a file says
-        self.output, self.track, self.formats = output, track, formats
-        self.overwrite, self.progress = overwrite, progress
-        self.names, self.category_ids = predictor.class_names, predictor.category_ids
-        self.rule = get_rule(predictor.mapper)
+    predictor: Predictor
+    rule: ChannelRule
+    output: Path
+    track: TrackOptions
+    formats: Sequence[str]
+    overwrite: bool
+    progress: bool
+    pixel_size: float | None  # micrometres, in place of what a file says
 
     def follow(self, film: Film, failed: set[str]) -> None:
         """Write the results of a film, unless they are there.
@@ -182,7 +176,7 @@ class _Run:
         Raises:
             ValueError: its frames have different sizes, or cannot be read any more.
         """
-        frames = StoredFrames(self.output, film, failed, self.category_ids)
+        frames = StoredFrames(self.output, film, failed, self.predictor.category_ids)
         rate = None if film.is_folder else read_frame_rate(film.files[0].path)
         table = self.output / _FOLDER / f"{film.name}.csv"
         counts_table = self.output / _FOLDER / f"{film.name}_counts.csv"
@@ -208,12 +202,13 @@ class _Run:
             pairs = zip(frames.instances(size), identities, strict=True)
             return (TrackedFrame(number, *pair) for number, pair in enumerate(pairs, start=1))
 
-        write = partial(write_track_table, video=film.name, class_names=self.names, rate=rate, parents=parents)
+        names = self.predictor.class_names
+        write = partial(write_track_table, video=film.name, class_names=names, rate=rate, parents=parents)
         write_atomically(table, lambda file: write(file, tracked()))
         counts = TrackCounts(self.track.lines, self.track.zones)
         for frame in tracked():
             counts.add(frame)
-        write_atomically(counts_table, partial(write_rows, rows=counts.rows(film.name, self.names)))
+        write_atomically(counts_table, partial(write_rows, rows=counts.rows(film.name, names)))
         for kind, path in results.items():
             if kind == "overlay":
                 shown = rate if rate and rate >= 1 else _UNTIMED_RATE
@@ -227,7 +222,8 @@ class _Run:
 
     def _state(self, frames: StoredFrames, rate: float | None) -> dict[str, str]:
         """What the results of a film depend on, besides its pixels."""
-        digest = hashlib.sha256(repr((self.track, self.formats, rate, self.names, self.pixel_size)).encode())
+        depends = self.track, self.formats, rate, self.predictor.class_names, self.pixel_size
+        digest = hashlib.sha256(repr(depends).encode())
         for content in frames.contents():
             digest.update(hashlib.sha256(content).digest())
         return {"depends": digest.hexdigest()}
