@@ -1,4 +1,4 @@
-"""The device that a config asks for."""
+"""The device that a config asks for, and what it can."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import platform
 
 import torch
 from torch import nn
+
+SATURATES = (
+    "This CPU has no VNNI: sums of two products of 8 bits saturate at 16 bits in its instructions (AVX2), which can "
+    "falsify results."
+)
 
 
 def default_device() -> str:
@@ -64,3 +69,12 @@ def emulates_bfloat16(device_type: str) -> bool:
         return False
     checks = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
     return all(checks) and not any(check() for check in checks)
+
+
+def saturates() -> bool:
+    """Whether this is an x86 CPU without VNNI, where 8-bit weights must keep to half of their range."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    if hasattr(torch.cpu, "get_capabilities"):
+        return not any(torch.cpu.get_capabilities().get(name) for name in ("avx512_vnni", "avx_vnni"))
+    return not torch.cpu._is_vnni_supported()

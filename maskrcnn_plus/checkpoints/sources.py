@@ -49,7 +49,8 @@ def local_path(source: str) -> str:
         url = source
         if source.startswith(Detectron2Handler.PREFIX):
             url = Detectron2Handler.S3_DETECTRON2_PREFIX + source.removeprefix(Detectron2Handler.PREFIX)
-        raise WeightsError(_failed(source, url, error, _iopath_cache(), "FVCORE_CACHE")) from error
+        cache = os.path.expanduser(os.environ.get("FVCORE_CACHE", "~/.torch/iopath_cache"))
+        raise WeightsError(_failed(source, url, error, cache, "FVCORE_CACHE")) from error
 
 
 def is_elsewhere(source: str) -> bool:
@@ -93,10 +94,6 @@ def _torchvision_url(source: str) -> str:
 def _close(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(close)}?" if close else f" Known: {', '.join(sorted(known))}."
-
-
-def _iopath_cache() -> str:
-    return os.path.expanduser(os.environ.get("FVCORE_CACHE", "~/.torch/iopath_cache"))
 
 
 def _failed(source: str, url: str, error: Exception, folder: str, variable: str, other_place: str = "") -> str:

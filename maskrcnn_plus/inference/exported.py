@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from maskrcnn_plus.data.classes import Classes
+from maskrcnn_plus.device import SATURATES, saturates
 from maskrcnn_plus.inference.exported_parts import ExportedPart, install_part
-from maskrcnn_plus.inference.int8 import SATURATES, saturates
 from maskrcnn_plus.inference.openvino_graph import Graph
 from maskrcnn_plus.model_folder import ModelDescription, ModelFolderError, read_model_folder
 from maskrcnn_plus.plain_data import from_plain

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
@@ -89,7 +88,7 @@ class KeptTiles:
     def __enter__(self) -> KeptTiles:
         return self
 
-    def __exit__(self, *exception: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _write(self, line: bytes) -> None:

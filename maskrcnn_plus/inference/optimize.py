@@ -15,16 +15,17 @@ from contextlib import contextmanager
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.layers.batch_norm import NaiveSyncBatchNorm
+from detectron2.modeling.roi_heads import FastRCNNConvFCHead
 from timm.layers import BatchNormAct2d, Conv2dSame, SyncBatchNormAct
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskrcnn_plus.backbones.freezing import FrozenBatchNormAct2d
 from maskrcnn_plus.errors import first_line
-from maskrcnn_plus.inference.box_head import flatten_pixels
 from maskrcnn_plus.inference.mask_head import SelectiveMaskHead
 from maskrcnn_plus.inference.onednn import ActivatedConv2d, FusedBottleneck, PointwiseConv2d
 from maskrcnn_plus.ops.winograd import WinogradConv2d
+from maskrcnn_plus.roi.pooler import PyramidROIAlign
 
 __all__ = ["fold_batch_norms", "optimize_for_inference"]
 
@@ -255,3 +256,25 @@ def _replace(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None
         for value in vars(module).values():
             if isinstance(value, list):
                 value[:] = [replacements.get(v, v) if isinstance(v, nn.Module) else v for v in value]
+
+
+class FlattenPixels(nn.Module):
+    """[R, C, S, S] -> [R, S * S * C]: in channels_last memory no copy, as `nn.Flatten` is none in contiguous memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Flatten the features of RoIs."""
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+def flatten_pixels(roi_heads: nn.Module) -> None:
+    """Put `FlattenPixels` into each `FastRCNNConvFCHead` of RoI heads, with the same results, in place.
+
+    Only behind a pooler that keeps the memory format of its maps; heads that have one stay as they are.
+    """
+    pooler, box_head = getattr(roi_heads, "box_pooler", None), getattr(roi_heads, "box_head", None)
+    for head in box_head if isinstance(box_head, nn.ModuleList) else [box_head]:  # a cascade has several
+        is_known = type(head) is FastRCNNConvFCHead and head.fcs and type(head.flatten) is nn.Flatten
+        if isinstance(pooler, PyramidROIAlign) and is_known:
+            weight = head.fcs[0].weight.detach().unflatten(1, (-1, *pooler.output_size))  # [F, C, S, S]
+            head.fcs[0].weight = nn.Parameter(weight.permute(0, 2, 3, 1).flatten(1), requires_grad=False)
+            head.flatten = FlattenPixels()

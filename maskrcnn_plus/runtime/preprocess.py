@@ -17,15 +17,12 @@ from maskrcnn_plus.data.pixels import prepare_image, resize_pixels
 from maskrcnn_plus.model_folder import Preprocessing
 
 
-def prepare_input(
-    image: str | os.PathLike | np.ndarray, rule: Preprocessing, name: str = "the image"
-) -> tuple[np.ndarray, tuple[int, int]]:
+def prepare_input(image: str | os.PathLike | np.ndarray, rule: Preprocessing) -> tuple[np.ndarray, tuple[int, int]]:
     """Read, choose channels, map to 0..255 and resize.
 
     Args:
         image: a path, or an array [H, W] or [H, W, C] in RGB order.
         rule: of the model.
-        name: of an array in errors.
 
     Returns:
         float32 [1, C, h, w] in 0..255, and (H, W).
@@ -35,7 +32,7 @@ def prepare_input(
     """
     channels = ChannelRule(rule.channels, rule.select, rule.projection)
     if isinstance(image, np.ndarray):
-        pixels = prepare_image(image, channels, rule.percentiles, name=name)
+        pixels = prepare_image(image, channels, rule.percentiles)
     else:
         pixels = read_image(os.fspath(image), channels, rule.percentiles)
     if rule.eight_bit and pixels.dtype != np.uint8:

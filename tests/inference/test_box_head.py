@@ -9,7 +9,7 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead
 from torch import nn
 
-from maskrcnn_plus.inference.box_head import FlattenPixels, flatten_pixels
+from maskrcnn_plus.inference.optimize import FlattenPixels, flatten_pixels
 from maskrcnn_plus.roi.pooler import PyramidROIAlign
 
 SIZE = (5, 7)

@@ -9,9 +9,9 @@ import numpy as np
 from omegaconf import DictConfig
 
 from maskrcnn_plus.checkpoints.description import describe
+from maskrcnn_plus.device import saturates
 from maskrcnn_plus.export.hybrid import HybridModel
 from maskrcnn_plus.export.quantization import Calibration, quantize
-from maskrcnn_plus.inference.int8 import saturates
 from maskrcnn_plus.inference.predictor import Predictor
 
 __all__ = ["PRECISIONS", "build_predictors"]

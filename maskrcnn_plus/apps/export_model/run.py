@@ -26,11 +26,11 @@ from maskrcnn_plus.checkpoints.choice import choose_config
 from maskrcnn_plus.checkpoints.description import NoDescriptionError, describe, read_description
 from maskrcnn_plus.config import get_score_threshold
 from maskrcnn_plus.data.check import DataError
+from maskrcnn_plus.device import SATURATES, saturates
 from maskrcnn_plus.errors import UserError
 from maskrcnn_plus.export.hybrid import HybridModel
 from maskrcnn_plus.export.quantization import Calibration
 from maskrcnn_plus.export.whole import export_whole
-from maskrcnn_plus.inference.int8 import SATURATES, saturates
 from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.model_folder import FILE_NAME, is_model_folder
 
