@@ -15,7 +15,7 @@ from maskrcnn_plus.data.check import DataError
 SYNTHETIC_CLASSES = ("round", "spindle", "lobed")
 
 _SIZE_LIMITS = (32, 8192)
-_MIN_VISIBLE = 30  # pixels
+MIN_VISIBLE = 30  # pixels
 _CELL_COLOURS = np.array([[0.10, 0.78, 0.58], [0.98, 0.50, 0.16], [0.78, 0.26, 0.86]], dtype=np.float32)
 _NUCLEUS_COLOUR = np.array([0.30, 0.48, 1.00], dtype=np.float32)
 
@@ -61,6 +61,10 @@ class Cell:
     across: np.ndarray  # and across it
     rho: np.ndarray  # 0 at the centre, 1 on the outline
 
+    def cover(self) -> np.ndarray:
+        """How much of each pixel it covers: 0..1 over about two pixels at the outline."""
+        return np.clip((1 - self.rho) * (0.5 * min(self.radii)) + 0.5, 0, 1)
+
 
 def lay_out_cells(seed: int, index: int, height: int, width: int) -> tuple[list[Cell], np.ndarray, dict[int, int]]:
     """Place the cells from bottom to top; return them with the label map [H, W] and the category of each label."""
@@ -84,11 +88,17 @@ def lay_out_cells(seed: int, index: int, height: int, width: int) -> tuple[list[
                 cells.append(shape_cell(rng, category, radius, centre, height, width))
                 order_map[cells[-1].window][cells[-1].rho < 1] = len(cells)
                 break
-    visible = np.bincount(order_map.ravel(), minlength=len(cells) + 1)
-    kept = [order for order in range(1, len(cells) + 1) if visible[order] >= _MIN_VISIBLE]
-    new_label = np.zeros(len(cells) + 1, dtype=np.uint16)
+    kept, label_map = number_visible(order_map)
+    return cells, label_map, {label: cells[order - 1].category for label, order in enumerate(kept, start=1)}
+
+
+def number_visible(order_map: np.ndarray) -> tuple[list[int], np.ndarray]:
+    """The orders, from 1 on, that are seen in a map [H, W] of them, and their uint16 map, numbered without gaps."""
+    visible = np.bincount(order_map.ravel())
+    kept = [order for order in range(1, len(visible)) if visible[order] >= MIN_VISIBLE]
+    new_label = np.zeros(len(visible), dtype=np.uint16)
     new_label[kept] = np.arange(1, len(kept) + 1)
-    return cells, new_label[order_map], {label: cells[order - 1].category for label, order in enumerate(kept, start=1)}
+    return kept, new_label[order_map]
 
 
 def shape_cell(
@@ -185,7 +195,7 @@ def _paint_cell(
     chromatin = (0.80 + 0.16 * medium + 0.08 * fine)[:, :, None] * _NUCLEUS_COLOUR * rng.uniform(0.75, 1.05)
     body = body * (1 - 0.75 * stain[:, :, None]) + chromatin * (0.85 * stain[:, :, None])
 
-    edge = np.clip((1 - rho) * (0.5 * minor) + 0.5, 0, 1)[:, :, None]  # 0..1 over about two pixels around the outline
+    edge = cell.cover()[:, :, None]
     shadow = 1 - 0.4 * np.exp(-np.clip(rho - 1, 0, None) * (minor / 2.0))[:, :, None]  # a dark seam on cells below
     below = canvas[cell.window]
     canvas[cell.window] = below * shadow * (1 - edge) + edge * (body + 0.12 * below)

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from maskrcnn_plus.data.cells import check_request, shape_cell, smooth_noise
+from maskrcnn_plus.data.cells import MIN_VISIBLE, check_request, shape_cell, smooth_noise
 
 __all__ = ["film_nuclei"]
 
-_MIN_VISIBLE = 30  # pixels
 _PERSISTENCE = 0.9  # of the velocity, from frame to frame
 _YOUNG = 15  # frames in which a nucleus does not divide again
 _RADII = (8.0, 12.0)  # pixels
@@ -115,12 +114,11 @@ def _paint(
     for nucleus in nuclei:
         own = np.random.default_rng((seed, nucleus.identity, 6))  # the same shape and light in all frames
         cell = shape_cell(own, int(own.random() < 0.2), nucleus.radius, nucleus.centre, *haze.shape)
-        cover = np.clip((1 - cell.rho) * (0.5 * min(cell.radii)) + 0.5, 0, 1)  # 0..1 over two pixels at the outline
         light = own.uniform(0.3, 0.8) * (0.4 + 0.6 * np.clip(1 - cell.rho**2, 0, 1) ** 0.4)
-        canvas[cell.window] += cover * (light - canvas[cell.window])
+        canvas[cell.window] += cell.cover() * (light - canvas[cell.window])
         labels[cell.window][cell.rho < 1] = nucleus.identity
     visible = np.bincount(labels.ravel())
-    labels[visible[labels] < _MIN_VISIBLE] = 0
+    labels[visible[labels] < MIN_VISIBLE] = 0
     canvas = cv2.GaussianBlur(canvas.astype(np.float32), (0, 0), 0.9)
     canvas += np.sqrt(0.008**2 + 0.001 * canvas) * rng.standard_normal(canvas.shape, dtype=np.float32)
     return np.rint(255 * np.clip(canvas, 0, 1)).astype(np.uint8), labels

@@ -11,7 +11,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from maskrcnn_plus.data.cells import Cell, check_request, shape_cell, smooth_noise
+from maskrcnn_plus.data.cells import Cell, check_request, number_visible, shape_cell, smooth_noise
 
 __all__ = ["STAINS", "render_nuclei"]
 
@@ -20,7 +20,6 @@ STAINS = ("fluorescence", "tissue")
 _HEMATOXYLIN = np.array([0.65, 0.70, 0.29], dtype=np.float32)
 _EOSIN = np.array([0.07, 0.99, 0.11], dtype=np.float32)
 _AREA = 900  # pixels of the image for each nucleus that is tried
-_MIN_VISIBLE = 30  # pixels
 
 
 def render_nuclei(stain: str, seed: int, index: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -57,16 +56,8 @@ def _lay_out(rng: np.random.Generator, height: int, width: int) -> tuple[list[Ce
             placed = np.vstack([placed, [*centre, radius]])
             nuclei.append(shape_cell(rng, int(rng.random() < 0.2), radius, centre, height, width))  # a fifth elongated
             order_map[nuclei[-1].window][nuclei[-1].rho < 1] = len(nuclei)
-    visible = np.bincount(order_map.ravel(), minlength=len(nuclei) + 1)
-    kept = [order for order in range(1, len(nuclei) + 1) if visible[order] >= _MIN_VISIBLE]
-    new_label = np.zeros(len(nuclei) + 1, dtype=np.uint16)
-    new_label[kept] = np.arange(1, len(kept) + 1)
-    return [nuclei[order - 1] for order in kept], new_label[order_map]
-
-
-def _cover(nucleus: Cell) -> np.ndarray:
-    """How much of each pixel of its window a nucleus covers, [h, w]: 0..1 over about two pixels at its outline."""
-    return np.clip((1 - nucleus.rho) * (0.5 * min(nucleus.radii)) + 0.5, 0, 1)
+    kept, label_map = number_visible(order_map)
+    return [nuclei[order - 1] for order in kept], label_map
 
 
 def _paint_fluorescence(nuclei: list[Cell], rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -76,7 +67,7 @@ def _paint_fluorescence(nuclei: list[Cell], rng: np.random.Generator, height: in
     for nucleus in nuclei:
         dome = np.clip(1 - nucleus.rho**2, 0, 1) ** 0.25
         light = rng.uniform(0.25, 0.8) * (0.5 + 0.5 * dome) * texture[nucleus.window]
-        canvas[nucleus.window] += _cover(nucleus) * np.clip(light - canvas[nucleus.window], 0, None)
+        canvas[nucleus.window] += nucleus.cover() * np.clip(light - canvas[nucleus.window], 0, None)
     canvas = cv2.GaussianBlur(canvas, (0, 0), 0.9) + 0.12 * cv2.GaussianBlur(canvas, (0, 0), 8.0)  # light out of focus
     canvas += np.sqrt(0.008**2 + 0.001 * canvas) * rng.standard_normal(canvas.shape, dtype=np.float32)
     return np.rint(255 * np.clip(canvas, 0, 1)).astype(np.uint8)
@@ -91,7 +82,7 @@ def _paint_tissue(nuclei: list[Cell], rng: np.random.Generator, height: int, wid
     for nucleus in nuclei:
         rim = 0.25 * np.exp(-(((nucleus.rho - 0.9) / 0.12) ** 2))
         density = rng.uniform(0.6, 1.2) * (texture[nucleus.window] + rim)
-        cover, below = _cover(nucleus), hematoxylin[nucleus.window]
+        cover, below = nucleus.cover(), hematoxylin[nucleus.window]
         hematoxylin[nucleus.window] = below + cover * np.clip(density - below, 0, None)
         eosin[nucleus.window] *= 1 - 0.5 * cover
     density = hematoxylin[:, :, None] * _HEMATOXYLIN + eosin[:, :, None] * _EOSIN  # [H, W, 3]
