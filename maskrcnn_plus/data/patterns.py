@@ -5,6 +5,7 @@ Shape shorthand: N annotations.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,32 +60,30 @@ def box_pattern(entries: Sequence[tuple[dict[str, Any], tuple[int, int]]], total
     """What boxes that do not fit their masks hold instead.
 
     Args:
-        entries: annotations with such boxes, and (height, width) of their images.
+        entries: annotations with such boxes, at least one, and (height, width) of their images.
         total: number of annotations with masks and boxes.
 
     Returns:
         A sentence, or None where no other reading fits most of them.
     """
-    readings = {
-        "the corners x0, y0, x1, y1": lambda box, size: box,
-        "x, y, width, height": lambda box, size: np.append(box[:2], box[:2] + box[2:]),
-        "the centre and width, height": lambda box, size: np.append(box[:2] - box[2:] / 2, box[:2] + box[2:] / 2),
-        "the centre and width, height as parts of the image": lambda box, size: (
-            np.append(box[:2] - box[2:] / 2, box[:2] + box[2:] / 2) * np.tile([size[1], size[0]], 2)
-        ),
-        "x, y, width, height as parts of the image": lambda box, size: (
-            np.append(box[:2], box[:2] + box[2:]) * np.tile([size[1], size[0]], 2)
-        ),
-    }
-    agree = dict.fromkeys(readings, 0)
+    agree: Counter[str] = Counter()
     chosen = entries[:: max(len(entries) // 500, 1)]
     for annotation, size in chosen:
         box, _ = read_box(annotation)
         mask = mask_box(normalize_segmentation(annotation["segmentation"], size)[0], size)
+        sized, centred = np.append(box[:2], box[:2] + box[2:]), np.append(box[:2] - box[2:] / 2, box[:2] + box[2:] / 2)
+        sides = np.tile([size[1], size[0]], 2)
+        readings = {
+            "the corners x0, y0, x1, y1": box,
+            "x, y, width, height": sized,
+            "the centre and width, height": centred,
+            "the centre and width, height as parts of the image": centred * sides,
+            "x, y, width, height as parts of the image": sized * sides,
+        }
         for name, read in readings.items():
-            agree[name] += bool(box_ious(read(box, size), mask) >= (1 + MIN_BOX_IOU) / 2)
+            agree[name] += bool(box_ious(read, mask) >= (1 + MIN_BOX_IOU) / 2)
     best = max(agree, key=agree.get)
-    if not chosen or agree[best] < _MANY * len(chosen):
+    if agree[best] < _MANY * len(chosen):
         return None
     stated = BoxMode(entries[0][0]["bbox_mode"]).name
     return (
