@@ -60,22 +60,6 @@ def count_frames(data: Any) -> int:
     return int(data.get("NumberOfFrames") or 1)
 
 
-def dicom_size(name: str, data: Any, rule: ChannelRule | None) -> tuple[int, int]:
-    """(height, width) of the images of a file.
-
-    Args:
-        name: of the file in errors.
-        data: of `open_dicom`.
-        rule: refuse several frames that it does not make one image of; None takes their size.
-
-    Raises:
-        ImageReadError: there are several frames.
-    """
-    if rule is not None:
-        _refuse_stack(name, data, rule)
-    return int(data.Rows), int(data.Columns)
-
-
 def decode_dicom(name: str, data: Any, rule: ChannelRule, as_labels: bool = False, frame: int | None = None) -> Decoded:
     """Decode a file, or one frame of it.
 
@@ -90,7 +74,7 @@ def decode_dicom(name: str, data: Any, rule: ChannelRule, as_labels: bool = Fals
         ImageReadError: it is too large, cut short, or compressed in a way that nothing here decodes.
     """
     if frame is None:
-        _refuse_stack(name, data, rule)
+        refuse_stack(name, data, rule)
     count = count_frames(data)
     together = count if frame is None else 1
     samples, bits = int(data.get("SamplesPerPixel", 1)), int(data.BitsAllocated)
@@ -124,7 +108,8 @@ def _pydicom(name: str) -> ModuleType:
     return pydicom
 
 
-def _refuse_stack(name: str, data: Any, rule: ChannelRule) -> None:
+def refuse_stack(name: str, data: Any, rule: ChannelRule) -> None:
+    """Refuse several frames that a rule does not make one image of."""
     if count_frames(data) > 1 and rule.projection is None:
         raise ImageReadError(
             f"{name}: it has {count_frames(data)} frames, where one image is wanted. dataset.projection (max or "
@@ -165,10 +150,8 @@ def _displayed(data: Any, frame: int, stored: np.ndarray, pixels: ModuleType) ->
 
 def _of_frame(data: Any, frame: int, sequence: str) -> Any:
     """Where the values of a frame stand: its own, those of all frames, or the file itself."""
-    of_frames, shared = (
-        data.get("PerFrameFunctionalGroupsSequence") or (),
-        data.get("SharedFunctionalGroupsSequence") or (),
-    )
+    of_frames = data.get("PerFrameFunctionalGroupsSequence") or ()
+    shared = data.get("SharedFunctionalGroupsSequence") or ()
     for group in (*of_frames[frame : frame + 1], *shared[:1]):
         if group.get(sequence):
             return group[sequence][0]

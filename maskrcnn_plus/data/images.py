@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from maskrcnn_plus.data.channels import ChannelRule, as_rule
-from maskrcnn_plus.data.dicom_files import decode_dicom, dicom_size, is_dicom, open_dicom
+from maskrcnn_plus.data.dicom_files import decode_dicom, is_dicom, open_dicom, refuse_stack
 from maskrcnn_plus.data.limits import check_size, is_read_by_parts
 from maskrcnn_plus.data.pillow_files import (
     FORMATS,
@@ -151,7 +151,10 @@ def read_stored_size(path: str, rule: ChannelRule | None = None) -> tuple[int, i
                 check_segments(path, [series.keyframe], tiff)
                 orientation = tiff_orientation(tiff)
         elif is_dicom(local_path):
-            (height, width), orientation = dicom_size(path, open_dicom(path, local_path, header=True), rule), 1
+            data = open_dicom(path, local_path, header=True)
+            if rule is not None:
+                refuse_stack(path, data, rule)
+            height, width, orientation = int(data.Rows), int(data.Columns), 1
         else:
             with open_pillow(path, local_path) as image:
                 width, height = image.size

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import tifffile
 
 from maskrcnn_plus.data.slide_files import slide_sides
-from maskrcnn_plus.data.tiff_files import is_tiff, open_tiff
+from maskrcnn_plus.data.tiff_files import find_elements, is_tiff, open_tiff
 
 _MICROMETRES = {
     **dict.fromkeys(("um", "µm", "μm", "micron", "microns", "micrometer", "micrometre", "\\u00b5m"), 1.0),
@@ -78,8 +78,8 @@ def tiff_calibration(path: str) -> Calibration:
 
 def _ome_attributes(tiff: tifffile.TiffFile) -> dict[str, str]:
     """Attributes of the first image in OME-XML; empty for other files."""
-    elements = ElementTree.fromstring(tiff.ome_metadata).iter() if tiff.is_ome else ()
-    return next((dict(each.attrib) for each in elements if each.tag.rsplit("}", 1)[-1] == "Pixels"), {})
+    images = find_elements(ElementTree.fromstring(tiff.ome_metadata).iter(), "Pixels") if tiff.is_ome else []
+    return images[0].attrib if images else {}
 
 
 def _ome_length(attributes: dict[str, str], axis: str) -> float | None:

@@ -247,13 +247,15 @@ def channel_names(tiff: tifffile.TiffFile, index: int) -> tuple[str, ...]:
         return _imagej_channel_names(tiff.imagej_metadata or {})
     if not tiff.is_ome:
         return ()
-    root = ElementTree.fromstring(tiff.ome_metadata)
-    images = [element for element in root.iter() if element.tag.rsplit("}", 1)[-1] == "Pixels"]
-    if index >= len(images):
-        return ()
-    channels = [element for element in images[index] if element.tag.rsplit("}", 1)[-1] == "Channel"]
+    images = find_elements(ElementTree.fromstring(tiff.ome_metadata).iter(), "Pixels")
+    channels = find_elements(images[index], "Channel") if index < len(images) else []
     names = tuple(channel.get("Name", "") for channel in channels)
     return names if all(names) else ()
+
+
+def find_elements(elements: Iterable[ElementTree.Element], tag: str) -> list[ElementTree.Element]:
+    """Those of some elements with a tag, of whatever namespace."""
+    return [element for element in elements if element.tag.rsplit("}", 1)[-1] == tag]
 
 
 def _imagej_channel_names(metadata: dict[str, Any]) -> tuple[str, ...]:
