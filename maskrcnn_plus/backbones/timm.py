@@ -131,17 +131,9 @@ class TimmBackbone(Backbone):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
-        """The arguments from `cfg.MODEL.TIMM` (see `maskrcnn_plus.config.add_config`) and BACKBONE.FREEZE_AT."""
-        own = with_defaults(cfg).MODEL.TIMM
-        return {
-            "name": own.NAME,
-            "out_features": own.OUT_FEATURES,
-            "in_chans": input_shape.channels,
-            "weights": own.WEIGHTS,
-            "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
-            "norm": own.NORM,
-            "options": dict(own.OPTIONS),
-        }
+        """The arguments from `cfg.MODEL.TIMM`, whose keys are their names, and BACKBONE.FREEZE_AT."""
+        own = {key.lower(): value for key, value in with_defaults(cfg).MODEL.TIMM.items()}
+        return {**own, "in_chans": input_shape.channels, "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Feature maps of a batch of normalised images.

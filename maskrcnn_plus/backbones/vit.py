@@ -147,22 +147,9 @@ class PlainViT(Backbone):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
-        """The arguments from `cfg.MODEL.VIT` (see `maskrcnn_plus.config.add_config`)."""
-        vit = with_defaults(cfg).MODEL.VIT
-        return {
-            "name": vit.NAME,
-            "patch_size": vit.PATCH_SIZE,
-            "window_size": vit.WINDOW_SIZE,
-            "global_blocks": vit.GLOBAL_BLOCKS,
-            "keep_prefix_tokens": vit.KEEP_PREFIX_TOKENS,
-            "final_norm": vit.FINAL_NORM,
-            "in_chans": input_shape.channels,
-            "weights": vit.WEIGHTS,
-            "drop_path_rate": vit.DROP_PATH_RATE,
-            "freeze_at": vit.FREEZE_AT,
-            "activation_checkpointing": vit.ACTIVATION_CHECKPOINTING,
-            "options": dict(vit.OPTIONS),
-        }
+        """The arguments from `cfg.MODEL.VIT` (see `maskrcnn_plus.config.add_config`), whose keys are their names."""
+        own = {key.lower(): value for key, value in with_defaults(cfg).MODEL.VIT.items()}
+        return {**own, "in_chans": input_shape.channels}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """The feature map of a batch of normalised images.
