@@ -134,11 +134,8 @@ def _folders(names: Sequence[PurePath]) -> list[str | None]:
 
 def _prefixes(names: Sequence[PurePath]) -> list[str | None]:
     """Name before the last number, where that has a number too, as in patient_03_slice_7."""
-    keys = []
-    for name in names:
-        series = _series(name)
-        keys.append(None if series is None else f"{name.parent}/{series[0]}")
-    return _numbered(keys)
+    pairs = zip(names, map(_series, names), strict=True)
+    return _numbered([None if series is None else f"{name.parent}/{series[0]}" for name, series in pairs])
 
 
 def _endings(names: Sequence[PurePath]) -> list[str | None]:

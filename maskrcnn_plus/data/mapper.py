@@ -118,11 +118,9 @@ class InstanceMapper:
                 dataset_dict[SKIPPED] = str(error)
                 return None
             size = (dataset_dict.get("height", 64), dataset_dict.get("width", 64))
-            aug_input = MeasuredInput(np.zeros((*size, self.channels), dtype=np.uint8))
-            self.augmentations(aug_input)
             example = {key: value for key, value in dataset_dict.items() if key != "annotations"}
-            image = to_tensor(aug_input.image)
-            return {**example, "image": image, "height": size[0], "width": size[1], SKIPPED: str(error)}
+            black = self.make_example(np.zeros((*size, self.channels), dtype=np.uint8))
+            return {**example, **black, SKIPPED: str(error)}
 
     def _map(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         name = dataset_dict["file_name"]

@@ -19,10 +19,6 @@ from detectron2.data.transforms import ResizeTransform as PILResizeTransform
 class CV2ResizeTransform(PILResizeTransform):
     """Detectron2's resizing of coordinates and label images, with OpenCV's bilinear resizing of images."""
 
-    def __init__(self, h: int, w: int, new_h: int, new_w: int) -> None:
-        """Take the sizes in pixels before and after."""
-        super().__init__(h, w, new_h, new_w)
-
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
         """Resize an image [H, W] or [H, W, C] to [h, w] or [h, w, C].
 

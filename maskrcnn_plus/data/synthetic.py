@@ -65,7 +65,6 @@ class SyntheticCells:
     _packed: list[bytes] = field(default_factory=list, compare=False, repr=False)
 
     def __call__(self) -> list[dict]:
-        """Return the dataset dicts."""
         if not self._packed:
             self._packed.append(pack([self._record(index) for index in range(self.num_images)]))
         return unpack(self._packed[0])
@@ -108,9 +107,6 @@ class SyntheticPathHandler(PathHandler):
             raise DataError(f"{path}: synthetic images can only be read, not opened with mode {mode!r}.")
         return open(self._get_local_path(path), mode, buffering)
 
-    def _exists(self, path: str, **kwargs: object) -> bool:
-        return self._isfile(path, **kwargs)
-
     def _isfile(self, path: str, **kwargs: object) -> bool:
         self._check_kwargs(kwargs)
         try:
@@ -118,6 +114,8 @@ class SyntheticPathHandler(PathHandler):
         except DataError:
             return False
         return True
+
+    _exists = _isfile
 
 
 def _parse(path: str) -> tuple[int, int, int, int, str]:
