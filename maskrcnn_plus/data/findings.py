@@ -41,9 +41,8 @@ def find_problems(
         for number, annotation in enumerate(record.get("annotations", [])):
             places.append((index, number))
             entries.append((annotation, size, labelled and annotation.get("label_id") is not None))
-    screened = screen(entries)
-    categories = np.array([_category_problem(annotation, num_classes) is None for annotation, _, _ in entries])
-    passed = screened.passed & categories.astype(bool)
+    passed, extents = screen(entries)
+    passed &= np.array([_category_problem(annotation, num_classes) is None for annotation, _, _ in entries], dtype=bool)
     decoded = {index for index, found in label_ids.items() if found is not None}
     normalized, other_boxes = 0, []
     for passes, (index, number), (annotation, size, labelled) in zip(passed, places, entries, strict=True):
@@ -63,7 +62,7 @@ def find_problems(
             if OTHER_BOX in notes:
                 other_boxes.append((annotation, size))
     findings["problems"] = [text for _, text in sorted(problems, key=lambda problem: problem[0])]
-    findings["causes"] = _causes(entries, places, screened.extents, normalized, other_boxes)
+    findings["causes"] = _causes(entries, places, extents, normalized, other_boxes)
     return findings
 
 

@@ -6,7 +6,6 @@ An annotation is passed only if `normalize_annotation` would leave it as it is; 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -24,30 +23,21 @@ Entry = tuple[dict[str, Any], tuple[int, int], bool]
 """An annotation, the (height, width) of its image, and whether its mask is in a label image."""
 
 
-@dataclass
-class Screened:
-    """What is known of N annotations.
+def screen(entries: Sequence[Entry]) -> tuple[np.ndarray, np.ndarray]:
+    """Look at the boxes and masks of N annotations.
 
-    Attributes:
-        passed: bool [N], whether mask and box are in order as they stand.
-        extents: float64 [N, 4], xyxy of the mask as annotated, reaching beyond the image where it does; NaN where that
-            is not known. Of an annotation with `label_id`, whose mask is in the label image, its box.
+    Returns:
+        bool [N], whether mask and box are in order as they stand; float64 [N, 4], xyxy of the mask as annotated,
+        reaching beyond the image where it does, NaN where that is not known. Of an annotation with `label_id`, whose
+        mask is in the label image, its box.
     """
-
-    passed: np.ndarray
-    extents: np.ndarray = field(repr=False)
-
-
-def screen(entries: Sequence[Entry]) -> Screened:
-    """Look at the boxes and masks of N annotations."""
     parts = [_screen_chunk(entries[first : first + _CHUNK]) for first in range(0, len(entries), _CHUNK)]
-    if not parts:
-        return Screened(np.zeros(0, dtype=bool), np.zeros((0, 4)))
-    return Screened(np.concatenate([part.passed for part in parts]), np.concatenate([part.extents for part in parts]))
+    parts.append((np.zeros(0, dtype=bool), np.zeros((0, 4))))
+    passed, extents = map(np.concatenate, zip(*parts, strict=True))
+    return passed, extents
 
 
-def _screen_chunk(entries: Sequence[Entry]) -> Screened:
-    """As `screen`."""
+def _screen_chunk(entries: Sequence[Entry]) -> tuple[np.ndarray, np.ndarray]:
     annotations = [annotation for annotation, _, _ in entries]
     limits = np.array([[size[1], size[0]] for _, size, _ in entries], dtype=np.float64)  # [N, 2] width, height
     boxes, sound = _read_boxes(annotations)  # [N, 4] xyxy
@@ -66,7 +56,7 @@ def _screen_chunk(entries: Sequence[Entry]) -> Screened:
         tiled = np.tile(limits, 2)
         inside = np.clip(extents, 0, tiled)
         fits &= labels | ((inside[:, 2:] > inside[:, :2]).all(axis=1) & boxes_agree(np.clip(boxes, 0, tiled), inside))
-    return Screened(sound & fits, extents)
+    return sound & fits, extents
 
 
 def _read_boxes(annotations: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
