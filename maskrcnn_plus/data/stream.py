@@ -18,6 +18,8 @@ from detectron2.data import DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import IterableDataset, get_worker_info
 
+from maskrcnn_plus.arguments import check_arguments
+
 SKIPPED = "skipped"
 """Key of a dict whose image a mapper could not use, with the reason; in examples see `TrainingStream`."""
 
@@ -61,13 +63,9 @@ class TrainingStream(IterableDataset):
         super().__init__()
         if len(dataset) == 0:
             raise ValueError("The training data set is empty: check its name, its split and its filters.")
-        for name, value, minimum in (
-            ("total_batch_size", total_batch_size, 1),
-            ("seed", seed, 0),
-            ("start_iter", start_iter, 0),
-        ):
-            if int(value) != value or value < minimum:
-                raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}.")
+        numbers = {"total_batch_size": (total_batch_size, 1), "seed": (seed, 0), "start_iter": (start_iter, 0)}
+        for name, (value, least) in numbers.items():
+            check_arguments(**{name: (value, int(value) == value >= least, f"a whole number of at least {least}")})
         # Packed: Python's counting of references would copy a list of dicts into the memory of each worker.
         self.dataset = DatasetFromList(list(dataset), copy=False)
         self.seed = seed
