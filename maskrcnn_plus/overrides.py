@@ -154,19 +154,10 @@ def _keys(node: DictConfig | ListConfig, prefix: str = "") -> Iterator[str]:
             yield from _keys(child, key + ".")
 
 
-def _depth(value: Any) -> int:
-    """How deeply lists and mappings are nested in a value; beyond MAX_DEPTH it is not looked at."""
-    level, depth = [value], 0
-    while depth <= MAX_DEPTH:
-        level = [child for each in level if isinstance(each, list | Mapping) for child in _children(each)]
-        if not level:
-            break
-        depth += 1
-    return depth
-
-
-def _children(value: list | Mapping) -> list:
-    return list(value.values()) if isinstance(value, Mapping) else value
+def _depth(value: Any, most: int = MAX_DEPTH + 1) -> int:
+    """How deeply lists and mappings are nested in a value; what is deeper than `most` is not looked at."""
+    children = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return max((1 + _depth(child, most - 1) for child in children), default=0) if most else 0
 
 
 def shortened(value: Any) -> str:

@@ -22,12 +22,10 @@ shorten_thread_waits()  # before PyTorch is loaded
 
 # isort: split
 
+from maskrcnn_plus.apps.predictor_source import PredictorSource
 from maskrcnn_plus.apps.serve.settings import Settings
-from maskrcnn_plus.checkpoints.choice import choose_config
-from maskrcnn_plus.config import get_score_threshold
 from maskrcnn_plus.errors import UserError, run_tool
 from maskrcnn_plus.inference.precision import PRECISIONS
-from maskrcnn_plus.inference.predictor import Predictor
 from maskrcnn_plus.inference.tile_choice import tile_size
 
 TOKEN = "MASKRCNN_PLUS_TOKEN"
@@ -90,10 +88,8 @@ def run(args: argparse.Namespace) -> None:
     except ImportError as error:
         raise UserError(f"{error.name} is missing: pip install 'maskrcnn_plus[web]'") from error
 
-    cfg = choose_config(args.config_file, args.weights, args.opts)
-    threshold = get_score_threshold(cfg, args.score_threshold)
-    options = {"device": args.device, "diameter": args.diameter, "precision": args.precision}
-    predictor = Predictor(cfg, args.weights, score_threshold=threshold, **options)
+    source = args.weights, args.config_file, tuple(args.opts), args.score_threshold
+    predictor = PredictorSource(*source, args.device, args.diameter, args.precision).build()
     keep_memory_on_cpu(predictor.device)
     predictor.warm_up()
     token = (args.token or os.environ.get(TOKEN) or "").strip() or None

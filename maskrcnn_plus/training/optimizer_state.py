@@ -6,6 +6,7 @@ which parameter is in which group) are the config's. Where the config did not ch
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -103,7 +104,7 @@ def _other_parameters(now: Sequence[str], then: Sequence[str]) -> str:
 
 def _changes(before: Mapping[str, Mapping], now: Mapping[str, Mapping]) -> list[str]:
     """The settings that differ, each once with its commonest change."""
-    found: dict[str, dict[tuple, int]] = {}
+    found: defaultdict[str, Counter[tuple]] = defaultdict(Counter)
     for name, group in now.items():
         old = before[name]
         pairs = {key: (old[key], group[key]) for key in group if key in old and key not in _NO_SETTINGS}
@@ -111,11 +112,10 @@ def _changes(before: Mapping[str, Mapping], now: Mapping[str, Mapping]) -> list[
         for key, (was, value) in pairs.items():
             was = tuple(was) if isinstance(was, list) else was
             if was != value:
-                counts = found.setdefault(key, {})
-                counts[was, value] = counts.get((was, value), 0) + 1
+                found[key][was, value] += 1
     changes = []
     for key, counts in found.items():
-        (was, value), number = max(counts.items(), key=lambda item: item[1])
+        (((was, value), number),) = counts.most_common(1)
         part = "" if number == len(now) else f" (of {number} of {len(now)} parameters)"
         changes.append(f"optimizer.{key} {was} -> {value}{part}")
     return changes
