@@ -22,7 +22,7 @@ from maskrcnn_plus.logs import log_to_file
 _PACKAGE = Path(__file__).resolve().parent
 OURS = (_PACKAGE, _PACKAGE.with_name("tools"), _PACKAGE.with_name("maskrcnn_plus_tools"))  # installed
 
-__all__ = ["ConfigError", "UserError", "describe", "first_line", "printable", "run_tool"]
+__all__ = ["ConfigError", "UserError", "describe", "first_line", "listed", "printable", "run_tool"]
 
 _print_log_error = logging.Handler.handleError
 
@@ -150,6 +150,11 @@ def printable(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of what an error says; the name of its class where it says nothing, as Python's MemoryError."""
     return _first_line(str(error).strip(), error)
+
+
+def listed(names: Sequence[str], limit: int) -> str:
+    """Names in a row; of many the first ones, and how many there are besides."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _first_line(text: str, error: BaseException | None = None) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.checkpoints.config_record import changed_keys
 from maskrcnn_plus.checkpoints.description import DESCRIPTION
+from maskrcnn_plus.errors import listed
 from maskrcnn_plus.special_files import refuse_special_file
 from maskrcnn_plus.weights.conversion import WeightsError
 from maskrcnn_plus.weights.files import read_file
@@ -265,13 +266,9 @@ def _differences(own: Mapping[str, Any], stored: Any) -> str:
         (others, f"{len(others)} of {len(own)} are others"),
         (surplus, f"{len(surplus)} are not in the model"),
     )
-    return "; ".join(f"{text} ({_some(names)})" for names, text in parts if names)
+    return "; ".join(f"{text} ({listed(names, 10)})" for names, text in parts if names)
 
 
 def _kind(tensor: Tensor) -> str:
     kind = str(tensor.dtype).removeprefix("torch.")
     return f"{list(tensor.shape)}" if kind == "float32" else f"{kind} {list(tensor.shape)}"
-
-
-def _some(names: Sequence[str], limit: int = 10) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

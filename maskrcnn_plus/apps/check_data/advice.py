@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from maskrcnn_plus.data.statistics import Statistics
+from maskrcnn_plus.errors import listed
 
 FEW_IMAGES, FEW_OBJECTS = 10, 100
 """To learn from: below, the result depends on which images they are."""
@@ -59,22 +60,22 @@ def give_advice(train: Statistics, val: Statistics | None) -> list[str]:
     rare = {name: count for name, count in counts.items() if 0 < count < FEW_OF_CLASS}
     if rare and len(counts) > 1:
         said.append(
-            f"{_listed(rare)}: fewer than {FEW_OF_CLASS} objects to learn from. Annotate more, join classes, or leave "
+            f"{_counted(rare)}: fewer than {FEW_OF_CLASS} objects to learn from. Annotate more, join classes, or leave "
             "them out."
         )
     missing = [name for name, count in counts.items() if count == 0]
     if missing and train.num_objects:
-        said.append(f"No object to learn from has the class {_some(missing)}.")
+        said.append(f"No object to learn from has the class {listed(missing, _NAMED)}.")
     if val is not None and val.num_objects:
         unseen = [name for name, count in val.class_counts.items() if count == 0 and counts.get(name)]
         if unseen:
-            said.append(f"No object for validation has the class {_some(unseen)}: it is not evaluated.")
+            said.append(f"No object for validation has the class {listed(unseen, _NAMED)}: it is not evaluated.")
     frequent = max(counts.values(), default=0)
     scarce = {name: count for name, count in counts.items() if count and frequent > _IMBALANCE * count}
     if scarce:
         most = max(counts, key=counts.get)
         said.append(
-            f"{most} has {frequent:,} objects, {_listed(scarce)}: classes that are so much rarer need balanced "
+            f"{most} has {frequent:,} objects, {_counted(scarce)}: classes that are so much rarer need balanced "
             "sampling (dataset.balance)."
         )
     if train.num_images and train.num_negatives > 0.5 * train.num_images:
@@ -103,9 +104,5 @@ def give_advice(train: Statistics, val: Statistics | None) -> list[str]:
     return said
 
 
-def _listed(counts: dict[str, int]) -> str:
-    return _some([f"{name} ({count})" for name, count in sorted(counts.items(), key=lambda item: item[1])])
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+def _counted(counts: dict[str, int]) -> str:
+    return listed([f"{name} ({count})" for name, count in sorted(counts.items(), key=lambda item: item[1])], _NAMED)

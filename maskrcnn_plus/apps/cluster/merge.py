@@ -14,12 +14,15 @@ from maskrcnn_plus.apps.cluster.stores import Store
 from maskrcnn_plus.apps.cluster.tables import iterate_images, read_table, to_predictions
 from maskrcnn_plus.apps.cluster.tiles import list_spread
 from maskrcnn_plus.atomic import write_atomically
-from maskrcnn_plus.errors import UserError
+from maskrcnn_plus.errors import UserError, listed
 from maskrcnn_plus.results import MERGED, write_results
 from maskrcnn_plus.results.coco import write_coco
 
 FORMATS = ("labels", "csv", "geojson", "counts")
 """Formats that are made of the tables, without pixels; a csv file has no intensities then."""
+
+# The keys of `results.coco.coco_results`.
+_COCO = ("image_id", "file_name", "name", "label_id", "category_id", "bbox", "score", "segmentation")
 
 
 class Tables:
@@ -51,10 +54,9 @@ class Tables:
             self._spread.setdefault(image.position // self.manifest.shard_size, []).append(image.key)
             missing += [image.path] * (f"{image.key}.parquet" not in there)
         if missing:
-            more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
             raise UserError(
-                f"{address} is not finished: shards or huge images {', '.join(missing[:20])}{more} are missing. The "
-                "command of the job goes on"
+                f"{address} is not finished: shards or huge images {listed(missing, 20)} are missing. The command of "
+                "the job goes on"
             )
 
     def images(self) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
@@ -104,7 +106,7 @@ def merge_predictions(address: str, output: str | Path, formats: Sequence[str] =
         for image, objects in tables.images():
             counts["images"] += 1
             counts["objects"] += len(objects)
-            yield [coco_entry(row) for row in objects]
+            yield [{key: row[key] for key in _COCO} for row in objects]
             if formats:
                 found = to_predictions(image, objects, names, ids)
                 for kind, path in write_results(folder, image["name"], found, formats=formats).items():
@@ -118,9 +120,3 @@ def merge_predictions(address: str, output: str | Path, formats: Sequence[str] =
     failures = tables.failures()
     write_atomically(folder / "failures.json", json.dumps(failures, indent=1).encode(), durable=True)
     return {**counts, "failures": len(failures)}
-
-
-def coco_entry(row: dict[str, Any]) -> dict[str, Any]:
-    """The entry of an object in a COCO results list, with the keys of `results.coco.coco_results`."""
-    keys = ("image_id", "file_name", "name", "label_id", "category_id", "bbox", "score", "segmentation")
-    return {key: row[key] for key in keys}

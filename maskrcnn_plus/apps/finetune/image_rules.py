@@ -8,6 +8,7 @@ import numpy as np
 
 from maskrcnn_plus.apps.finetune.plan import Plan
 from maskrcnn_plus.data.statistics import Statistics
+from maskrcnn_plus.errors import listed
 
 AUGMENTATIONS = "dataloader.train.mapper.mapper.augmentations"
 """Key of the list of `configs/common/any_data.py`."""
@@ -17,11 +18,10 @@ _ENOUGH_IMAGES = 8  # to know that objects are wider than high
 
 def images_of(plan: Plan, data: Statistics) -> None:
     """Classes and channels."""
-    counts = ", ".join(f"{name} {count}" for name, count in list(data.class_counts.items())[:8])
-    more = f" and {len(data.class_counts) - 8} more" if len(data.class_counts) > 8 else ""
+    counts = listed([f"{name} {count}" for name, count in data.class_counts.items()], 8)
     plan.decide(
         {"dataset.thing_classes": list(data.class_names)},
-        f"{data.num_objects} objects in {data.num_images} training images: {counts}{more}.",
+        f"{data.num_objects} objects in {data.num_images} training images: {counts}.",
     )
     channels = data.pixels.channels.most_common(1)[0][0]
     if channels not in (1, 3):

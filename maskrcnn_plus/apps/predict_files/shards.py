@@ -19,7 +19,7 @@ from maskrcnn_plus.apps.predict_files.merging import merged_files, write_merged
 from maskrcnn_plus.apps.predict_files.prediction_loop import FileOptions
 from maskrcnn_plus.apps.predict_files.records import Records, Shard
 from maskrcnn_plus.atomic import write_atomically
-from maskrcnn_plus.errors import UserError
+from maskrcnn_plus.errors import UserError, listed
 from maskrcnn_plus.plain_data import from_plain
 from maskrcnn_plus.results import FORMATS
 
@@ -157,8 +157,7 @@ def _check(shards: Sequence[ShardRecord], folder: Path) -> list[ShardRecord]:
     missing = [str(shard) for k in range(1, counts[0] + 1) if (shard := Shard(k, counts[0])) not in known]
     missing += [f"{each.shard} (interrupted, {each.num_left} files left)" for each in shards if each.num_left]
     if missing:
-        more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
-        raise UserError(f"{folder}: these shards are not finished: {', '.join(missing[:20])}{more}. Run them (again)")
+        raise UserError(f"{folder}: these shards are not finished: {listed(missing, 20)}. Run them (again)")
     ordered = [known[shard] for shard in sorted(known, key=lambda each: each.index)]
     for key, what in (("inputs", "inputs"), ("settings", "settings"), ("kinds", "formats"), ("class_names", "classes")):
         others = [each.shard for each in ordered if getattr(each, key) != getattr(ordered[0], key)]
