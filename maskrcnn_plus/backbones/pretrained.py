@@ -42,7 +42,7 @@ def load_backbone_weights(
     Raises:
         FileNotFoundError: `weights` names no file.
         ImportError: the package is not installed.
-        ValueError: an unreadable file, or one that lacks tensors of `model` or has them in other shapes.
+        ValueError: an unreadable file, or one that lacks tensors of `model`, or has them in other shapes or with NaN.
         RuntimeError: the download failed.
     """
     if not weights:
@@ -103,6 +103,8 @@ def _copy_tensors(model: nn.Module, file: WeightsFile, name: str) -> None:
             problems += [f"{key} is missing"] if key in needed else []
         elif (shape := converted[key].tensor.shape) != target.shape:
             problems.append(f"{key} has shape {list(shape)} instead of {list(target.shape)}")
+        elif converted[key].tensor.isnan().any():
+            problems.append(f"{key} holds NaN")
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(f"{file.path} does not fit timm model {name!r}: {'; '.join(problems[:5])}{more}")

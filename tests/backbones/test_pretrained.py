@@ -180,6 +180,13 @@ def test_a_tensor_of_another_shape_is_named(tmp_path):
         TimmBackbone("mobilenetv3_small_050", weights=str(path))
 
 
+def test_a_tensor_with_nan_is_named(tmp_path):
+    model, path = classifier_and_file(tmp_path)
+    torch.save(model.state_dict() | {"bn1.weight": torch.full((16,), math.nan)}, path)
+    with pytest.raises(ValueError, match=rf"{path.name} does not fit .*: bn1.weight holds NaN$"):
+        TimmBackbone("mobilenetv3_small_050", weights=str(path))
+
+
 @pytest.mark.parametrize("reader", ["resnet18", "mobilenetv3_small_075"])
 def test_a_file_of_another_model_does_not_fit(tmp_path, reader):
     _, path = classifier_and_file(tmp_path, "mobilenetv3_small_050")
