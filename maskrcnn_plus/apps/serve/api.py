@@ -79,6 +79,7 @@ _RESPONSES = {
     408: {"model": Problem, "description": "The upload stopped"},
     413: {"model": Problem, "description": "Too many bytes or pixels"},
     429: {"model": Problem, "description": "Too much is waiting; Retry-After says when to try again"},
+    507: {"model": Problem, "description": "The server has no room for the upload"},
 }
 
 

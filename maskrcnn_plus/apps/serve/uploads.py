@@ -87,7 +87,8 @@ async def receive(request: Request, parent: Path, name: str, settings: Settings)
         settings: its limits.
 
     Raises:
-        HTTPException: 400 without a file, 408 for a client that stops, 413 for a file that is too large.
+        HTTPException: 400 without a file, 408 for a client that stops, 413 for a file that is too large, 507 where
+            this machine has no room for it.
     """
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > settings.max_bytes + 4096:  # of a form around the file
@@ -115,6 +116,11 @@ async def receive(request: Request, parent: Path, name: str, settings: Settings)
             raise HTTPException(400, "There is no image: send its bytes as the body, or as the file of a form.")
     except MultiPartException as error:
         raise HTTPException(400, f"The form cannot be read: {error.message}") from error
+    except OSError as error:
+        if upload is not None:
+            upload.leave()
+        reason = error.strerror or str(error)
+        raise HTTPException(507, f"This server cannot keep the file while it is predicted: {reason}.") from error
     except BaseException as error:
         if upload is not None:
             upload.leave()

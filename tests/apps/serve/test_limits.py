@@ -62,6 +62,20 @@ def test_a_client_that_sends_much_sees_why_it_is_refused(predictor):
         service.worker.release()
 
 
+def test_a_full_disk_of_the_server_is_told(predictor, monkeypatch):
+    body = png(draw())
+    with serving(predictor) as (client, service):
+        with monkeypatch.context() as full:
+            full.setattr("maskrcnn_plus.apps.serve.uploads.safe_name", lambda name: "/dev/full")
+            for path in ("/v1/predict", "/page/images"):
+                for answer in (client.post(path, content=body), client.post(path, files={"file": ("a.png", body)})):
+                    assert answer.status_code == 507
+                    assert "No space left on device" in answer.json()["detail"]
+        assert service.worker.num_taken == 0
+        assert not list(service.folder.iterdir())
+        assert client.post("/v1/predict", content=body).status_code == 200
+
+
 @pytest.mark.parametrize("write", [png, tiff])
 def test_pixels_are_limited_by_the_header(predictor, write):
     with serving(predictor, max_pixels=4800) as (client, service):
