@@ -8,6 +8,8 @@ Shape shorthand: H, W image height and width, C channels.
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 import struct
 from dataclasses import dataclass
@@ -55,12 +57,41 @@ def open_pillow(name: str, local_path: str) -> Image.Image:
         if image.format in ("PNG", "JPEG", "MPO", "BMP", "PPM"):
             least_bits = 1 if image.mode in ("1", "L", "P") and image.format not in ("JPEG", "MPO") else 8 * bands
             check_density(name, height, width, least_bits, os.path.getsize(local_path))
+        if image.format == "JPEG2000":
+            _check_tiles(name, local_path)
         # Pillow takes 4 bytes a pixel of colour, and numpy has them once more.
         check_size(name, height, width, 2 if bands == 1 else 4 + bands)
     except ImageReadError:
         image.close()
         raise
     return image
+
+
+def _check_tiles(name: str, local_path: str) -> None:
+    """Refuse a JPEG 2000 file without some of the tiles of the size that it claims: decoders leave them black.
+
+    Format: ISO/IEC 15444-1, annex A: the markers SOC and SIZ, the rest of the main header, and SOT before each part of
+    a tile.
+    """
+    found: set[int] = set()
+    with open(local_path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        place = data.find(b"\xff\x4f\xff\x51") + 2
+        try:
+            width, height, _, _, tile_width, tile_height, left, top = struct.unpack_from(">8I", data, place + 6)
+            while data[place] == 0xFF and data[place + 1] != 0x90:
+                place += 2 + int.from_bytes(data[place + 2 : place + 4])
+            while data[place : place + 2] == b"\xff\x90":
+                tile, length = struct.unpack_from(">HI", data, place + 4)
+                found.add(tile)
+                place += max(length, 12) if length else len(data)  # 0 in the last one
+            claimed = math.ceil((width - left) / tile_width) * math.ceil((height - top) / tile_height)
+        except (struct.error, IndexError, ZeroDivisionError):
+            return  # which the decoder tells
+    if len(found) < claimed:
+        raise ImageReadError(
+            f"{name}: the header says {width} x {height} pixels in {claimed} tiles, and the file has {len(found)} of "
+            "them. The file is truncated or damaged: copy it again or remove it."
+        )
 
 
 def _open_without_limit(local_path: str) -> Image.Image:

@@ -227,6 +227,23 @@ def test_metadata_that_claim_more_pixels_than_a_file_has(tmp_path, bounded, text
             reader(path)
 
 
+@pytest.mark.parametrize("no_jp2", [False, True])
+def test_a_jpeg_2000_file_of_fewer_tiles_than_its_header_claims(tmp_path, no_jp2):
+    file, path = io.BytesIO(), str(tmp_path / "a.jp2")
+    pixels = np.random.default_rng(0).integers(0, 255, (100, 150), dtype=np.uint8)
+    options = {"tile_size": (64, 64), "offset": (10, 20), "tile_offset": (3, 5)}
+    Image.fromarray(pixels).save(file, "JPEG2000", no_jp2=no_jp2, **options)
+    (tmp_path / "a.jp2").write_bytes(file.getvalue())
+    assert np.array_equal(read_image(path)[:, :, 0], pixels)
+    content = bytearray(file.getvalue())
+    struct.pack_into(">2I", content, content.find(b"\xff\x4f\xff\x51") + 8, 160, 8000)
+    if not no_jp2:
+        struct.pack_into(">2I", content, content.find(b"ihdr") + 4, 7980, 150)
+    (tmp_path / "a.jp2").write_bytes(content)
+    with pytest.raises(ImageReadError, match=r"a.jp2: the header says 160 x 8000 pixels in 375 tiles, .* has 6 of"):
+        read_image(path)
+
+
 def test_an_animation_that_claims_more_frames_than_bytes(tmp_path, bounded):
     content, chunk = io.BytesIO(), struct.pack(">4sII", b"acTL", 50_000_000, 0)
     Image.new("L", (8, 8)).save(content, "PNG")
