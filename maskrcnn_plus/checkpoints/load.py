@@ -237,6 +237,11 @@ def _cast(tensor: Tensor, target: Tensor, name: str, source: str) -> Tensor:
     cast = tensor.to(target.dtype)
     if torch.isnan(tensor).any():
         raise WeightsError(f"{source}: {name} holds NaN; the training that wrote it has diverged.")
+    if bool((torch.isinf(tensor) & ~torch.isinf(target)).any()):  # a mask of the model's own may be infinite
+        raise WeightsError(
+            f"{source}: {name} holds infinite numbers; the training that wrote it has diverged, or numbers were too "
+            "large for the float16 that they were saved in."
+        )
     if target.is_floating_point():
         if bool((torch.isinf(cast) & ~torch.isinf(tensor)).any()):
             raise WeightsError(f"{source}: numbers of {name} are too large for the model's {target.dtype}.")

@@ -101,7 +101,12 @@ def test_counters_and_index_tables_may_be_missing(tmp_path):
 
 @pytest.mark.parametrize(
     ("dtype", "value", "problem"),
-    [(torch.float16, 1e5, "too large"), (torch.float32, 1e300, "too large"), (torch.float32, float("nan"), "NaN")],
+    [
+        (torch.float16, 1e5, "too large"),
+        (torch.float32, 1e300, "too large"),
+        (torch.float32, float("nan"), "NaN"),
+        (torch.float32, float("-inf"), "infinite numbers"),
+    ],
 )
 def test_numbers_that_the_model_cannot_hold_are_an_error_and_change_nothing(tmp_path, dtype, value, problem):
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)).to(dtype)
@@ -115,6 +120,14 @@ def test_numbers_that_the_model_cannot_hold_are_an_error_and_change_nothing(tmp_
     load_weights(model, save(weights, tmp_path / "w.pth"), strict=True)
     assert {tensor.dtype for tensor in model.state_dict().values()} == {dtype}
     assert model[1].bias.tolist() == [2.0, 3.0]
+
+
+def test_infinities_of_the_models_own_are_taken(tmp_path):
+    model = nn.Linear(2, 3)
+    model.register_buffer("causal_mask", torch.full((3, 3), float("-inf")).triu(1))
+    weights = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    load_weights(model, save(weights, tmp_path / "w.pth"), strict=True)
+    assert torch.equal(model.weight, weights["weight"])
 
 
 def test_a_deeper_mask_head_is_refused_for_prediction_only(tmp_path):
