@@ -6,7 +6,7 @@ from detectron2.modeling import GeneralizedRCNN
 
 from maskrcnn_plus.build import build
 from maskrcnn_plus.config import detectron2_config, load_config
-from maskrcnn_plus.errors import ConfigError
+from maskrcnn_plus.errors import UserError
 from maskrcnn_plus.mask_rcnn import MaskRCNNPlus
 from maskrcnn_plus.roi import PyramidROIAlign
 from maskrcnn_plus.rpn import BatchedRPN
@@ -43,7 +43,7 @@ def build_with(*overrides):
 
 @pytest.mark.parametrize("override", MISFITS)
 def test_what_does_not_fit_is_told_with_its_keys(override):
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(UserError) as error:
         build_with(override)
     for part in MISFITS[override]:
         assert part in str(error.value)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from maskrcnn_plus.build import build
 from maskrcnn_plus.config import skip_pretrained
-from maskrcnn_plus.errors import ConfigError
+from maskrcnn_plus.errors import ConfigError, UserError
 from maskrcnn_plus.weights.conversion import WeightsError
 
 _TIMES, _MORE = 8, 2**26  # bytes of a float32 model for a byte of a compressed or quantised file, and beside that
@@ -26,7 +26,7 @@ def check_model_size(cfg: DictConfig, path: str) -> None:
         path: of the checkpoint, or the folder of an exported model.
 
     Raises:
-        WeightsError: the model is larger.
+        WeightsError: the model is larger, or its parts do not fit.
     """
     skip_pretrained(cfg)
     try:
@@ -34,6 +34,8 @@ def check_model_size(cfg: DictConfig, path: str) -> None:
             model = build(cfg, "model")
     except (ConfigError, NotImplementedError, RuntimeError):
         return
+    except UserError as error:
+        raise WeightsError(f"{path} is refused: {error}") from error
     tensors = itertools.chain(model.parameters(), model.buffers())
     needed, stored = sum(each.numel() * each.element_size() for each in tensors), _stored_bytes(path)
     if needed > _TIMES * stored + _MORE:

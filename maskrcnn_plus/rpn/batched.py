@@ -17,6 +17,7 @@ from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, 
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from maskrcnn_plus.errors import UserError
 from maskrcnn_plus.ops.nms import batched_nms
 from maskrcnn_plus.scripting import NotScriptable
 
@@ -33,7 +34,7 @@ class BatchedRPN(NotScriptable, RPN):
             **kwargs: those of `RPN`.
 
         Raises:
-            ValueError: the anchors are not as many a place as the head predicts, or not for all maps.
+            UserError: the anchors are not as many a place as the head predicts, or not for all maps.
         """
         super().__init__(**kwargs)
         made = getattr(self.anchor_generator, "num_anchors", None)
@@ -41,14 +42,15 @@ class BatchedRPN(NotScriptable, RPN):
         if made is None:  # a generator of somebody else's
             return
         if len(made) < len(self.in_features):
-            raise ValueError(
-                f"anchor_generator (sizes, strides) has anchors for {len(made)} maps, but in_features has "
-                f"{len(self.in_features)}: {', '.join(self.in_features)}."
+            raise UserError(
+                f"model.proposal_generator.anchor_generator (sizes, strides) has anchors for {len(made)} maps, but "
+                f"in_features has {len(self.in_features)}: {', '.join(self.in_features)}."
             )
         if isinstance(predicted, nn.Conv2d) and set(made) != {predicted.out_channels}:
-            raise ValueError(
-                f"anchor_generator (sizes times aspect_ratios) makes {', '.join(map(str, made))} anchors a place of "
-                f"each map, but the head predicts {predicted.out_channels} (head.num_anchors): they must agree."
+            raise UserError(
+                f"model.proposal_generator.anchor_generator (sizes times aspect_ratios) makes "
+                f"{', '.join(map(str, made))} anchors a place of each map, but the head predicts "
+                f"{predicted.out_channels} (head.num_anchors): they must agree."
             )
 
     def predict_proposals(

@@ -182,10 +182,12 @@ def test_no_config_ends_a_training(tmp_path):
     [
         ("model.roi_heads.box_head.fc_dims", [100_000, 100_000]),
         ("model.backbone.out_channels", 60_000),
+        ("model.proposal_generator.head.num_anchors", 100_000_000),
         ("dataset.thing_classes", [f"class {k}" for k in range(19_000)]),
     ],
 )
 def test_a_model_far_larger_than_its_file_is_refused_before_memory_is_taken(trained, tmp_path, key, value):
+    """Its parts may not fit either, which is told as soon."""
     content = torch.load(trained[0], weights_only=True)
     node = content[DESCRIPTION]["config"]
     *parents, last = key.split(".")
