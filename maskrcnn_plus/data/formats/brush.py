@@ -1,5 +1,6 @@
-"""The run-length code of Label Studio's brush: a bitstream of the RGBA values of an image, of which alpha counts.
+"""What Label Studio paints with: bitmasks, which are PNGs, and the run-length code of its brush.
 
+The code is a bitstream of the RGBA values of an image, of which alpha counts.
 label-studio-converter, brush.py: the number of values (32 bits), the bits of a value less 1 (5), the bits of four
 lengths less 1 (4 each). Then runs until all values are there: a bit that is 1 where one value is repeated, which of the
 four lengths (2), the length less 1, and the value, or that many values.
@@ -7,9 +8,12 @@ four lengths (2), the length less 1, and the value, or that many values.
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image
 
 _LENGTH_BITS = (3, 4, 8, 16)  # of the four lengths, as the brush itself chooses them
 
@@ -42,6 +46,22 @@ def decode_brush(rle: Sequence[int], height: int, width: int) -> np.ndarray:
         values[place:end] = bits.read(value_bits) != 0 if is_run else bits.read_nonzero(end - place, value_bits)
         place = end
     return values.reshape(height, width, 4)[:, :, 3]
+
+
+def decode_bitmask(address: str, height: int, width: int) -> np.ndarray:
+    """Mask bool [H, W] of the pixels that are not transparent in a PNG as a data URL, of Label Studio's bitmasks.
+
+    Raises:
+        ValueError: it is no such address, or its picture is of another size.
+    """
+    try:
+        content = base64.b64decode(address.partition(",")[2], validate=True)
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+            if picture.size == (width, height):
+                return np.asarray(picture.convert("RGBA"))[:, :, 3] > 0
+    except (AttributeError, ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"its bitmask is no PNG in base64 ({error}). Redraw or remove it.") from error
+    raise ValueError(f"its bitmask is {picture.height} x {picture.width}, its image {height} x {width}.")
 
 
 def encode_brush(mask: np.ndarray) -> list[int]:

@@ -2,7 +2,7 @@
 
 A result has `original_width`, `original_height`, `from_name` (which control it was drawn with) and a `value` in per
 cent of these: polygonlabels, rectanglelabels and ellipselabels with `rotation` in degrees, or brushlabels with their
-`rle`.
+`rle`, or bitmasklabels with a PNG.
 
 Its short form (JSON-MIN) is a list of {"id", "image", CONTROL: [value, ...]}, whose values state the size themselves.
 """
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from maskrcnn_plus.data.formats.annotated import Annotated, ImageFinder
-from maskrcnn_plus.data.formats.brush import decode_brush
+from maskrcnn_plus.data.formats.brush import decode_bitmask, decode_brush
 from maskrcnn_plus.data.formats.files import list_tree, peek_json, read_json, split_of
 from maskrcnn_plus.data.formats.options import ReadOptions
 from maskrcnn_plus.data.formats.shapes import (
@@ -36,7 +36,7 @@ from maskrcnn_plus.data.formats.shapes import (
 LOOKED_FOR = 'JSON of Label Studio (a list of tasks with "data" and "annotations"), or JSON-MIN'
 OPTIONS = ("attribute",)
 
-_GEOMETRY = {"points", "rle", "radiusX", "radiusY", "x", "y", "width", "height", "rotation"}
+_GEOMETRY = {"points", "rle", "imageDataURL", "radiusX", "radiusY", "x", "y", "width", "height", "rotation"}
 
 
 def matches(path: Path) -> bool:
@@ -189,12 +189,14 @@ def _read_shape(
     if result.get("type") == "relation":  # between two regions
         return None
     value = result["value"]
-    kind = next((kind for kind in ("points", "rle", "radiusX", "width", "x") if kind in value), None)
+    kind = next((kind for kind in ("points", "rle", "imageDataURL", "radiusX", "width", "x") if kind in value), None)
     if kind is None:
+        if "vertices" in value:
+            raise ValueError("a vector is not understood. Draw it as a polygon or with a brush, or remove it.")
         if _stated_size(result) is None and result.get("type") not in (None, "relation", "labels"):
             raise NoAreaError("a tag of the whole image")
         return None  # the label of a region that is a result of its own
-    if kind == "x":
+    if kind == "x" or "keypointlabels" in value or str(result.get("type")).startswith("keypoint"):
         raise NoAreaError("a point")
     if result.get("image_rotation"):
         raise ValueError("its image was turned in Label Studio, which is not understood. Turn it back there.")
@@ -209,6 +211,9 @@ def _read_shape(
     shape = Shape(names[0], place)
     if kind == "rle":
         shape.rle = mask_rle(decode_brush(value["rle"], *size), 0, 0, size)
+        return shape
+    if kind == "imageDataURL":
+        shape.rle = mask_rle(decode_bitmask(value["imageDataURL"], *size), 0, 0, size)
         return shape
     scale = np.array(size[::-1]) / 100
     degrees = float(value.get("rotation") or 0)

@@ -71,11 +71,7 @@ def _read_feature(feature: dict[str, Any], place: str, data: Annotated) -> Shape
         parts = classification.get("names")
         names = ": ".join(map(str, parts)) if isinstance(parts, list) else None
         classification = classification.get("name") or names
-    label = classification
-    if not label:
-        label = _CLASS
-        data.assume(f"objects without classification, which are of the class {_CLASS!r}", place)
-    shape = Shape(str(label), place)
+    shape = Shape(str(classification or _CLASS), place)
     for number, (is_hole, ring) in enumerate(_rings(geometry)):
         points = as_points([point[:2] for point in ring])  # a third number is the plane
         try:
@@ -85,6 +81,8 @@ def _read_feature(feature: dict[str, Any], place: str, data: Annotated) -> Shape
                 raise
     if not shape.polygons:
         raise NoAreaError("a polygon without area")
+    if not classification:
+        data.assume(f"objects without classification, which are of the class {_CLASS!r}", place)
     return shape
 
 

@@ -1,11 +1,13 @@
 """Label Studio's shapes and brush: as drawn by hand."""
 
 import base64
+import io
 import json
 
 import numpy as np
 import pytest
 from annotation_folders import masks_of, read_one, rectangle, write_image
+from PIL import Image
 
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats import ReadOptions, read, sniff
@@ -47,11 +49,18 @@ def write(root, *results, image="/data/upload/1/0a1b2c3d-one.png", **further):
     return root
 
 
+def bitmask(mask):
+    file = io.BytesIO()
+    Image.fromarray(np.stack([0 * mask] * 3 + [255 * mask], axis=2).astype(np.uint8)).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
 @pytest.mark.parametrize(
     ("entry", "mask"),
     [
         (result(), rectangle(6, 4, 30, 20)),
         (result({"rle": BRUSH, "format": "rle"}, "brushlabels"), BRUSHED),
+        (result({"imageDataURL": bitmask(BRUSHED)}, "bitmasklabels"), BRUSHED),
     ],
 )
 def test_shapes_are_the_pixels_drawn_by_hand(tmp_path, entry, mask):
@@ -141,6 +150,9 @@ def test_tags_of_the_image_are_left_out_and_said(tmp_path):
         (result({"rle": [300]}, "brushlabels"), "0 to 255"),
         (result({"rle": "abc"}, "brushlabels"), "0 to 255"),
         (result({"x": 1, "y": 2, "width": 3}, "rectanglelabels"), "has no 'height'"),
+        (result({"imageDataURL": "data:image/png;base64,xx"}, "bitmasklabels"), "no PNG in base64"),
+        (result({"imageDataURL": bitmask(np.ones((3, 4), dtype=bool))}, "bitmasklabels"), "3 x 4"),
+        (result({"vertices": [{"id": "1", "x": 1, "y": 2}], "closed": True}, "vectorlabels"), "a vector"),
         (7, ""),
     ],
 )
@@ -197,3 +209,12 @@ def test_further_controls_and_relations_of_a_region_are_no_objects(tmp_path):
 def test_an_image_of_regions_that_nobody_labelled_is_no_negative(tmp_path):
     with pytest.raises(DataError, match=r"an object without label \(1\)"):
         read(write(tmp_path, result(label=None)))
+
+
+@pytest.mark.parametrize("kind", ["keypointlabels", "keypoint"])
+def test_key_points_have_a_width_and_are_no_boxes(tmp_path, kind):
+    point = result({"x": 49.6, "y": 52.3, "width": 0.66}, kind, number="b")
+    record, data = read_one(write(tmp_path, result(), point))
+    assert len(record["annotations"]) == 1
+    assert not data.problems
+    assert any("a point" in note for note in data.notes)

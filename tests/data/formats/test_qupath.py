@@ -80,7 +80,7 @@ def test_no_features_are_a_negative_and_what_is_no_area_is_left_out(tmp_path):
     record, data = read_one(write(tmp_path, feature(), *lines))
     assert data.class_names == ["object"]
     assert len(record["annotations"]) == 1
-    for said in ("an open line", "a point", "without classification"):
+    for said in ("an open line", "a point", "which are of the class 'object' (1"):
         assert any(said in note for note in data.notes)
 
 
