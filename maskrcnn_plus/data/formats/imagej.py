@@ -69,7 +69,11 @@ def read(path: Path, options: ReadOptions) -> Annotated:
         found_any = True
         image = _find_image(file, finder, by_folder, root)
         if image is None:
-            data.problems.append(f"{file}: its image is not there. Name the ROIs after it, such as {file.stem}.tif.")
+            example = next((image for image in finder.files if image.parent == file.parent), Path("cells.tif"))
+            data.problems.append(
+                f"{file}: its image is not there, or nobody can tell which it is. Name the ROIs after it: "
+                f"{example.stem}_RoiSet.zip if it is {example.name}."
+            )
         else:
             files[image].append(file)
     if not found_any:
@@ -88,7 +92,11 @@ def read(path: Path, options: ReadOptions) -> Annotated:
                         data.leave_out(what, where)
                         unused += roi.subtype not in _NO_OBJECTS
                         continue
-                    rle = rings_to_rle(_rings(roi), *size)
+                    rings = _rings(roi)
+                    points = np.concatenate([np.zeros((0, 2)), *rings])
+                    if len(points) and ((points.min(axis=0) >= size[::-1]) | (points.max(axis=0) <= 0)).any():
+                        raise ValueError(f"it is outside of the image {image} of {size[0]} high x {size[1]} wide.")
+                    rle = rings_to_rle(rings, *size)
                     annotations.append(rle_annotation(rle, data.category(_class_of(roi))))
                     planes.add(_plane(roi))
                 except _MALFORMED as error:

@@ -117,7 +117,9 @@ def test_sets_go_to_their_images_and_others_are_said(tmp_path):
     assert [len(record["annotations"]) for record in data.splits["all"]] == [2, 2]
     assert any("three.tif" in note for note in data.notes)
     write(tmp_path, polygon(), name="four.zip", image="one.tif")
-    assert "four.zip: its image is not there" in read(tmp_path).problems[0]
+    (problem,) = read(tmp_path).problems
+    assert "four.zip: its image is not there" in problem
+    assert "one_RoiSet.zip if it is one.tif" in problem
 
 
 def test_the_image_is_the_one_in_a_folder_of_images(tmp_path):
@@ -148,7 +150,7 @@ def test_slices_of_a_stack_and_shapes_outside_are_named(tmp_path):
     assert "2 slices" in data.problems[0]
     data = read(write(tmp_path, polygon(SQUARE + 60), polygon(SQUARE + 3000), polygon(position=1)))
     assert [len(data.problems), len(data.splits["all"][0]["annotations"])] == [2, 1]
-    assert "one_RoiSet.zip, 0.roi: its mask is empty" in data.problems[0]
+    assert "one_RoiSet.zip, 0.roi: it is outside of the image" in data.problems[0]
     assert "far outside" in data.problems[1]
 
 
