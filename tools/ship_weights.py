@@ -32,12 +32,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    return run_tool("ship_weights", lambda: run(args), failure=1)
-
-
-def run(args: argparse.Namespace) -> None:
-    """Ship and say what was written."""
-    print(ship(args.weights, args.name, args.description, args.licence, args.credits, args.score_threshold))
+    given = args.weights, args.name, args.description, args.licence, args.credits, args.score_threshold
+    return run_tool("ship_weights", lambda: print(ship(*given)), failure=1)
 
 
 if __name__ == "__main__":

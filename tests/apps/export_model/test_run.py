@@ -15,8 +15,8 @@ from same_objects import assert_same
 from maskrcnn_plus.apps.export_model.data import folder_images
 from maskrcnn_plus.config import get_config
 from maskrcnn_plus.data.diameter import ScaleToDiameter
+from maskrcnn_plus.device import SATURATES, saturates
 from maskrcnn_plus.errors import UserError
-from maskrcnn_plus.inference import int8
 from maskrcnn_plus.inference.predictor import Predictor
 
 openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'maskrcnn_plus[export]'")
@@ -93,7 +93,7 @@ def test_8_bits_are_8_bits_and_find_nearly_the_same(trained, tmp_path):
     assert result.passed
     assert result.comparison.figures["original"]["mask AP"] > 0.9  # its own detections are the truth
     assert result.comparison.paired + result.comparison.lost > 10
-    assert (int8.SATURATES in " ".join(result.notes)) == int8.saturates()
+    assert (SATURATES in " ".join(result.notes)) == saturates()
 
     report = json.loads((tmp_path / "int8" / "export_report.json").read_text())
     assert report["comparison"]["drop"]["mask AP"] == pytest.approx(result.comparison.drop["mask AP"])
@@ -111,7 +111,7 @@ def test_8_bits_are_8_bits_and_find_nearly_the_same(trained, tmp_path):
     weights_ = [find_weights(layer) for layer in layers]
     assert kinds.count("FakeQuantize") >= 5
     assert sum(each.get_element_type().size == 1 for each in weights_) >= 0.9 * len(layers)
-    if int8.saturates():
+    if saturates():
         assert all(abs(each.data.astype(int)).max() <= 64 for each in weights_ if each.get_element_type().size == 1)
 
     # Maps of the body: a tenth of their spread, in the mean.
