@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import functools
+import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,6 @@ from maskrcnn_plus.data.learned_images import read_learned
 from maskrcnn_plus.data.limits import is_read_by_parts
 from maskrcnn_plus.data.registration import register_source
 from maskrcnn_plus.data.split import train_and_val
-
-__all__ = ["FolderData", "choose_classes", "load_folder", "register_folder"]
 
 _KEPT = 4  # folders whose content is remembered in a process
 _loaded: dict[tuple, bytes] = {}
@@ -52,13 +51,10 @@ class FolderData:
 
     def used_classes(self) -> list[str]:
         """Names of the classes with objects, each once, in the order of the categories."""
-        counts = Counter(each["category_id"] for each in self.annotations())
-        names = {class_key(name): name for index, name in reversed(list(enumerate(self.class_names))) if counts[index]}
+        records = itertools.chain.from_iterable(self.splits.values())
+        used = {each["category_id"] for record in records for each in record["annotations"]}
+        names = {class_key(name): name for index, name in reversed(list(enumerate(self.class_names))) if index in used}
         return list(names.values())[::-1]
-
-    def annotations(self) -> Iterator[dict[str, Any]]:
-        """All annotations."""
-        return (each for records in self.splits.values() for record in records for each in record["annotations"])
 
 
 def load_folder(
@@ -220,8 +216,5 @@ def _state(path: Path) -> tuple[int, int, int]:
     """Number, total size and newest change of the files of a folder."""
     files = [path] if path.is_file() else [Path(base, name) for base, _, names in walk(path) for name in names]
     states = [file.stat() for file in files if file.exists()]
-    return (
-        len(states),
-        sum(state.st_size for state in states),
-        max((state.st_mtime_ns for state in states), default=0),
-    )
+    newest = max((state.st_mtime_ns for state in states), default=0)
+    return len(states), sum(state.st_size for state in states), newest

@@ -191,19 +191,15 @@ class InstanceMapper:
             if "category_id" not in annotation:
                 raise ValueError(f"{where} has no 'category_id': give it the number of its class.")
         classes = torch.tensor([annotation["category_id"] for _, annotation in annotations], dtype=torch.int64)
-        joined = None
-        if self.label_maps and self.use_masks and "label_file_name" not in dataset_dict:
-            joined = transform_disjoint(annotations, name, size, transforms, out_size)
-        if joined is not None:
-            masks, areas = joined, joined.area()
-        elif "label_file_name" in dataset_dict:
+        masks = None
+        if "label_file_name" in dataset_dict:
             masks = transform_label_map(dataset_dict["label_file_name"], name, annotations, size, transforms, out_size)
-            areas = masks.area()
-        elif self.use_masks or all(has_mask(annotation) for _, annotation in annotations):
+        elif self.label_maps and self.use_masks:
+            masks = transform_disjoint(annotations, name, size, transforms, out_size)
+        if masks is None and (self.use_masks or all(has_mask(annotation) for _, annotation in annotations)):
             masks = transform_segmentations(annotations, size, transforms, out_size)
+        if masks is not None:
             areas = masks.tensor.flatten(1).sum(1) if isinstance(masks, BitMasks) else masks.area()
-        else:
-            masks = None
 
         if masks is not None and (self.recompute_boxes or "label_file_name" in dataset_dict):
             boxes = masks.get_bounding_boxes()

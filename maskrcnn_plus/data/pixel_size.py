@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
@@ -118,8 +117,7 @@ def _imagej_steps(tiff: tifffile.TiffFile) -> tuple[float | None, float | None]:
 
 def _imagej_unit(metadata: dict[str, Any]) -> float | None:
     """Micrometres of ImageJ's unit of length."""
-    name = str(metadata.get("unit", "")).strip().lower()
-    return _MICROMETRES.get(re.sub(r"^\\u00b5", "µ", name))
+    return _MICROMETRES.get(str(metadata.get("unit", "")).strip().lower())
 
 
 def _tag_sides(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
