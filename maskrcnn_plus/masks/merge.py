@@ -34,7 +34,7 @@ Shape shorthand: n objects of a tile, N of all tiles, P pairs of objects of diff
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,8 @@ SAME = 0.5
 
 AGREE = 0.4
 """IoU in the zone from which on two parts are of one object; touching objects share next to nothing there."""
+
+_NO_PAIRS = np.zeros((5, 0), dtype=np.int64)
 
 
 @dataclass
@@ -137,9 +139,8 @@ def _nothing(height: int, width: int) -> TileObjects:
 def _drop_empty(tile: TileObjects) -> TileObjects:
     """The tile with only those objects whose mask has a pixel."""
     some = np.flatnonzero(rle_areas(tile.rles))
-    rles = [tile.rles[k] for k in some]
     boxes, scores, classes = (np.asarray(part)[some] for part in (tile.boxes, tile.scores, tile.classes))
-    return TileObjects(tile.x, tile.y, tile.height, tile.width, boxes, scores, classes, rles)
+    return replace(tile, boxes=boxes, scores=scores, classes=classes, rles=[tile.rles[k] for k in some])
 
 
 def _border_gaps(tile: TileObjects, extents: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -168,16 +169,15 @@ def _overlapping(tiles: list[TileObjects]) -> Iterator[tuple[int, int]]:
 
 def _pairs(tiles: list[TileObjects], extents: list[np.ndarray], offsets: np.ndarray) -> _Pairs:
     """Compare the objects of every two tiles that overlap, in their zone."""
-    columns: list[np.ndarray] = []
+    columns = [_NO_PAIRS]
     for here, there in _overlapping(tiles):
         found = _zone_pairs(tiles[here], tiles[there], extents[here], extents[there])
-        if found is not None:
-            columns.append(found + np.array([[offsets[here]], [offsets[there]], [0], [0], [0]]))
-    return _Pairs(*(np.concatenate(columns, axis=1) if columns else np.zeros((5, 0), dtype=np.int64)))
+        columns.append(found + np.array([[offsets[here]], [offsets[there]], [0], [0], [0]]))
+    return _Pairs(*np.concatenate(columns, axis=1))
 
 
-def _zone_pairs(a: TileObjects, b: TileObjects, extents_a: np.ndarray, extents_b: np.ndarray) -> np.ndarray | None:
-    """The pairs of two tiles as int64 [5, P] in the order of `_Pairs`, None where there are none."""
+def _zone_pairs(a: TileObjects, b: TileObjects, extents_a: np.ndarray, extents_b: np.ndarray) -> np.ndarray:
+    """The pairs of two tiles as int64 [5, P] in the order of `_Pairs`."""
     x, y = max(a.x, b.x), max(a.y, b.y)
     right, bottom = min(a.x + a.width, b.x + b.width), min(a.y + a.height, b.y + b.height)
     inside = []
@@ -185,14 +185,12 @@ def _zone_pairs(a: TileObjects, b: TileObjects, extents_a: np.ndarray, extents_b
         low, high = np.array([x - tile.x, y - tile.y]), np.array([right - tile.x, bottom - tile.y])
         near = np.flatnonzero(((extents[:, :2] < high) & (extents[:, 2:] > low)).all(axis=1))
         if not len(near):
-            return None
+            return _NO_PAIRS
         rles = move_rles([tile.rles[k] for k in near], tile.x - x, tile.y - y, bottom - y, right - x)
         areas = rle_areas(rles)
         some = np.flatnonzero(areas)
         inside.append((near[some], [rles[k] for k in some], areas[some]))
     (near_a, rles_a, areas_a), (near_b, rles_b, areas_b) = inside
-    if not len(near_a) or not len(near_b):
-        return None
     shared = rle_overlaps(rles_a, rles_b, of_first=True) * areas_a[:, None]
     shared = np.rint(shared * (a.classes[near_a][:, None] == b.classes[near_b][None])).astype(np.int64)
     rows, columns = np.nonzero(shared)
