@@ -132,7 +132,10 @@ class PlainViT(Backbone):
         if final_norm and isinstance(net.norm, nn.Identity):
             raise ValueError(f"timm model {name!r} has no norm after its last block: use final_norm=False")
 
-        _drop_unused_layers(net, final_norm)
+        # The feature map does not depend on these: distributed training refuses parameters without gradient.
+        net.attn_pool, net.fc_norm = None, nn.Identity()
+        if not final_norm:
+            net.norm = nn.Identity()
         load_backbone_weights(net, name, weights, in_chans=in_chans, options=options)
         if not keep_prefix_tokens:
             _drop_prefix_tokens(net)
@@ -226,14 +229,6 @@ def _create_network(name: str, in_chans: int, drop_path_rate: float, options: di
             "use TimmBackbone for convolutional and hierarchical networks"
         )
     return net
-
-
-def _drop_unused_layers(net: VisionTransformer | Eva, final_norm: bool) -> None:
-    """Removes what the feature map does not depend on: distributed training refuses parameters without gradient."""
-    net.attn_pool = None
-    net.fc_norm = nn.Identity()
-    if not final_norm:
-        net.norm = nn.Identity()
 
 
 def _drop_prefix_tokens(net: VisionTransformer | Eva) -> None:

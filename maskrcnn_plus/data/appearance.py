@@ -85,7 +85,7 @@ class RandomColour(Augmentation):
         gains = np.array([self._rand_range(*self.gain) for _ in range(3)])
         is_grey = self._rand_range() < self.grey
         matrix = np.full((3, 3), 1 / 3) if is_grey else gains[:, None] * _rotation(angle)
-        return _of_three(functools.partial(_change_channels, matrix=matrix))
+        return _of_three(lambda image: _as_type(cv2.transform(image.astype(np.float32), matrix), image.dtype))
 
 
 class RandomBlur(Augmentation):
@@ -140,10 +140,6 @@ def _change_density(image: np.ndarray, matrix: np.ndarray, offset: np.ndarray) -
     density = -np.log((image.astype(np.float32) + 1) / 256)  # [H, W, 3]
     changed = density.reshape(-1, 3) @ matrix.astype(np.float32) + offset.astype(np.float32)
     return _as_type(256 * np.exp(-changed.reshape(image.shape)) - 1, image.dtype)
-
-
-def _change_channels(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    return _as_type(cv2.transform(image.astype(np.float32), matrix), image.dtype)
 
 
 def _rotation(angle: float) -> np.ndarray:

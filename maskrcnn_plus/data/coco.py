@@ -127,14 +127,14 @@ def map_categories(categories: Sequence[Category], names: Sequence[str] | None, 
         names = first.values()
     names = [str(name) for name in names]
     positions = {class_key(name): index for index, name in reversed(list(enumerate(names)))}
-    unknown = [c for c in real if class_key(c.name) not in positions]
-    with_objects = [c for c in unknown if c.count]
+    with_objects = [c for c in real if c.count and class_key(c.name) not in positions]
     if len(names) == 1 and len({class_key(c.name) for c in real if c.count}) == len(with_objects) == 1:
         warn_once(f"{json_file}: its only class with objects, {with_objects[0].name}, is taken for {names[0]}.")
         positions[class_key(with_objects[0].name)] = 0
     elif with_objects:
+        counted = ", ".join(f"{category.name} ({category.count})" for category in with_objects)
         raise DataError(
-            f"{json_file}: it has objects of {_counted(with_objects)}, but the classes are {', '.join(names)}. Name "
+            f"{json_file}: it has objects of {counted}, but the classes are {', '.join(names)}. Name "
             "all classes in dataset.thing_classes, or rename or remove these in the file."
         )
     indices = [positions.get(class_key(c.name)) for c in categories]
@@ -171,10 +171,6 @@ def coco_categories(json_file: str) -> list[Category]:
 def class_key(name: str) -> str:
     """What the names of classes are compared by: neither case nor outer spaces tell classes apart."""
     return str(name).strip().casefold()
-
-
-def _counted(categories: Sequence[Category]) -> str:
-    return ", ".join(f"{category.name} ({category.count})" for category in categories)
 
 
 def _named(categories: Sequence[Category]) -> str:

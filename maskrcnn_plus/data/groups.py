@@ -68,10 +68,10 @@ def find_groups(records: Sequence[dict[str, Any]], notes: list[str] | None = Non
     else:
         notes.append(f"{len(records)} images are too many to be compared; near-duplicates among them are not known.")
     for text, pairs in kinds.items():
-        sizes = np.bincount(join_pairs(_array(pairs), len(records)))
+        sizes = np.bincount(join_pairs(pairs, len(records)))
         if pairs:
             notes.append(f"{text}: {int(sizes[sizes > 1].sum())} images in {int((sizes > 1).sum())} groups.")
-    return join_pairs(_array([pair for pairs in kinds.values() for pair in pairs]), len(records)).tolist()
+    return join_pairs([pair for pairs in kinds.values() for pair in pairs], len(records)).tolist()
 
 
 def _relative(files: Sequence[str]) -> list[PurePath]:
@@ -184,7 +184,3 @@ def _frames(names: Sequence[PurePath], vectors: np.ndarray) -> list[tuple[int, i
         if len(likeness) and np.median(likeness) >= _FRAMES:
             pairs += itertools.pairwise(order)
     return pairs
-
-
-def _array(pairs: Sequence[Sequence[int]]) -> np.ndarray:
-    return np.array(pairs, dtype=np.int64).reshape(-1, 2)

@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
@@ -227,17 +228,13 @@ def check_file(path: str, local_path: str) -> None:
         OSError: there is no such file.
     """
     status = os.stat(local_path)
-    if stat.S_ISREG(status.st_mode) and status.st_size == 0:
+    if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISDIR(status.st_mode):
+            raise ImageReadError(f"{path}: this is a pipe or a device, an image file is needed.")
+    elif status.st_size == 0:
         raise ImageReadError(f"{path}: the file is empty. Copy it again or remove it.")
-    if stat.S_ISREG(status.st_mode) and status.st_size < _POINTER_BYTES and _is_pointer(local_path):
+    elif status.st_size < _POINTER_BYTES and Path(local_path).read_bytes().startswith(_POINTER):
         raise ImageReadError(f"{path}: the image itself is not here, only its pointer of Git LFS. Run: git lfs pull.")
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-        raise ImageReadError(f"{path}: this is a pipe or a device, an image file is needed.")
-
-
-def _is_pointer(path: str) -> bool:
-    with open(path, "rb") as file:
-        return file.read(len(_POINTER)) == _POINTER
 
 
 def decode(path: str, local_path: str, rule: ChannelRule | None = None, as_labels: bool = False) -> Decoded:

@@ -85,10 +85,9 @@ def _divide(mother: _Nucleus, rng: np.random.Generator, last: int) -> list[_Nucl
     """Two daughters on both sides of the mother's centre; identities go on after `last`."""
     angle = rng.uniform(0, np.pi)
     axis = np.array([np.sin(angle), np.cos(angle)])
-    sides = (axis, -axis)
     return [
         _Nucleus(last + k, mother.centre + 0.7 * mother.radius * side, mother.velocity + side, 0.75 * mother.radius)
-        for k, side in enumerate(sides, start=1)
+        for k, side in enumerate((axis, -axis), start=1)
     ]
 
 

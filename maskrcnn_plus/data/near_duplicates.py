@@ -64,9 +64,10 @@ def similar_pairs(vectors: np.ndarray, threshold: float = NEAR_DUPLICATE) -> tup
     return np.concatenate(pairs), np.concatenate(values)
 
 
-def join_pairs(pairs: np.ndarray, count: int) -> np.ndarray:
+def join_pairs(pairs: np.ndarray | Sequence[Sequence[int]], count: int) -> np.ndarray:
     """Group of each of `count` images, int64, where those of each pair [P, 2] belong together; 0 appears first."""
-    graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    first, second = np.asarray(pairs, dtype=np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(first)), (first, second)), shape=(count, count))
     labels = connected_components(graph, directed=False)[1]
     _, first, group = np.unique(labels, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[group]

@@ -66,19 +66,14 @@ def tiff_calibration(path: str) -> Calibration:
         if not is_tiff(path):
             return Calibration()
         with open_tiff(path, path) as tiff:
-            attributes = _ome_attributes(tiff)
+            images = find_elements(ElementTree.fromstring(tiff.ome_metadata).iter(), "Pixels") if tiff.is_ome else []
+            attributes = images[0].attrib if images else {}
             sides = _ome_sides(attributes) or slide_sides(tiff, path) or _tag_sides(tiff) or (None, None)
             steps = _ome_steps(attributes) if attributes else _imagej_steps(tiff)
     except Exception:  # not a TIFF, or a damaged one: whoever reads the pixels has something to say about that
         return Calibration()
     values = [value if value is not None and math.isfinite(value) and value > 0 else None for value in (*sides, *steps)]
     return Calibration(*([None, None] if None in values[:2] else values[:2]), *values[2:])
-
-
-def _ome_attributes(tiff: tifffile.TiffFile) -> dict[str, str]:
-    """Attributes of the first image in OME-XML; empty for other files."""
-    images = find_elements(ElementTree.fromstring(tiff.ome_metadata).iter(), "Pixels") if tiff.is_ome else []
-    return images[0].attrib if images else {}
 
 
 def _ome_length(attributes: dict[str, str], axis: str) -> float | None:
