@@ -67,7 +67,7 @@ def _is_supervisely(content: Any) -> bool:
 
 def _read_shape(entry: dict[str, Any], place: str, size: tuple[int, int], attribute: str | None) -> Shape:
     """An object of an image of `size` (H, W)."""
-    kind = entry.get("geometryType") or ("bitmap" if entry.get("bitmap") else "polygon")
+    kind = "bitmap" if entry.get("bitmap") else entry.get("geometryType") or "polygon"  # alpha_mask is a bitmap too
     if kind in _WITHOUT_AREA:
         raise NoAreaError(_WITHOUT_AREA[kind])
     label = entry["classTitle"]

@@ -151,7 +151,7 @@ def test_slices_of_a_stack_and_shapes_outside_are_named(tmp_path):
     data = read(write(tmp_path, polygon(SQUARE + 60), polygon(SQUARE + 3000), polygon(position=1)))
     assert [len(data.problems), len(data.splits["all"][0]["annotations"])] == [2, 1]
     assert "one_RoiSet.zip, 0.roi: it is outside of the image" in data.problems[0]
-    assert "far outside" in data.problems[1]
+    assert "one_RoiSet.zip, 1.roi: it is outside of the image" in data.problems[1]
 
 
 def test_no_rois(tmp_path):

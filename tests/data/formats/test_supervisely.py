@@ -54,11 +54,11 @@ def test_a_polygon_with_a_hole_is_what_opencv_draws_but_for_its_border(tmp_path)
     assert not mask[15, 25]
 
 
-@pytest.mark.parametrize("alpha", [False, True])
-def test_a_bitmap_is_its_pixels(tmp_path, alpha):
+@pytest.mark.parametrize(("alpha", "kind"), [(False, "bitmap"), (True, "bitmap"), (True, "alpha_mask")])
+def test_a_bitmap_is_its_pixels(tmp_path, alpha, kind):
     part = np.ones((16, 24), dtype=bool)
     part[3:5, 7:9] = False
-    record, data = read_one(write(tmp_path, bitmap(part, alpha=alpha)))
+    record, data = read_one(write(tmp_path, {**bitmap(part, alpha=alpha), "geometryType": kind}))
     assert not data.problems
     np.testing.assert_array_equal(masks_of(record)[0], rectangle(6, 4, 30, 20) & ~rectangle(13, 7, 15, 9))
 
