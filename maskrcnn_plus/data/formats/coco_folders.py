@@ -125,8 +125,8 @@ def _add_record(
             shape.polygons = [np.asarray(polygon).reshape(-1, 2) for polygon in mask]
         return shape
 
-    shapes, count = data.read_shapes(entries, f"{file}, {image.name}", as_shape), len(data.splits[split])
-    data.add_shapes(split, image, shapes, str(file), stated)
+    where, count = f"{file}, {image.name}", len(data.splits[split])
+    data.add_shapes(split, image, data.read_shapes(entries, where, as_shape), where, stated)
     if len(data.splits[split]) > count:  # else another file may be of this image
         data.is_new(image, str(file))
 

@@ -338,3 +338,14 @@ def test_of_folders_with_the_same_names_that_with_the_stated_sizes_is_taken(tmp_
     data = read(tmp_path)
     assert [record["file_name"] for record in data.splits["all"]] == [str(tmp_path / folders[1] / "a.png")]
     assert not data.problems
+
+
+def test_an_image_of_another_size_whose_objects_cannot_be_used_is_no_negative(tmp_path):
+    write(tmp_path / "a.json", tmp_path / "a.png", [CELL], 1)
+    content = json.loads((tmp_path / "a.json").read_text())
+    content["images"][0].update(height=80, width=120)
+    content["annotations"][0]["segmentation"] = {"size": [80, 120], "counts": "?"}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    data = read(tmp_path)
+    assert not any(data.splits.values())
+    assert len(data.problems) == 1
