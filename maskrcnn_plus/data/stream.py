@@ -25,6 +25,8 @@ SKIPPED = "skipped"
 
 MAX_SKIPPED = 100  # images in turn that cannot be used, before something else must be wrong
 
+_SECONDS_TO_END = 60  # of a worker, which by then no process waits for
+
 
 class TrainingStream(IterableDataset):
     """Dataset dicts for `build_detection_train_loader`, the same whatever the number of workers.
@@ -88,8 +90,10 @@ class TrainingStream(IterableDataset):
         if worker is None:
             iterations = itertools.count(self.start_iter)
         else:
-            # Ctrl-C is for the main process, which stops its workers.
+            # Signals to the whole group, as Ctrl-C, `timeout` and SLURM send them, are for the main process, which ends
+            # its iteration before it stops its workers.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_TO_END))
             iterations = itertools.count(self.start_iter + worker.id, worker.num_workers)
         for iteration in iterations:
             first = (iteration * self.world_size + self.rank) * self.batch_size

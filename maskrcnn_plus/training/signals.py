@@ -115,10 +115,14 @@ class StoppableLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[list[dict]]:
-        for batch in self.loader:
-            if self.signals.requested():
-                return
-            yield batch
+        try:
+            for batch in self.loader:
+                if self.signals.requested():
+                    return
+                yield batch
+        except RuntimeError as error:  # a signal to the whole group ends the processes that load, too
+            if "DataLoader worker" not in str(error) or not self.signals.requested():
+                raise
 
 
 class StoppableEvaluators(DatasetEvaluators):

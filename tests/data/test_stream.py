@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import os
 import random
 import signal
 
@@ -143,3 +144,12 @@ def test_what_is_yielded_may_be_changed_without_harm():
     iterator = iter(stream)
     next(iterator)["annotations"][0]["bbox"][0] = 7
     assert next(iterator)["annotations"] == [{"bbox": [1]}]
+
+
+def terminated(entry):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return entry
+
+
+def test_a_signal_to_the_whole_group_leaves_workers_to_the_main_process():
+    assert batches(4, num_workers=1, mapper=terminated) == batches(4, mapper=lambda entry: entry)

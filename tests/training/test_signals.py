@@ -36,3 +36,15 @@ def test_no_image_is_taken_after_a_signal():
             if image == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
     assert seen == [0, 1, 2, 3]
+
+
+def test_a_loading_process_that_the_same_signal_ended_is_no_error():
+    def load():
+        yield 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
+
+    with StopSignals() as signals:
+        assert list(StoppableLoader(load(), signals)) == [0]
+        with pytest.raises(TrainingInterrupted):
+            signals.agree()
