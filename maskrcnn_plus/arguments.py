@@ -1,8 +1,10 @@
-"""The checks of a constructor's arguments, in one place."""
+"""The checks of arguments, of constructors and of command lines, in one place."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -29,3 +31,18 @@ def check_range(name: str, bounds: Sequence[float], minimum: float, inclusive: b
     if not (low <= high < float("inf")) or low < minimum or (low == minimum and not inclusive):
         raise ValueError(f"{wanted}, got {bounds!r}.")
     return low, high
+
+
+def output_folder(text: str) -> Path:
+    """The folder that a command line names for its results, which need not be there: a `type` for argparse."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty; name a folder")
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a file; name a folder")
+    return path
+
+
+def output_address(text: str) -> str:
+    """As `output_folder`, or an address of an object store."""
+    return text if "://" in text else str(output_folder(text))

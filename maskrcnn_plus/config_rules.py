@@ -16,7 +16,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from maskrcnn_plus.errors import ConfigError
 from maskrcnn_plus.overrides import shortened
-from maskrcnn_plus.value_rules import Rule, component, either, flag, integer, mapping, number, optional, sequence, text
+from maskrcnn_plus.value_rules import (
+    Rule,
+    component,
+    either,
+    filled,
+    flag,
+    integer,
+    mapping,
+    number,
+    optional,
+    sequence,
+    text,
+)
 
 __all__ = ["check_config"]
 
@@ -34,7 +46,7 @@ RULES: dict[str, Rule] = {
     "dataloader.test": component(),
     "dataloader.proposal_evaluator": component(),
     # how to train
-    "train.output_dir": text(),
+    "train.output_dir": filled(),
     "train.init_checkpoint": optional(text()),
     "train.init_allow_partial": flag(),
     "train.max_iter": COUNT,

@@ -56,6 +56,11 @@ def text(*choices: str) -> Rule:
     return Rule(words, lambda value: _accept(value, isinstance(value, str) and (not choices or value in choices)))
 
 
+def filled() -> Rule:
+    """Text that is not empty."""
+    return Rule("a name", lambda value: _accept(value, isinstance(value, str) and bool(value)))
+
+
 def optional(rule: Rule) -> Rule:
     """Null, or what another rule accepts."""
     return Rule(f"{rule.wanted}, or null", lambda value: None if value is None else rule.convert(value))

@@ -28,7 +28,7 @@ WRONG = [
         "train.eval_period": ["-1", "abc", "null"],
         "train.log_period": ["0", "-1", "abc"],
         "train.best.mode": ["maximum", "3"],
-        "train.output_dir": ["null", "3", "[a]"],
+        "train.output_dir": ["''", "null", "3", "[a]"],
         "train.channels_last": ["3", "abc"],
         "train.ddp.broadcast_buffers": ["abc"],
         "optimizer.lr": ["-1", "nan", "inf", "abc", "null", "[1]"],

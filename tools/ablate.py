@@ -43,6 +43,7 @@ from ablation.runs import Evaluate, Train, evaluate_run, run_all, train_net, tra
 from ablation.speed import measure_inference, measure_training
 from ablation.table import read_document, write_table
 
+from maskrcnn_plus.arguments import output_folder
 from maskrcnn_plus.errors import UserError, run_tool
 
 
@@ -52,7 +53,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", default=[], help="the same, or a folder of shipped configs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     parser.add_argument("--minutes", type=float, default=5, help="of training, a run (default: 5)")
-    parser.add_argument("--output", default="output/ablation", help="folder (default: %(default)s)")
+    parser.add_argument("--output", type=output_folder, default="output/ablation", help="folder (default: %(default)s)")
     parser.add_argument("--table", type=Path, metavar="FILE.md", help="document to put the table into")
     parser.add_argument("--only-table", action="store_true", help="write the table of what is there")
     parser.add_argument("--rounds", type=int, default=7, help="runs of each that are timed (default: 7)")

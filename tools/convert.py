@@ -15,6 +15,7 @@ from pathlib import Path
 
 from maskrcnn_plus.apps.convert import convert
 from maskrcnn_plus.apps.data_sets import WRITERS
+from maskrcnn_plus.arguments import output_folder
 from maskrcnn_plus.data.formats.options import add_arguments, from_arguments
 from maskrcnn_plus.errors import printable, run_tool
 
@@ -22,7 +23,7 @@ from maskrcnn_plus.errors import printable, run_tool
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of images and annotations, or an annotation file")
-    parser.add_argument("--output", required=True, type=Path, help="a new folder")
+    parser.add_argument("--output", required=True, type=output_folder, help="a new folder")
     parser.add_argument("--to", required=True, choices=WRITERS, help="what is written")
     parser.add_argument("--val", type=float, default=0.2, help="part of the images for validation (default 0.2)")
     parser.add_argument("--tile", type=int, metavar="SIDE", help="cut images that are larger into tiles, pixels")

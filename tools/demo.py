@@ -21,13 +21,16 @@ shorten_thread_waits()  # before PyTorch is loaded
 # isort: split
 
 from maskrcnn_plus.apps.demo import run_demo
+from maskrcnn_plus.arguments import output_folder
 from maskrcnn_plus.device import default_device
 from maskrcnn_plus.errors import run_tool
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder (default output/demo)")
+    parser.add_argument(
+        "--output", type=output_folder, default=Path("output/demo"), help="folder (default output/demo)"
+    )
     parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to the training's config")
     return parser.parse_intermixed_args(argv)
 

@@ -16,7 +16,6 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from tuning import keep_memory_on_cpu, shorten_thread_waits
 
@@ -33,6 +32,7 @@ from tqdm import tqdm
 
 from maskrcnn_plus.apps.predict_files.inputs import list_inputs
 from maskrcnn_plus.apps.predict_files.run import explain_no_objects
+from maskrcnn_plus.arguments import output_folder
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.config import get_score_threshold, load_config
 from maskrcnn_plus.data import resolve_classes
@@ -63,7 +63,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="a LazyConfig file, or the name of a shipped config")
     parser.add_argument("--weights", required=True, help="checkpoint of a model of this config")
-    parser.add_argument("--output", required=True, type=Path, help="folder for the pictures")
+    parser.add_argument("--output", required=True, type=output_folder, help="folder for the pictures")
     parser.add_argument("--images", type=int, default=12, help="to draw, those with the most errors (default 12)")
     parser.add_argument("--iou", type=float, default=0.5, help="from which on an object is found (default 0.5)")
     parser.add_argument(

@@ -30,13 +30,14 @@ shorten_thread_waits()  # before PyTorch is loaded
 
 from maskrcnn_plus.apps.export_model.report import PAGE_NAME, changes_table
 from maskrcnn_plus.apps.export_model.run import PRECISIONS, export_model
+from maskrcnn_plus.arguments import output_folder
 from maskrcnn_plus.errors import run_tool
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", required=True, help="checkpoint of a trained model")
-    parser.add_argument("--output", required=True, help="folder for the exported model")
+    parser.add_argument("--output", required=True, type=output_folder, help="folder for the exported model")
     parser.add_argument("--to", choices=("openvino", "onnx"), default="openvino", help="(default: %(default)s)")
     parser.add_argument(
         "--whole", action="store_true", help="for openvino: one graph for programs without PyTorch, as onnx always is"

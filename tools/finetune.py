@@ -32,6 +32,7 @@ shorten_thread_waits()  # before PyTorch is loaded
 
 from maskrcnn_plus.apps.finetune.report import report
 from maskrcnn_plus.apps.finetune.run import CONFIG, Request, configure, train
+from maskrcnn_plus.arguments import output_folder
 from maskrcnn_plus.data.formats.options import add_arguments, from_arguments
 from maskrcnn_plus.device import default_device
 from maskrcnn_plus.errors import UserError, run_tool
@@ -40,7 +41,7 @@ from maskrcnn_plus.errors import UserError, run_tool
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, type=Path, help="folder or annotation file")
-    parser.add_argument("--output", required=True, type=Path, help="folder for the training")
+    parser.add_argument("--output", required=True, type=output_folder, help="folder for the training")
     parser.add_argument("--hours", type=float, default=1.0, help="for training and evaluation (default: 1)")
     parser.add_argument(
         "--weights",

@@ -15,6 +15,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from maskrcnn_plus.arguments import output_address
 from maskrcnn_plus.errors import UserError, run_tool
 
 FORMATS = ("labels", "csv", "geojson", "counts")
@@ -23,7 +24,7 @@ FORMATS = ("labels", "csv", "geojson", "counts")
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", required=True, help="folder or address of the tables")
-    parser.add_argument("--output", required=True, help="folder for the files")
+    parser.add_argument("--output", required=True, type=output_address, help="folder for the files")
     parser.add_argument("--format", nargs="+", choices=FORMATS, default=[], help="files of each image, too")
     return parser.parse_args(argv)
 

@@ -74,6 +74,7 @@ from maskrcnn_plus.apps.predict_files.workers import Workers
 from maskrcnn_plus.apps.predictor_source import PredictorSource
 from maskrcnn_plus.apps.track_files.run import DEFAULT_FORMATS as TRACK_FORMATS
 from maskrcnn_plus.apps.track_files.run import track_files
+from maskrcnn_plus.arguments import output_folder
 from maskrcnn_plus.data.channels import PROJECTIONS
 from maskrcnn_plus.data.limits import MAX_PIXELS
 from maskrcnn_plus.errors import run_tool
@@ -92,7 +93,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--input", nargs="+", help="image and video files, folders, glob patterns, and @LIST, a text file of them"
     )
-    parser.add_argument("--output", required=True, help="folder for the results")
+    parser.add_argument("--output", required=True, type=output_folder, help="folder for the results")
     parser.add_argument(
         "--format",
         nargs="+",

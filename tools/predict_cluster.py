@@ -39,6 +39,7 @@ shorten_thread_waits()  # before PyTorch is loaded
 
 from maskrcnn_plus.apps.predict_files.prediction_loop import FileOptions
 from maskrcnn_plus.apps.predictor_source import PredictorSource
+from maskrcnn_plus.arguments import output_address
 from maskrcnn_plus.data.limits import MAX_PIXELS
 from maskrcnn_plus.errors import UserError, run_tool
 from maskrcnn_plus.inference.precision import PRECISIONS
@@ -56,7 +57,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--input", required=True, nargs="+", help="files, folders, addresses, and @LIST, a list of files"
     )
-    parser.add_argument("--output", required=True, help="folder or address for the tables")
+    parser.add_argument("--output", required=True, type=output_address, help="folder or address for the tables")
     parser.add_argument(
         "--format", nargs="+", choices=FORMATS, default=[], help="files of each image beside the tables"
     )

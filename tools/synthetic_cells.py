@@ -14,12 +14,12 @@ import functools
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import tifffile
 from PIL import Image
 
+from maskrcnn_plus.arguments import output_folder
 from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.data.moving_nuclei import film_nuclei
 from maskrcnn_plus.data.synthetic import render_cells
@@ -29,7 +29,7 @@ from maskrcnn_plus.errors import run_tool
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", required=True, type=Path, help="folder of the data set")
+    parser.add_argument("--output", required=True, type=output_folder, help="folder of the data set")
     parser.add_argument("--images", type=int, default=40, help="number of images (default 40)")
     parser.add_argument("--val", type=int, default=8, help="how many of them are for validation (default 8)")
     parser.add_argument("--size", type=int, default=256, help="side of an image in pixels (default 256)")

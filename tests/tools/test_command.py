@@ -79,3 +79,17 @@ def test_every_tool_has_a_line(command):
     assert next(iter(commands)) in command.FIRST
     assert {"train", "predict", "evaluate", "convert"} <= set(commands)
     assert all(line.endswith((".", ":")) or len(line) > 20 for _, line in commands.values())
+
+
+@pytest.mark.parametrize("tool", ["convert", "demo", "export", "finetune", "predict", "predict_cluster"])
+def test_an_output_that_is_no_folder_is_refused_at_once(tool, tmp_path, monkeypatch, capsys):
+    if tool == "predict_cluster":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed (the extra cluster)")
+    main = importlib.import_module(tool).main
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    for value, problem in (("", "the name is empty"), ("notes.txt", "notes.txt is a file")):
+        with pytest.raises(SystemExit) as end:
+            main(["--output", value])
+        assert end.value.code == 2
+        assert f"argument --output: {problem}; name a folder" in capsys.readouterr().err
