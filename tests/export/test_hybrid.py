@@ -169,8 +169,9 @@ def test_what_an_exported_model_cannot_do_is_said(exported):
     folder = str(exported[1])
     with pytest.raises(ValueError, match="runs on the CPU"):
         Predictor(folder, device="cuda")
+    channels = ["model.roi_heads.box_predictor.input_shape.channels=64", "model.roi_heads.box_head.fc_dims=[64]"]
     with pytest.raises(UserError, match="does not fit the config's model"):
-        Predictor(described_config(folder, ["model.roi_heads.box_predictor.input_shape.channels=64"]), folder)
+        Predictor(described_config(folder, channels), folder)
     with pytest.raises(ValueError, match="precision"):
         Predictor(folder, precision="int4")
 
