@@ -7,7 +7,8 @@
    diameter (half at 1.2 octaves). Objects of about this size have the highest scores, smaller ones are not seen, and
    clumps that look like objects from afar, or parts that do so from near, have lower ones. So evidence has a maximum at
    the right scale. They are compared where both have looked, and pieces of one object count as one. They end where
-   evidence falls, or where objects are so large that it must, once what was found is more than a few objects.
+   evidence falls, or where objects are so large that it must, once what was found is more than a few objects, and what
+   was found last is not seen too small.
 3. The median diameter in the best look, weighted by (2 score - 1)^2, is the estimate: of the objects, not of their
    area, as the median of annotations in training is. The best look may miss small objects, and the one after it large
    ones: where both find about as much, it is their geometric mean.
@@ -38,6 +39,7 @@ _FIRST_SIDE, _TEXTURE_SIDE = 64, 128
 _LEAST_SCORE, _LEAST_EVIDENCE, _SURE_EVIDENCE = 0.5, 0.1, 2.0
 _SPREAD = 1.0  # octaves: deviation of diameters that the network sees well
 _GAIN, _FALLS = 1.05, 0.6  # of the best evidence: what is better, and where the looks end
+_SOME = 0.25  # of the best evidence: what is seen too small may be better from near
 _SMALL, _LARGE = 0.6, 1.5  # of the wanted diameter: below, the next look may see more; above, it cannot
 _PIECE = 0.6  # of the diameter of an object: below, it is a piece of it
 _ALL, _TISSUE = 0.5, 8  # of a look's area: more is filled; pieces of it that count as much as an object that fills it
@@ -147,6 +149,8 @@ def _is_past(look: Look, best: Look, wanted: float) -> bool:
     """Whether looks that are nearer than this one, which is the last, cannot be better than the best."""
     if look is best or best.evidence < _SURE_EVIDENCE:
         return False
+    if look.value > _SOME * best.value and look.diameter * look.scale < _SMALL * wanted:
+        return False  # such as the nuclei of cells that look like nuclei from afar
     falls = look.value < _FALLS * best.value and best.diameter * best.scale > _SMALL * wanted
     return falls or best.diameter * look.scale > _LARGE * wanted
 

@@ -75,6 +75,28 @@ def test_tissue_full_of_objects_is_no_object(count):
     assert estimate_diameter([image], TissueFromAfar(), LEARNED, LIMITS) == pytest.approx(20, rel=0.15)
 
 
+class CellsAndNuclei(Detector):
+    """Finds bright discs, and with less certainty the grey ones around them."""
+
+    def __init__(self):
+        self.model = DiscFinder(junk=0.0)
+
+    def __call__(self, image):
+        nuclei, cells = (super(CellsAndNuclei, self).__call__((image > least) * np.float32(255)) for least in (180, 60))
+        cells.scores = 0.5 + 0.8 * (cells.scores - 0.5)
+        return Instances.cat([nuclei, cells])
+
+
+@pytest.mark.parametrize("nucleus", [20, 26])
+def test_cells_that_look_like_nuclei_from_afar_are_not_taken_for_them(nucleus):
+    image = np.zeros((1024, 1024, 3), np.uint8)
+    for y in range(80, 1000, 140):
+        for x in range(80, 1000, 140):
+            cv2.circle(image, (x, y), 60, (120, 120, 120), -1)
+            cv2.circle(image, (x, y), nucleus // 2, (230, 230, 230), -1)
+    assert estimate_diameter([image], CellsAndNuclei(), LEARNED, LIMITS) == pytest.approx(nucleus, rel=0.15)
+
+
 def test_an_object_as_large_as_the_image():
     assert estimate(draw_discs(256, 256, [200])) == pytest.approx(200, rel=0.12)
 
