@@ -176,7 +176,6 @@ def test_outputs_and_arguments_that_cannot_be(trained, tmp_path, tool, capsys):
     (tmp_path / "thesis" / "text.doc").touch()
     for arguments, message in (
         (["--output", str(tmp_path / "thesis")], "holds something else than an exported model"),
-        (["--output", weights], "is a file; --output is a folder"),
         (["--output", str(tmp_path / "o"), "--max-drop", "-1"], "max_drop is -1"),
         (["--output", str(tmp_path / "o"), "--gate", str(tmp_path / "thesis")], "thesis"),
     ):
@@ -184,6 +183,8 @@ def test_outputs_and_arguments_that_cannot_be(trained, tmp_path, tool, capsys):
         error = capsys.readouterr().err
         assert error.startswith("export: ")
         assert message in error
+    with pytest.raises(UserError, match="is a file; --output is a folder"):
+        run.export_model(weights, weights)
     assert tool.main(["--weights", str(data), "--output", str(tmp_path / "o")]) == 1
     assert "is a folder; --weights is the checkpoint" in capsys.readouterr().err
 
