@@ -61,7 +61,6 @@ class Annotated:
     num_boxes: int = 0
     _assumed: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     _left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    _unused: set[str] = field(default_factory=set)
     _images: dict[Path, str] = field(default_factory=dict)
     _stored: dict[Path, tuple[int, int, int]] = field(default_factory=dict)
 
@@ -165,13 +164,18 @@ class Annotated:
         record = {"file_name": str(path), "height": size[0], "width": size[1], "image_id": str(path)}
         self.splits[split].append({**record, "annotations": annotations})
 
-    def read_shapes(self, entries: Iterable[Any], where: str, read: Callable[[Any, str], Shape | None]) -> list[Shape]:
+    def read_shapes(
+        self, entries: Iterable[Any], where: str, read: Callable[[Any, str], Shape | None]
+    ) -> list[Shape] | None:
         """The shapes that `read` makes of the entries of an image; what it raises is noted or becomes a problem.
 
         Args:
             entries: as they stand in the file.
             where: the file and image in messages.
             read: makes a shape of an entry and its place in messages, or None where there is nothing to say.
+
+        Returns:
+            The shapes; None where there are objects, and none of them could be used.
         """
         shapes, unused = [], 0
         for number, entry in enumerate(entries):
@@ -189,23 +193,21 @@ class Annotated:
                 continue
             if shape is not None:
                 shapes.append(shape)
-        if unused and not shapes:
-            self._unused.add(where)
-        return shapes
+        return None if unused and not shapes else shapes
 
     def add_shapes(
-        self, split: str, image: Path, shapes: Sequence[Shape], where: str, stated: tuple[int, int] | None = None
+        self, split: str, image: Path, shapes: Sequence[Shape] | None, where: str, stated: tuple[int, int] | None = None
     ) -> None:
         """Add an image with what was drawn on it, in pixels of the file; unless nothing of it could be used.
 
         Args:
             split: of the image.
             image: the file.
-            shapes: in pixels of the image that the tool showed.
+            shapes: in pixels of the image that the tool showed; None as of `read_shapes`.
             where: the annotation file in messages.
             stated: (height, width) of that image; None where the file does not say.
         """
-        if where in self._unused:
+        if shapes is None:
             self.assume(UNUSED_ONLY, str(image))
             return
         points = [points for shape in shapes for points in shape.polygons]

@@ -48,13 +48,14 @@ def read(path: Path, options: ReadOptions) -> Annotated:
     for file, tree in data.contents(path, (".xml",), read_xml, _is_layers, LOOKED_FOR):
         image = finder.find_stem(file.stem, file.parent, say=True)
         if image is not None and data.is_new(image, str(file)):
-            shapes = [shape for layer in tree.findall("Annotation") for shape in _read_layer(layer, file, data)]
-            data.add_shapes(split_of(file, root), image, shapes, str(file))
+            layers = [_read_layer(layer, file, data) for layer in tree.findall("Annotation")]
+            shapes = [shape for layer in layers for shape in layer or ()]
+            data.add_shapes(split_of(file, root), image, None if None in layers and not shapes else shapes, str(file))
     return data
 
 
-def _read_layer(layer: Any, file: Path, data: Annotated) -> list[Shape]:
-    """Shapes of an Annotation, with the holes that it has among its regions."""
+def _read_layer(layer: Any, file: Path, data: Annotated) -> list[Shape] | None:
+    """Shapes of an Annotation, with the holes that it has among its regions; None as of `Annotated.read_shapes`."""
     where = f"{file}, annotation {layer.get('Id', '?')}"
     label = _layer_name(layer)
     if not label:
@@ -62,6 +63,8 @@ def _read_layer(layer: Any, file: Path, data: Annotated) -> list[Shape]:
         label = _CLASS
     regions = layer.findall("./Regions/Region")
     shapes = data.read_shapes(regions, where, lambda region, place: _read_region(region, place, label))
+    if shapes is None:
+        return None
     holes = {shape.where for shape in shapes if regions[_number(shape)].get("NegativeROA", "0") not in ("0", "")}
     objects = [shape for shape in shapes if shape.where not in holes]
     for hole in (shape for shape in shapes if shape.where in holes):

@@ -68,10 +68,12 @@ def _is_cityscapes(content: Any) -> bool:
     return isinstance(content, dict) and "imgHeight" in content and isinstance(content.get("objects"), list)
 
 
-def _read_objects(content: dict[str, Any], where: str, size: tuple[int, int], data: Annotated) -> list[Shape]:
-    """What is seen of each object in an image of `size` (H, W)."""
+def _read_objects(content: dict[str, Any], where: str, size: tuple[int, int], data: Annotated) -> list[Shape] | None:
+    """What is seen of each object in an image of `size` (H, W); None as of `Annotated.read_shapes`."""
     objects = [each for each in content["objects"] if not (isinstance(each, dict) and each.get("deleted"))]
     shapes = data.read_shapes(objects, where, partial(_read_polygon, size=size))
+    if shapes is None:
+        return None
     picture = Image.new("I", size[::-1])
     for number, shape in enumerate(shapes, start=1):
         ImageDraw.Draw(picture).polygon(shape.polygons[0].reshape(-1).tolist(), fill=number)

@@ -58,7 +58,7 @@ def read(path: Path, options: ReadOptions) -> Annotated:
         size = data.drawn_size(image, stated, str(file))
         if size is not None:
             shapes = data.read_shapes(content["shapes"], str(file), partial(_read_shape, size=size))
-            data.add_shapes(split_of(file, root), image, join_groups(shapes), str(file), stated)
+            data.add_shapes(split_of(file, root), image, shapes and join_groups(shapes), str(file), stated)
     if path.is_dir():
         finder.note_left_out("have no JSON file")
     return data

@@ -51,6 +51,12 @@ def test_names_ellipses_and_what_has_no_area(tmp_path):
     assert read_one(write(tmp_path, layer()))[0]["annotations"] == []
 
 
+def test_an_image_whose_regions_are_all_unusable_is_no_negative(tmp_path):
+    data = read(write(tmp_path, layer(), layer(region(1, 1, "x", 5))))
+    assert not any(data.splits.values())
+    assert any("no object could be used" in note for note in data.notes)
+
+
 def test_boxes_alone_are_refused(tmp_path):
     with pytest.raises(DataError, match="boxes"):
         read(write(tmp_path, layer(region(6, 4, 30, 20, kind=1))))

@@ -349,3 +349,17 @@ def test_an_image_of_another_size_whose_objects_cannot_be_used_is_no_negative(tm
     data = read(tmp_path)
     assert not any(data.splits.values())
     assert len(data.problems) == 1
+
+
+def test_an_image_without_objects_is_not_taken_for_one_of_its_name_whose_objects_cannot_be_used(tmp_path):
+    write(tmp_path / "all.json", tmp_path / "a" / "1.png", [CELL], 1, name="a/1.png")
+    write_image(tmp_path / "b" / "1.png")
+    content = json.loads((tmp_path / "all.json").read_text())
+    content["images"].append({**content["images"][0], "id": 1, "file_name": "b/1.png"})
+    for image in content["images"]:
+        image.update(height=80, width=120)
+    content["annotations"][0]["segmentation"] = {"size": [80, 120], "counts": "?"}
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    data = read(tmp_path)
+    kept = [(record["file_name"], record["annotations"]) for record in data.splits["all"]]
+    assert kept == [(str(tmp_path / "b" / "1.png"), [])]
