@@ -84,8 +84,9 @@ def apply_findings(
         report_problems(findings["problems"], on_error, findings["causes"])
     if report:
         _report_notes(findings)
-    bad = set(findings["bad_images"])
-    cleaned, lost = [], []
+    lost = find_unusable(dicts, findings)
+    bad = {*findings["bad_images"], *lost}
+    cleaned = []
     for index, record in enumerate(dicts):
         if index in bad:
             continue
@@ -98,14 +99,19 @@ def apply_findings(
                     kept.append({**annotation, **change} if change else annotation)
                 if change and "bbox_mode" in change:  # a number where it comes from JSON
                     kept[-1]["bbox_mode"] = BoxMode(change["bbox_mode"])
-            if not kept:  # it is no image without objects
-                lost.append(str(record.get("file_name")))
-                continue
             record = {**record, "annotations": kept}
         cleaned.append(record)
     if report and lost:
-        logger.warning(f"Images with no annotation that can be used, left out ({len(lost)}): {', '.join(lost[:3])}.")
+        names = ", ".join(str(dicts[index].get("file_name")) for index in lost[:3])
+        logger.warning(f"Images with no annotation that can be used, left out ({len(lost)}): {names}.")
     return cleaned
+
+
+def find_unusable(dicts: Sequence[dict], findings: dict[str, Any]) -> list[int]:
+    """Indices of the images of which every annotation is bad: they are left out, as they are not without objects."""
+    changes = {int(index): [*of_image.values()] for index, of_image in findings["changes"].items()}
+    lost = (index for index, each in changes.items() if each.count(None) == len(dicts[index]["annotations"]))
+    return sorted({*lost} - {*findings["bad_images"]})
 
 
 def _report_notes(findings: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from maskrcnn_plus.apps.check_data.advice import give_advice
 from maskrcnn_plus.apps.check_data.suspicious import Repeated, Suspicion, find_repeated, find_suspicious
-from maskrcnn_plus.data.check import DataError, apply_findings
+from maskrcnn_plus.data.check import DataError, apply_findings, find_unusable
 from maskrcnn_plus.data.check_cache import fingerprint, get_cached
 from maskrcnn_plus.data.coco import class_key
 from maskrcnn_plus.data.findings import annotation_name, find_problems
@@ -177,12 +177,10 @@ def _check(records: list[dict[str, Any]], num_classes: int) -> tuple[list[dict[s
         Finding(NOTE, f"{note}", names, "A training understands it; --fix writes it in the usual form.")
         for note, names in found["notes"].items()
     ]
-    cleaned = apply_findings(records, found, "skip", report=False)
-    kept, bad = {record["file_name"] for record in cleaned}, set(found["bad_images"])
-    lost = [record["file_name"] for k, record in enumerate(records) if k not in bad and record["file_name"] not in kept]
+    lost = [records[index]["file_name"] for index in find_unusable(records, found)]
     if lost:
         findings.append(Finding(PROBLEM, "An image with no annotation that can be used", lost, _REMEDY))
-    return cleaned, findings
+    return apply_findings(records, found, "skip", report=False), findings
 
 
 def _group(severity: str, lines: Iterable[str], remedy: str = "") -> list[Finding]:
