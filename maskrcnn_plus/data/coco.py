@@ -13,6 +13,7 @@ from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.check_cache import loaded_once
 from maskrcnn_plus.data.formats.coco import Category, read_categories, read_coco, warn_once
 from maskrcnn_plus.data.registration import register_source
+from maskrcnn_plus.errors import listed
 
 _SHOWN = 10
 
@@ -174,5 +175,4 @@ def class_key(name: str) -> str:
 
 
 def _named(categories: Sequence[Category]) -> str:
-    names = ", ".join(f"{category.name} (id {category.id!r})" for category in categories[:_SHOWN])
-    return names + (f" and {len(categories) - _SHOWN} more" if len(categories) > _SHOWN else "")
+    return listed([f"{category.name} (id {category.id!r})" for category in categories], _SHOWN)

@@ -15,6 +15,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from maskrcnn_plus.errors import listed
+
 _PIECES_OF = 24  # objects of an image whose pieces are counted, the largest
 _NAMED = 3  # files that a warning names
 
@@ -129,6 +131,4 @@ def _look_like_classes(measured: Mapping[str, dict[str, Any]]) -> dict[str, dict
 
 def _some(chosen: Mapping[str, Any], of: Mapping[str, Any]) -> str:
     """Name files, and how many there are."""
-    names = list(chosen)
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"{len(names)} of {len(of)} label images ({', '.join(names[:_NAMED])}{more})"
+    return f"{len(chosen)} of {len(of)} label images ({listed(list(chosen), _NAMED)})"

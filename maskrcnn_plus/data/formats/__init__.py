@@ -32,6 +32,7 @@ from maskrcnn_plus.data.formats.folders import suggest
 from maskrcnn_plus.data.formats.numbered import merge_numbered
 from maskrcnn_plus.data.formats.options import ReadOptions
 from maskrcnn_plus.data.formats.several import choose_reading
+from maskrcnn_plus.errors import listed
 
 __all__ = ["FORMATS", "Annotated", "ReadOptions", "read", "sniff"]
 
@@ -93,9 +94,8 @@ def sniff(path: Path, name: str | None = None) -> list[str]:
     if not found:
         looked = "".join(f"\n  {name}: {reader.LOOKED_FOR}" for name, reader in FORMATS.items())
         here = sorted(os.listdir(path)) if path.is_dir() else [path.name]
-        shown = ", ".join(here[:_SHOWN]) + (f" and {len(here) - _SHOWN} more" if len(here) > _SHOWN else "")
         raise DataError(
-            f"{path}: no annotations recognised. Looked for:{looked}\nHere lie: {shown or 'no files'}.\n"
+            f"{path}: no annotations recognised. Looked for:{looked}\nHere lie: {listed(here, _SHOWN) or 'no files'}.\n"
             "Not annotated yet? tools/predict.py --format labelme (cvat, imagej, coco-dataset) writes what a model, "
             "such as maskrcnn_plus://nuclei, finds, to be corrected."
         )
