@@ -50,10 +50,14 @@ def test_what_does_not_fit_is_told_with_its_keys(override):
 
 
 def test_what_fits_is_taken():
-    build_with(f"{HEADS}.mask_pooler.output_size=7", f"{HEADS}.mask_head.num_classes=1")
-    build_with("model.backbone.out_channels=64")
-    build_with(f"{HEADS}.box_pooler.output_size=[5,9]", f"{HEADS}.box_head.input_shape={{height: 5, width: 9}}")
-    build_with(f"{RPN}.in_features=[p2,p3,p4]")  # of five levels of anchors the first three
+    model = build_with(f"{HEADS}.mask_pooler.output_size=7", f"{HEADS}.mask_head.num_classes=1")
+    assert (model.roi_heads.num_classes, model.roi_heads.mask_head.predictor.out_channels) == (3, 1)
+    model = build_with("model.backbone.out_channels=64")
+    assert model.proposal_generator.rpn_head.objectness_logits.in_channels == 64
+    model = build_with(f"{HEADS}.box_pooler.output_size=[5,9]", f"{HEADS}.box_head.input_shape={{height: 5, width: 9}}")
+    assert model.roi_heads.box_head.fcs[0].in_features % 45 == 0
+    model = build_with(f"{RPN}.in_features=[p2,p3,p4]")  # of five levels of anchors the first three
+    assert len(model.proposal_generator.anchor_generator.strides) == 5
 
 
 def test_a_backbone_and_parts_of_somebody_elses_are_not_looked_into():
@@ -70,4 +74,4 @@ def test_a_backbone_and_parts_of_somebody_elses_are_not_looked_into():
 
     model.backbone.__class__ = Shapeless
     for kind in (GeneralizedRCNN, MaskRCNNPlus):
-        kind(**parts, pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3)
+        assert kind(**parts, pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3).backbone is model.backbone
