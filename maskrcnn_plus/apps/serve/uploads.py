@@ -116,16 +116,14 @@ async def receive(request: Request, parent: Path, name: str, settings: Settings)
             raise HTTPException(400, "There is no image: send its bytes as the body, or as the file of a form.")
     except MultiPartException as error:
         raise HTTPException(400, f"The form cannot be read: {error.message}") from error
-    except OSError as error:
-        if upload is not None:
-            upload.leave()
-        reason = error.strerror or str(error)
-        raise HTTPException(507, f"This server cannot keep the file while it is predicted: {reason}.") from error
     except BaseException as error:
         if upload is not None:
             upload.leave()
         if isinstance(error, ClientDisconnect):
             raise HTTPException(400, "The client went away.") from error
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+            raise HTTPException(507, f"This server cannot keep the file while it is predicted: {reason}.") from error
         raise
     return upload
 
