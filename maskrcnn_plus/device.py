@@ -56,7 +56,10 @@ def use_channels_last(model: nn.Module) -> nn.Module:
     """Bring the kernels of a model's 2D convolutions into channels_last memory, in place, and give the model.
 
     `Module.to(memory_format=torch.channels_last)` would refuse tensors of five dimensions, which some networks have.
+    A model with a head for keypoints stays as it is: Detectron2's loss of them takes contiguous memory alone.
     """
+    if getattr(getattr(model, "roi_heads", None), "keypoint_on", False):
+        return model
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dim() == 4:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)

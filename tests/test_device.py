@@ -16,3 +16,11 @@ def test_kernels_become_channels_last_whatever_stands_beside_them():
     assert model[1].weight.is_contiguous()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_model_with_keypoints_stays_as_it_is():
+    """Detectron2's `keypoint_rcnn_loss` views its logits."""
+    model = nn.Module()
+    model.conv, model.roi_heads = nn.Conv2d(3, 4, 3), nn.Identity()
+    model.roi_heads.keypoint_on = True
+    assert use_channels_last(model).conv.weight.is_contiguous()
