@@ -43,6 +43,8 @@ class _Finder(MetaPathFinder, Loader):
             return
 
         def load(name: str) -> object:
+            if name == "__all__":
+                return list(_load(file))
             if name.startswith("__"):
                 raise AttributeError(name)
             parts = _load(file)

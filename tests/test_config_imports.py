@@ -62,6 +62,12 @@ def test_each_import_is_a_fresh_copy():
     assert module.train.max_iter == 1000
 
 
+def test_a_star_imports_all_parts():
+    names: dict = {}
+    exec("from maskrcnn_plus.configs.demo.mask_rcnn_lite0_fpn import *", names)
+    assert {"dataloader", "dataset", "lr_multiplier", "model", "optimizer", "train"} <= names.keys()
+
+
 def test_values_that_are_no_configs_come_as_they_are():
     names = importlib.import_module("maskrcnn_plus.configs.common.coco_classes").thing_classes
     assert isinstance(names, list)
