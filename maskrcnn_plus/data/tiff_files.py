@@ -90,11 +90,13 @@ def stacked_axes(series: tifffile.TiffPageSeries, rule: ChannelRule) -> tuple[li
     return stacked, projected
 
 
-def single_series(name: str, tiff: tifffile.TiffFile, rule: ChannelRule | None) -> tifffile.TiffPageSeries:
-    """Return the first series of a TIFF, which must be one image by the rule (None takes stacks too).
+def single_series(
+    name: str, tiff: tifffile.TiffFile, rule: ChannelRule | None, as_labels: bool = False
+) -> tifffile.TiffPageSeries:
+    """Return the first series of a TIFF, which must be one image by the rule (None takes stacks too), or one plane.
 
     Raises:
-        ImageReadError: no image, or a stack.
+        ImageReadError: no image, a stack, or `as_labels` one of several channels.
     """
     if not tiff.series:
         raise ImageReadError(f"{name}: the TIFF holds no image. The file is truncated: copy it again or remove it.")
@@ -102,10 +104,15 @@ def single_series(name: str, tiff: tifffile.TiffFile, rule: ChannelRule | None) 
     if 0 in series.shape:
         raise ImageReadError(f"{name}: the image has zero size {series.shape}. Remove or replace the file.")
     check_series(name, series, tiff)
+    sizes = {axis: size for axis, size in zip(series.axes, series.shape, strict=True) if size > 1}
+    if as_labels and not sizes.keys() <= {*"YXS"}:
+        raise ImageReadError(
+            f"{name}: a label image is one plane, this TIFF has several (sizes {sizes}). Save each as a file of its "
+            "own, and each plane of its image."
+        )
     stacked = [] if rule is None else stacked_axes(series, rule)[0]
     if not stacked:
         return series
-    sizes = {axis: size for axis, size in zip(series.axes, series.shape, strict=True) if size > 1}
     count = math.prod(sizes[axis] for axis in stacked)
     if set(stacked) <= set("IQ"):
         raise ImageReadError(
@@ -120,7 +127,7 @@ def single_series(name: str, tiff: tifffile.TiffFile, rule: ChannelRule | None) 
 def decode_tiff(name: str, local_path: str, rule: ChannelRule, as_labels: bool = False) -> Decoded | None:
     """Decode a grey, RGB or multi-channel TIFF; None for palette, CMYK and compressions that are left to Pillow."""
     with open_tiff(name, local_path) as tiff:
-        series, page = single_series(name, tiff, rule), tiff.pages[0]
+        series, page = single_series(name, tiff, rule, as_labels), tiff.pages[0]
         if not is_grey_or_rgb(page):
             return None
         height, width = series.sizes.get("height", 0), series.sizes.get("width", 0)

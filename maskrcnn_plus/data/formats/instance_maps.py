@@ -70,6 +70,11 @@ def read_values(path: Path) -> tuple[np.ndarray, str]:
     pixels = pixels.astype(np.int64)
     if decoded.pixels.shape[2] > 1:
         kind = "value" if (pixels == pixels[:, :, :1]).all() else "colour"
+        if kind == "colour" and decoded.pixels.dtype != np.uint8:
+            raise ImageReadError(
+                f"{path}: three channels of {decoded.pixels.dtype} are label images of their own, not colours. Export "
+                "one channel an image."
+            )
     return (pixels @ _CODE if kind == "colour" else pixels[:, :, 0]), kind
 
 

@@ -192,6 +192,26 @@ def test_what_is_no_label_image_is_named(tmp_path, name, pixels, said):
     assert said in data.problems[0]
 
 
+@pytest.mark.parametrize("axes", ["CYX", "ZYX", "TYX"])
+def test_planes_of_labels_are_no_colours_and_nothing_that_is_projected(tmp_path, axes):
+    in_folders(tmp_path)
+    write_image(tmp_path / "images" / "b.png")
+    planes = np.stack([LABELS, 2 * LABELS, LABELS])
+    tifffile.imwrite(tmp_path / "labels" / "b.tif", planes, imagej=True, metadata={"axes": axes})
+    (problem,) = read(tmp_path).problems
+    assert "b.tif: a label image is one plane" in problem
+    assert f"'{axes[0]}': 3" in problem
+    assert "dataset." not in problem
+
+
+def test_channels_of_16_bits_are_no_colours(tmp_path):
+    in_folders(tmp_path)
+    write_image(tmp_path / "images" / "b.png")
+    tifffile.imwrite(tmp_path / "labels" / "b.tif", np.dstack([LABELS, 2 * LABELS, LABELS]), photometric="rgb")
+    (problem,) = read(tmp_path).problems
+    assert "three channels of uint16" in problem
+
+
 def test_an_orphan_is_named(tmp_path):
     in_folders(tmp_path)
     save(tmp_path / "labels" / "b.png", LABELS)
