@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -16,8 +17,9 @@ from maskrcnn_plus.data.formats.instance_maps import read_instance_map
 from maskrcnn_plus.data.images import IMAGE_SUFFIXES, ImageReadError
 
 _PICTURES_OF_LABELS = re.compile(r"visuali|overlay|preview", re.IGNORECASE)
-_LABEL_END = re.compile(r"[_-](cp_masks|masks?|labels?|segm?|instances?|gt)$", re.IGNORECASE)
-_LABEL_START = re.compile(r"^(masks?|labels?|segm?|instances?|gt)[_-]", re.IGNORECASE)
+_LABEL_WORDS = r"masks?|labels?|lbl|segm?|instances?|gt"
+_LABEL_END = re.compile(rf"[_-]({_LABEL_WORDS}|cp_masks|labelled|object[ _-]identities)$", re.IGNORECASE)
+_LABEL_START = re.compile(rf"^({_LABEL_WORDS}|lblimg)[_-]", re.IGNORECASE)
 _IMAGE_START = re.compile(r"^(images?|img|im)[_-]", re.IGNORECASE)
 _TRACKING = re.compile(r"(.+)_(GT|ST)")  # of the Cell Tracking Challenge: 01/t000.tif, 01_GT/SEG/man_seg000.tif
 _IMAGE_ENDS = ("", "_img", "_image")
@@ -61,8 +63,9 @@ def pair_files(root: Path) -> Pairing:
     """Find the label images of a folder by the names of files and folders.
 
     Two folders side by side hold images and label images of the same names (also with `_mask` and the like at their
-    end), in sub-folders of the same names, or a sub-folder a class; or NAME.tif has a NAME_masks.tif beside it; or they
-    are a sequence of the Cell Tracking Challenge.
+    end), in sub-folders of the same names, or a sub-folder a class; or that of label images is among the images; or
+    NAME.tif has a NAME_masks.tif beside it, or NAME.jpg a NAME.png; or they are a sequence of the Cell Tracking
+    Challenge.
 
     Args:
         root: folder of the data set.
@@ -83,10 +86,14 @@ def pair_files(root: Path) -> Pairing:
             if not taken.intersection(images):  # GT comes before ST
                 _pair_frames(folder.parent.parent, images, by_folder[folder], pairing)
             taken.update(images, *(files for other, files in by_folder.items() if folder.parent in other.parents))
-    for parent in sorted(below, key=lambda folder: len(folder.parts)):
+    parents = sorted(below, key=lambda folder: len(folder.parts))
+    for parent, is_inside in itertools.product(parents, (False, True)):  # masks/ beside images/, then among images
         children = {child: files for child, files in below[parent].items() if not taken.intersection(files)}
+        if is_inside:
+            children = {child: files for child, files in children.items() if LABEL_FOLDER.search(child.name)}
+            children[parent] = [file for file in by_folder.get(parent, ()) if file not in taken]
         rivals: dict[Path, list[Path]] = defaultdict(list)
-        for labels, images in _folder_pairs(children, pairing):
+        for labels, images in _folder_pairs(children, parent, pairing):
             rivals[images].append(labels)
             taken.update(children[labels], children[images])
         for images, several in rivals.items():
@@ -97,12 +104,12 @@ def pair_files(root: Path) -> Pairing:
     return pairing
 
 
-def _folder_pairs(children: dict[Path, list[Path]], pairing: Pairing) -> Iterable[tuple[Path, Path]]:
+def _folder_pairs(children: dict[Path, list[Path]], parent: Path, pairing: Pairing) -> Iterable[tuple[Path, Path]]:
     """Folders of label images among those of one folder, each with its folder of images."""
     children = {child: files for child, files in children.items() if not _PICTURES_OF_LABELS.search(child.name)}
-    named = [child for child in children if LABEL_FOLDER.search(child.name)]
+    named = [child for child in children if child != parent and LABEL_FOLDER.search(child.name)]
     others = [child for child in children if child not in named]
-    if not named and len(others) == 2:
+    if not named and len(others) == 2 and parent not in others:
         named = _by_content(others, children)
         others = [child for child in others if child not in named]
     for child in named:
@@ -162,6 +169,7 @@ def _keys(file: PurePath) -> list[PurePath]:
 def _label_keys(file: PurePath) -> list[tuple[PurePath, str | None]]:
     """Images that a label image of a folder may belong to, the likeliest first, and its class where a folder has it."""
     stems = [file.stem, _LABEL_END.sub("", file.stem), _LABEL_START.sub("", file.stem)]
+    stems += [PurePath(stem).stem for stem in stems if PurePath(stem).suffix.lower() in IMAGE_SUFFIXES]  # a.jpg.png
     names = [file.with_name(stem) for stem in stems if stem]
     keys = [(name, None) for name in names]
     if len(file.parts) > 1:
@@ -201,16 +209,20 @@ def _pair_frames(root: Path, images: list[Path], labels: list[Path], pairing: Pa
 
 
 def _pair_names(folder: Path, files: list[Path], pairing: Pairing) -> None:
-    """Pair NAME with NAME_masks and the like in one folder."""
+    """Pair NAME with NAME_masks and the like in one folder, or NAME.jpg with NAME.png that looks like a label image."""
     stems: dict[str, Path] = {}
     for file in files:
         stems.setdefault(file.stem, file)
     labelled: dict[Path, LabelledImage] = {}
     for stem, file in stems.items():
-        base = _LABEL_END.sub("", stem)
-        image = next((stems[base + end] for end in _IMAGE_ENDS if base + end in stems), None)
-        if base != stem and image is not None and image != file:
+        bases = [base for pattern in (_LABEL_END, _LABEL_START) if (base := pattern.sub("", stem)) != stem]
+        names = (base + end for base in bases for end in _IMAGE_ENDS)
+        image = next((stems[name] for name in names if name in stems), None)
+        if image is not None:
             labelled.setdefault(image, LabelledImage(image, folder)).labels.append((file, None))
+    twins = [(stems[file.stem], file) for file in files if stems[file.stem] != file]
+    if not labelled and twins and _looks_like_labels(twins[0][1]):
+        labelled = {image: LabelledImage(image, folder, [(file, None)]) for image, file in twins}
     labels = {file for each in labelled.values() for file, _ in each.labels}
     pairing.images += labelled.values()
     if labelled:

@@ -50,6 +50,12 @@ def in_folders(root, labels=LABELS, image="images/a.png", label="labels/a.png"):
         ("first/a.png", "second/a.png", "all"),
         ("images/img_001.png", "masks/mask_001.png", "all"),
         ("images/001.png", "masks/label-001.png", "all"),
+        ("images/a.png", "masks/a.png.tif", "all"),
+        ("train/a.png", "train/masks/a_cp_masks.png", "train"),  # Cellpose, with folders
+        ("slide [x=0,y=0].tif", "slide [x=0,y=0]-labelled.tif", "all"),  # QuPath
+        ("slide [x=0,y=0].jpg", "slide [x=0,y=0].png", "all"),
+        ("a.tif", "a_Object Identities.tif", "all"),  # ilastik
+        ("a.tif", "LblImg_a.tif", "all"),  # TrackMate
     ],
 )
 def test_layouts(tmp_path, image, label, split):
