@@ -102,8 +102,9 @@ class _CocoData(NamedTuple):
 
     def check(self, names: list[str], number: int | None) -> list[int | float | str]:
         """Ids of the classes in the file."""
+        categories = self._categories()
         try:
-            return map_categories(self._categories(), names, self.json_file).category_ids
+            return map_categories(categories, names, self.json_file).category_ids
         except DataError as error:
             raise DataError(f"Data set '{self.name}': {error}") from error
 

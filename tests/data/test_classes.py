@@ -270,8 +270,9 @@ def test_names_that_are_none_or_twice_are_refused(coco_config, names):
 
 
 def test_a_missing_file_is_named_before_anything_is_built(coco_config):
-    with pytest.raises(DataError, match=r"Data set '.*': .*nowhere\.json does not exist.*dataset\."):
+    with pytest.raises(DataError, match=r"Data set '.*': .*nowhere\.json does not exist.*dataset\.") as raised:
         resolve_classes(coco_config(TWO, None, "dataset.val.json=nowhere.json"))
+    assert str(raised.value).count("Data set") == 1
 
 
 def test_without_names_the_number_is_refused_by_name(coco_config):
