@@ -62,6 +62,7 @@ class Annotated:
     _assumed: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     _left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     _images: dict[Path, str] = field(default_factory=dict)
+    _twice: list[str] = field(default_factory=list)
     _stored: dict[Path, tuple[int, int, int]] = field(default_factory=dict)
 
     def category(self, name: str) -> int:
@@ -144,7 +145,7 @@ class Annotated:
         return stated
 
     def is_new(self, image: Path, where: str) -> bool:
-        """Whether an image has not been annotated before; a problem where it has.
+        """Whether an image has not been annotated before; a problem, one for all images, where it has.
 
         Args:
             image: the file.
@@ -152,7 +153,7 @@ class Annotated:
         """
         other = self._images.setdefault(image.resolve(), where)
         if other != where:
-            self.problems.append(f"{where}: {other} annotates {image} too. Keep one of them.")
+            self._twice.append(f"{where}: {other} annotates {image} too")
         return other == where
 
     def has_image(self, image: Path) -> bool:
@@ -295,6 +296,9 @@ class Annotated:
         for what, where in self._left_out.items():
             self.notes.append(f"left out: {what} ({_some(where)}).")
         self.notes += [f"{what} ({_some(where)})." for what, where in self._assumed.items()]
+        if self._twice:
+            others = f", and {len(self._twice) - 1} more images have two files" if len(self._twice) > 1 else ""
+            self.problems.append(f"{self._twice[0]}{others}. Keep one of them.")
         if self.missing:
             there = sum(map(len, self.splits.values()))
             self.problems.insert(
@@ -302,7 +306,7 @@ class Annotated:
                 f"{len(self.missing)} of {len(self.missing) + there} images that are annotated are not there "
                 f"({_some(self.missing)}). Bring them{', or leave them out with --on-error skip' if there else ''}.",
             )
-        self._left_out, self._assumed = {}, {}
+        self._left_out, self._assumed, self._twice = {}, {}, []
 
 
 def _some(where: Sequence[str]) -> str:

@@ -149,6 +149,19 @@ def test_an_image_that_the_file_holds_is_taken_from_it(tmp_path, monkeypatch):
     assert "no image in base64" in read(folder).problems[0]
 
 
+def test_annotation_files_that_are_there_twice_are_one_problem(tmp_path):
+    (tmp_path / "backup").mkdir()
+    for name in ("one", "two", "three"):
+        write_image(tmp_path / f"{name}.png")
+        content = {"imagePath": f"{name}.png", "imageData": None, "shapes": [shape()]}
+        for folder in (tmp_path, tmp_path / "backup"):
+            (folder / f"{name}.json").write_text(json.dumps(content))
+    data = read(tmp_path)
+    assert len(data.splits["all"]) == 3
+    (problem,) = data.problems
+    assert all(part in problem for part in ("backup/one.json", "2 more images", "Keep one of them"))
+
+
 def test_damaged_json_is_named(tmp_path):
     write(tmp_path, [shape()])
     (tmp_path / "two.json").write_text('{"shapes": [')
