@@ -133,6 +133,8 @@ def _check_lists(content: Any, json_file: str, notes: list[str]) -> dict[str, An
     if not isinstance(content, dict):
         raise DataError(f"{json_file} is no valid COCO file: it holds a {type(content).__name__}. {needed}")
     found = ", ".join(map(repr, list(content)[:_SHOWN])) or "nothing"
+    if isinstance(content.get("annotations"), dict):  # by their ids, as in LIVECell's files of single cell types
+        content["annotations"] = [*content["annotations"].values()]
     if content.get("annotations") is None and "images" in content and "categories" in content:
         notes.append("it has no annotations: its images are taken to be without objects.")
         content["annotations"] = []

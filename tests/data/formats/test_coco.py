@@ -95,6 +95,16 @@ def test_what_a_person_understands_equals_the_plain_file(tmp_path, caplog, case)
     assert [record["image_id"] for record in data.records] == [entry["id"] for entry in images[:2]]
 
 
+def test_annotations_by_their_ids_are_a_list(tmp_path):
+    """LIVECell's files of single cell types."""
+    json_file, root = write_coco(tmp_path, IMAGES, ANNOTATIONS, CATEGORIES)
+    content = json.loads(Path(json_file).read_text())
+    content["annotations"] = {str(each["id"]): each for each in content["annotations"]}
+    Path(json_file).write_text(json.dumps(content))
+    assert objects(read_coco(json_file, root)) == PLAIN
+    assert [each.count for each in read_categories(json_file)] == [2, 1]
+
+
 def test_fields_stay_as_they_stand_in_the_file(tmp_path):
     odd = square(0, segmentation=[[1, 2, 3]], bbox=[], id="a7")
     data = read(tmp_path, annotations=[odd, square(1, segmentation=rle(1), iscrowd=...)])
