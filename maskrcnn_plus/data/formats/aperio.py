@@ -82,13 +82,13 @@ def _number(shape: Shape) -> int:
 
 
 def _layer_name(layer: Any) -> str:
-    """Name of an Annotation: its own, else that of its first attribute."""
+    """Name of an Annotation: its own, else that of its first attribute, unless ImageScope itself named it."""
     attribute = layer.find("./Attributes/Attribute")
     names = [
         layer.get("Name", ""),
         *([] if attribute is None else [attribute.get("Value", ""), attribute.get("Name", "")]),
     ]
-    return next((name.strip() for name in names if name.strip()), "")
+    return next((name.strip() for name in names if name.strip() not in ("", "Description")), "")
 
 
 def _read_region(region: Any, place: str, label: str) -> Shape:

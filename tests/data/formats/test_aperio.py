@@ -51,6 +51,14 @@ def test_names_ellipses_and_what_has_no_area(tmp_path):
     assert read_one(write(tmp_path, layer()))[0]["annotations"] == []
 
 
+@pytest.mark.parametrize(("attribute", "name"), [("Description", "object"), ("Epithelial", "Epithelial")])
+def test_an_attribute_names_the_class_unless_it_is_the_one_of_every_layer(tmp_path, attribute, name):
+    """MoNuSAC writes the class into the name of an attribute, MoNuSeg leaves ImageScope's there."""
+    attributes = f'<Attributes><Attribute Name="{attribute}" Id="0" Value=""/></Attributes>'
+    write(tmp_path, layer(region(6, 4, 30, 20), name="").replace("<Attributes/>", attributes))
+    assert read(tmp_path).class_names == [name]
+
+
 def test_an_image_whose_regions_are_all_unusable_is_no_negative(tmp_path):
     data = read(write(tmp_path, layer(), layer(region(1, 1, "x", 5))))
     assert not any(data.splits.values())
