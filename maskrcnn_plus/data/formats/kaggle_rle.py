@@ -33,6 +33,7 @@ _IMAGES = ("imageid", "image", "imgid", "img", "id", "filename", "imagename", "i
 _CLASSES = ("classid", "class", "label", "celltype", "category", "categoryid", "classname")
 _WITH_CLASS = ("imagelabel", "imageidclassid")
 _BY_ROWS = ("annotation",)
+_LINE = 1 << 16  # characters of a line that are looked at
 _EMPTY = ("", "-1", "nan", "none", "null", "1 0")
 
 
@@ -146,7 +147,9 @@ def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
     limit = csv.field_size_limit(max(file.stat().st_size, 1 << 17))  # of the whole process: put back below
     try:
         with open(file, encoding="utf-8-sig", newline="") as opened:
-            reader = csv.reader(opened)
+            header = opened.readline(_LINE)
+            opened.seek(0)
+            reader = csv.reader(opened, delimiter=_delimiter(header))
             next(reader, None)
             rows = [(reader.line_num, row) for row in reader if row]
     except (csv.Error, ValueError) as error:
@@ -161,8 +164,8 @@ def _find_columns(file: Path) -> _Columns | None:
     try:
         refuse_special_file(file)
         with open(file, encoding="utf-8-sig", newline="") as opened:
-            line = next(csv.reader([opened.readline(1 << 16)]), [])
-            first = next(csv.reader([opened.readline(1 << 16)]), [])
+            header, first_row = opened.readline(_LINE), opened.readline(_LINE)
+        line, first = (next(csv.reader([text], delimiter=_delimiter(header)), []) for text in (header, first_row))
     except (OSError, ValueError, csv.Error):
         return None
     names = ["".join(letter for letter in name.lower() if letter.isalnum()) for name in line]
@@ -171,6 +174,11 @@ def _find_columns(file: Path) -> _Columns | None:
     if image is None or runs is None or (first and not _looks_like_runs(first, runs)):
         return None
     return _Columns(image, category, runs, names[image] in _WITH_CLASS, names[runs] in _BY_ROWS)
+
+
+def _delimiter(header: str) -> str:
+    """What parts the cells of a table: spreadsheets of some languages write semicolons."""
+    return max(",;\t", key=header.count)
 
 
 def _looks_like_runs(row: list[str], column: int) -> bool:

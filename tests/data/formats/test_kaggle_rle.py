@@ -42,6 +42,8 @@ RUNS = [encode(mask) for mask in MASKS]
         ("ImageId,EncodedPixels", "a.png,{}", ["object"] * 2),
         ("ImageId,EncodedPixels", "a.jpg,{}", ["object"] * 2),
         ("id,rle", "a,{}", ["object"] * 2),
+        ("ImageId;EncodedPixels", "a;{}", ["object"] * 2),
+        ("ImageId\tClassId\tEncodedPixels", "a\t3\t{}", ["3"] * 2),
         ("Image_Label,EncodedPixels", "a.jpg_NA,{}", ["NA"] * 2),
         ("ImageId_ClassId,EncodedPixels", "a_4,{}", ["4"] * 2),
         ("ImageId,ClassId,EncodedPixels", "a.png,3,{}", ["3"] * 2),
