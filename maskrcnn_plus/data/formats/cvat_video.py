@@ -34,8 +34,14 @@ def read_frames(tree: Any, file: Path, images: Sequence[Path], data: Annotated) 
         track.
 
     Raises:
-        DataError: most frames with shapes have no image.
+        DataError: most frames with shapes have no image, or the frames are of several videos.
     """
+    tasks = {track.get("task_id") for track in tree.iter("track")}
+    if len(tasks) > 1:
+        raise DataError(
+            f"{file} is of a project of {len(tasks)} videos, whose frames have the same numbers, so that nobody can "
+            "tell whose the tracks are. Export each task by itself, or the project as 'CVAT for images 1.1'."
+        )
     shapes, unknown = _shapes_of_frames(tree, file, data)
     names = _images_of_frames(tree, file, images, shapes)
     data.missing += [f"frame {frame} of {file}" for frame in sorted(shapes.keys() - names.keys())]

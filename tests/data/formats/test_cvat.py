@@ -183,6 +183,16 @@ def test_tracks_of_a_video_are_the_objects_of_its_frames(tmp_path, names):
             np.testing.assert_array_equal(found, mask)
 
 
+def test_videos_of_a_project_are_to_be_exported_one_by_one(tmp_path):
+    root = write_video(tmp_path, [{0: SQUARE, 1: None}, {0: BESIDE, 1: None}], ["frame_000000.PNG"])
+    text = (root / "annotations.xml").read_text()
+    for number in range(2):
+        text = text.replace(f'<track id="{number}"', f'<track id="{number}" task_id="{number}" subset="Train"')
+    (root / "annotations.xml").write_text(text)
+    with pytest.raises(DataError, match=r"annotations\.xml is of a project of 2 videos.*CVAT for images"):
+        read(root)
+
+
 def test_frames_between_key_frames_are_left_out_and_it_is_said(tmp_path):
     names = [f"frame_{k:06d}.png" for k in range(5)]
     data = read(write_video(tmp_path, [{0: SQUARE, 3: BESIDE, 4: None}], names))
