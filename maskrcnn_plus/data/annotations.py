@@ -24,6 +24,7 @@ POINTS = "polygons as points [[x, y], ...]: taken as [x, y, x, y, ...]"
 FLAT = "a polygon that is not in a list of polygons: taken for the only one"
 TEXT = "numbers as text: taken as numbers"
 RLE_IN_LIST = "an RLE in a list: taken for the mask"
+RLE_AS_BYTES = "an RLE whose counts are Python's text of bytes, b'...': taken for what it shows"
 BIT_MASK = "masks as arrays: encoded"
 NO_BOX = "no bbox: taken from the mask"
 OTHER_BOX = "a bbox that does not fit its mask: the mask counts, and the bbox was taken from it"
@@ -100,6 +101,10 @@ def normalize_segmentation(
         segmentation = segmentation[0]
         notes.append(RLE_IN_LIST)
     if isinstance(segmentation, dict):
+        counts = segmentation.get("counts")
+        if isinstance(counts, str) and counts[:2] in ("b'", 'b"'):  # no count has a quotation mark
+            segmentation = {**segmentation, "counts": counts[2:-1].replace(r"\\", "\\")}
+            notes.append(RLE_AS_BYTES)
         return _normalize_rle(segmentation, size), notes
     if isinstance(segmentation, np.ndarray) and segmentation.ndim == 2:
         if segmentation.shape != tuple(size) or segmentation.dtype.kind not in "bui":

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from detectron2.structures import BoxMode
 
-from maskrcnn_plus.data.annotations import normalize_annotation
+from maskrcnn_plus.data.annotations import normalize_annotation, normalize_segmentation
 from maskrcnn_plus.data.check import DataError, check_dataset
 from maskrcnn_plus.data.mapper import InstanceMapper
 from maskrcnn_plus.data.screening import screen
 from maskrcnn_plus.evaluation.ground_truth import ground_truth_rles
+from maskrcnn_plus.masks.label_map import masks_to_rles
 from maskrcnn_plus.rle import canonical_rles
 
 H, W = 40, 60
@@ -48,6 +49,7 @@ UNDERSTOOD = {
     "one text": ({"segmentation": [["10", *SQUARE[1:]]]}, "as text"),
     "text in points": ({"segmentation": [[[str(x), str(y)] for x, y in POINTS]]}, "as text"),
     "an RLE in a list": ({"segmentation": [RLE]}, "in a list"),
+    "text of bytes": ({"segmentation": {**RLE, "counts": str(RLE["counts"].encode())}}, "text of bytes"),
     "an array": ({"segmentation": MASK}, "as arrays"),
     "bbox as text": ({"bbox": ["10", "5", "20", "20.0"]}, "as text"),
     "empty bbox": ({"bbox": []}, "no bbox"),
@@ -56,6 +58,14 @@ UNDERSTOOD = {
     "corners": ({"bbox": [10.0, 5.0, 30.0, 25.0]}, "does not fit its mask"),
     "a box elsewhere": ({"bbox": [40.0, 30.0, 5.0, 5.0]}, "does not fit its mask"),
 }
+
+
+def test_text_of_bytes_with_backslashes_is_the_same_mask():
+    masks = np.random.default_rng(0).random((20, H, W)) < 0.1
+    rles = masks_to_rles(masks)
+    assert any("\\" in rle["counts"] for rle in rles)
+    for rle in rles:
+        assert normalize_segmentation({**rle, "counts": str(rle["counts"].encode())}, (H, W))[0] == rle
 
 
 @pytest.mark.parametrize("case", UNDERSTOOD)
