@@ -81,16 +81,18 @@ def _read_masks(file: Path, data: Annotated) -> tuple[np.ndarray, str]:
         ValueError: naming the file.
     """
     refuse_special_file(file)
-    if file.stat().st_size == 0:
-        raise ValueError(f"{file} is empty.")
     try:
+        if file.stat().st_size == 0:
+            raise ValueError(f"{file} is empty.")
         with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
             found = load_npy(content, str(file))
     except ValueError as error:
-        picture = file.with_name(file.name.removesuffix(_END) + f"{_PICTURE}.png")
-        if not picture.is_file():
-            raise ValueError(f"{error} Save the masks of Cellpose as PNG, {picture.name}.") from error
-        data.notes.append(f"{error} {picture.name} was read instead.")
+        why, stem = f"{str(error).rstrip('.')}.", file.name.removesuffix(_END)
+        pictures = [file.with_name(f"{stem}{_PICTURE}{suffix}") for suffix in (".png", ".tif", ".tiff")]
+        picture = next((each for each in pictures if each.is_file()), None)
+        if picture is None:
+            raise ValueError(f"{why} Save the masks of Cellpose as PNG, {pictures[0].name}.") from error
+        data.notes.append(f"{why} {picture.name} was read instead.")
         return read_instance_map(picture)[0], ""
     if isinstance(found, list) and len(found) == 1 and isinstance(found[0], dict):
         masks, stated = found[0].get("masks"), found[0].get("filename")

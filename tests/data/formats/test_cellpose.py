@@ -86,10 +86,14 @@ def test_nothing_is_executed(tmp_path):
     assert (tmp_path / "made").exists()
 
 
-def test_a_picture_stands_in_for_a_file_that_is_refused(tmp_path):
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_a_picture_stands_in_for_a_file_that_is_refused(tmp_path, suffix, is_empty):
     write(tmp_path)
     np.save(tmp_path / "one_seg.npy", {"masks": Hostile("x")})
-    Image.fromarray(LABELS).save(tmp_path / "one_cp_masks.png")
+    if is_empty:
+        (tmp_path / "one_seg.npy").write_bytes(b"")
+    Image.fromarray(LABELS).save(tmp_path / f"one_cp_masks{suffix}")
     record, data = read_one(tmp_path, "cellpose")
     np.testing.assert_array_equal(masks_of(record), MASKS)
     assert any("was read instead" in note for note in data.notes)
