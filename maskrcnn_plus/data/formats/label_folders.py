@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from maskrcnn_plus.data.formats.files import list_tree
-from maskrcnn_plus.data.formats.image_finder import IMAGE_FOLDER, LABEL_FOLDER
+from maskrcnn_plus.data.formats.image_finder import IMAGE_FOLDER, LABEL_FOLDER, same_text
 from maskrcnn_plus.data.formats.instance_maps import read_instance_map
 from maskrcnn_plus.data.images import IMAGE_SUFFIXES, ImageReadError
 
@@ -163,11 +163,13 @@ def _looks_like_labels(file: Path) -> bool:
 
 def _keys(file: PurePath) -> list[PurePath]:
     """Names by which an image of a folder is known, the closest first."""
+    file = PurePath(same_text(str(file)))
     return [file.with_name(file.stem), file.with_name(_IMAGE_START.sub("", file.stem))]
 
 
 def _label_keys(file: PurePath) -> list[tuple[PurePath, str | None]]:
     """Images that a label image of a folder may belong to, the likeliest first, and its class where a folder has it."""
+    file = PurePath(same_text(str(file)))
     stems = [file.stem, _LABEL_END.sub("", file.stem), _LABEL_START.sub("", file.stem)]
     stems += [PurePath(stem).stem for stem in stems if PurePath(stem).suffix.lower() in IMAGE_SUFFIXES]  # a.jpg.png
     names = [file.with_name(stem) for stem in stems if stem]
@@ -212,7 +214,7 @@ def _pair_names(folder: Path, files: list[Path], pairing: Pairing) -> None:
     """Pair NAME with NAME_masks and the like in one folder, or NAME.jpg with NAME.png that looks like a label image."""
     stems: dict[str, Path] = {}
     for file in files:
-        stems.setdefault(file.stem, file)
+        stems.setdefault(same_text(file.stem), file)
     labelled: dict[Path, LabelledImage] = {}
     for stem, file in stems.items():
         bases = [base for pattern in (_LABEL_END, _LABEL_START) if (base := pattern.sub("", stem)) != stem]
@@ -220,7 +222,7 @@ def _pair_names(folder: Path, files: list[Path], pairing: Pairing) -> None:
         image = next((stems[name] for name in names if name in stems), None)
         if image is not None:
             labelled.setdefault(image, LabelledImage(image, folder)).labels.append((file, None))
-    twins = [(stems[file.stem], file) for file in files if stems[file.stem] != file]
+    twins = [(image, file) for file in files if (image := stems[same_text(file.stem)]) != file]
     if not labelled and twins and _looks_like_labels(twins[0][1]):
         labelled = {image: LabelledImage(image, folder, [(file, None)]) for image, file in twins}
     labels = {file for each in labelled.values() for file, _ in each.labels}

@@ -20,6 +20,7 @@ from maskrcnn_plus.data.check_cache import fingerprint, get_cached
 from maskrcnn_plus.data.formats.annotated import Annotated
 from maskrcnn_plus.data.formats.files import SPLITS, read_json, split_of
 from maskrcnn_plus.data.formats.folders import read_splits
+from maskrcnn_plus.data.formats.image_finder import same_text
 from maskrcnn_plus.data.formats.instance_maps import read_instance_map, rle_annotations, split_components
 from maskrcnn_plus.data.formats.label_folders import LabelledImage, pair_files
 from maskrcnn_plus.data.formats.label_maps import label_map_annotations
@@ -108,8 +109,9 @@ def _read_splits(path: Path, images: list[LabelledImage], data: Annotated) -> di
         lists = read_splits(str(root / "splits.json"))
         if not lists:
             continue
-        of_stem = {stem: SPLITS.get(split.lower(), split) for split, stems in lists.items() for stem in stems}
-        here = {each.image.stem: each.image for each in images if each.root == root}
+        entries = ((split, same_text(stem)) for split, stems in lists.items() for stem in stems)
+        of_stem = {stem: SPLITS.get(split.lower(), split) for split, stem in entries}
+        here = {same_text(each.image.stem): each.image for each in images if each.root == root}
         splits.update({image: of_stem.get(stem) for stem, image in here.items()})
         for stem in of_stem.keys() - here.keys():
             data.problems.append(f"{root / 'splits.json'}: {stem!r} has no image with a label image. Add or remove it.")

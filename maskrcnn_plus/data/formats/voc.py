@@ -14,7 +14,8 @@ import numpy as np
 
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.annotated import Annotated
-from maskrcnn_plus.data.formats.files import WHOLE, list_tree, read_lines, split_of
+from maskrcnn_plus.data.formats.files import SPLITS, WHOLE, list_tree, read_lines, split_of
+from maskrcnn_plus.data.formats.image_finder import same_text
 from maskrcnn_plus.data.formats.instance_maps import (
     colour_code,
     number_colours,
@@ -35,7 +36,6 @@ OPTIONS = ("split_components",)
 
 _OBJECTS, _CLASSES = ("SegmentationObject", "SegmentationObjectPNG"), ("SegmentationClass", "SegmentationClassPNG")
 _BORDER, _BORDER_COLOUR = 255, colour_code(224, 224, 192)
-_SPLITS = {"train": "train", "val": "val", "test": "test"}
 
 
 def matches(path: Path) -> bool:
@@ -127,7 +127,7 @@ def _pictures(root: Path, folders: tuple[str, ...]) -> dict[PurePath, Path]:
     """Files of the first folder that is there, by their names below it without extension."""
     folder = next((root / name for name in folders if (root / name).is_dir()), None)
     files = [] if folder is None else list_tree(folder, IMAGE_SUFFIXES)
-    return {file.relative_to(folder).with_suffix(""): file for file in files}
+    return {_name(file.relative_to(folder)): file for file in files}
 
 
 def _images(root: Path) -> dict[PurePath, Path]:
@@ -137,8 +137,13 @@ def _images(root: Path) -> dict[PurePath, Path]:
         below = file.relative_to(root)
         if not below.parts[0].startswith("Segmentation"):
             for name in (PurePath(*below.parts[1:] or below.parts), PurePath(file.name)):
-                images.setdefault(name.with_suffix(""), file)
+                images.setdefault(_name(name), file)
     return images
+
+
+def _name(file: PurePath) -> PurePath:
+    """Name of a picture without extension, in the one form of its letters."""
+    return PurePath(same_text(str(file.with_suffix(""))))
 
 
 def _read_splits(root: Path, data: Annotated) -> dict[str, str]:
@@ -146,9 +151,9 @@ def _read_splits(root: Path, data: Annotated) -> dict[str, str]:
     splits: dict[str, str] = {}
     folder = root / "ImageSets" / "Segmentation"
     files = list_tree(folder, (".txt",)) if folder.is_dir() else []
-    for file in sorted(files, key=lambda file: file.stem.lower() not in _SPLITS):
+    for file in sorted(files, key=lambda file: file.stem.lower() not in SPLITS):
         for name in read_lines(file):
-            splits.setdefault(name.replace("\\", "/"), _SPLITS.get(file.stem.lower(), WHOLE))
+            splits.setdefault(same_text(name.replace("\\", "/")), SPLITS.get(file.stem.lower(), WHOLE))
     others = [name for name, split in splits.items() if split == WHOLE]
     if others and len(others) < len(splits):
         data.notes.append(f"{folder}: {len(others)} names are in no list of train, val or test; taken for training.")

@@ -74,8 +74,8 @@ def _add_images(
 ) -> None:
     """Add the images with the shapes of their text files."""
     files = _LabelFiles(root)
-    stems = Counter(image.stem for image in {*images, *list_tree(root, IMAGE_SUFFIXES)})
-    labels = {image: files.find(image, stems[image.stem] == 1) for image in images}
+    stems = Counter(same_text(image.stem) for image in {*images, *list_tree(root, IMAGE_SUFFIXES)})
+    labels = {image: files.find(image, stems[same_text(image.stem)] == 1) for image in images}
     labelled = {image.name: image for image, label in labels.items() if label is not None}
     corners = []
     for image, split in images.items():
@@ -103,7 +103,7 @@ def _add_images(
     orphans = [file for file in files.files if file not in used]
     if tell_orphans:
         data.problems += [f"{file}: there is no image of this name. Add it, or remove the file." for file in orphans]
-    elif orphans := [file for file in orphans if file.stem not in stems]:
+    elif orphans := [file for file in orphans if same_text(file.stem) not in stems]:
         data.notes.append(f"{len(orphans)} text files have no image of their name, {orphans[0]} among them.")
 
 
@@ -171,9 +171,9 @@ class _LabelFiles:
 
 def _has_labels(root: Path) -> bool:
     """Whether a text file holds YOLO's numbers and is named like an image, or lies beside a list of classes."""
-    stems = {image.stem for image in list_tree(root, IMAGE_SUFFIXES)}
+    stems = {same_text(image.stem) for image in list_tree(root, IMAGE_SUFFIXES)}
     named = _find_classes(root) is not None
-    return any((named or file.stem in stems) and _first_numbers(file) for file in _LabelFiles(root).files)
+    return any((named or same_text(file.stem) in stems) and _first_numbers(file) for file in _LabelFiles(root).files)
 
 
 def _read_label(

@@ -56,6 +56,8 @@ def in_folders(root, labels=LABELS, image="images/a.png", label="labels/a.png"):
         ("slide [x=0,y=0].jpg", "slide [x=0,y=0].png", "all"),
         ("a.tif", "a_Object Identities.tif", "all"),  # ilastik
         ("a.tif", "LblImg_a.tif", "all"),  # TrackMate
+        ("images/\u00e4.png", "labels/a\u0308.png", "all"),  # copied by way of a Mac
+        ("\u00e4.png", "a\u0308_mask.png", "all"),
     ],
 )
 def test_layouts(tmp_path, image, label, split):

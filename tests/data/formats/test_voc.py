@@ -122,6 +122,25 @@ def test_lists_are_splits_and_what_they_miss_is_named(tmp_path):
     assert any("1 names" in note for note in data.notes)
 
 
+def test_lists_by_other_words_are_splits(tmp_path):
+    """CVAT names them after the subsets of a project."""
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    for name, subset in (("a", "Train"), ("b", "Validation")):
+        write(tmp_path, palette(paint(1, 2)), palette(paint(1, 2)), name)
+        (lists / f"{subset}.txt").write_text(f"{name}\n")
+    assert {split: len(records) for split, records in read(tmp_path).splits.items()} == {"train": 1, "val": 1}
+
+
+def test_names_of_a_mac(tmp_path):
+    write(tmp_path, palette(paint(1, 2)), name="\u00e4")
+    (image,) = (tmp_path / "JPEGImages").iterdir()
+    image.rename(image.with_stem("a\u0308"))
+    record, data = read_one(tmp_path)
+    assert len(record["annotations"]) == 2
+    assert not data.problems
+
+
 def test_no_class_pictures_and_no_objects(tmp_path):
     record, data = read_one(write(tmp_path, palette(paint(1, 2))))
     assert classes_of(record, data) == ["object", "object"]
