@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections import defaultdict
@@ -101,6 +102,10 @@ class ImageFinder:
             say: whether an image that is not there is noted as missing.
         """
         files = self._by_name.get(same_text(name)) or self._by_stem.get(same_text(name), [])
+        stem, suffix = os.path.splitext(same_text(name))
+        if not files and suffix.lower() in IMAGE_SUFFIXES and stem in self._by_stem:
+            files = self._by_stem[stem]
+            self.data.assume(_EXTENSION, name)
         near = [file for file in files if file.parent == folder]
         named = [file for file in files if IMAGE_FOLDER.search(file.parent.name)]
         if files:

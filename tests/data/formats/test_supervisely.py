@@ -85,6 +85,15 @@ def test_a_tag_names_the_class(tmp_path):
     assert read(tmp_path, options=ReadOptions(attribute="kind")).class_names == ["NA"]
 
 
+def test_an_image_with_another_extension_is_said(tmp_path):
+    write(tmp_path, figure())
+    (image,) = tmp_path.rglob("*.png")
+    image.rename(image.with_suffix(".PNG"))
+    record, data = read_one(tmp_path)
+    assert len(record["annotations"]) == 1
+    assert any("another extension" in note for note in data.notes)
+
+
 def test_data_sets_are_splits_by_their_names(tmp_path):
     write(tmp_path, figure())
     (tmp_path / "cells").rename(tmp_path / "train")
