@@ -6,6 +6,7 @@ The model zoos of Detectron and Detectron2 store weights as `.pkl`.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import tokenize
 from collections import OrderedDict
@@ -24,6 +25,7 @@ from maskrcnn_plus.weights.pickle_reader import (
     fill,
 )
 
+_PATHS_IN, _PATHS = ("pathlib", "pathlib._local"), ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 _NUMBERS = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"}
 
 
@@ -84,11 +86,13 @@ def plain_globals(size: int, objects: bool = False) -> Globals:
 
     Args:
         size: of the file in bytes; what they make of it cannot exceed it.
-        objects: take arrays of objects, as lists of their elements.
+        objects: take arrays of objects, as lists of their elements, and paths, as text.
     """
     arrays = _Arrays(size, objects)
     cores = ("numpy.core", "numpy._core")
+    paths = itertools.product(_PATHS_IN, _PATHS) if objects else ()
     return {
+        **{each: Function(arrays.path) for each in paths},
         ("_codecs", "encode"): Function(arrays.encode),
         ("__builtin__", "bytes"): Function(lambda: b""),
         ("builtins", "bytes"): Function(lambda: b""),
@@ -118,10 +122,18 @@ class _Arrays:
     def encode(self, text: str, encoding: str = "latin1") -> bytes:
         if encoding not in ("latin1", "latin-1"):
             raise UnsafePickleError(f"it uses the text encoding {str(encoding)[:40]!r}")
-        self.text_left -= len(text)
-        if self.text_left < 0:
-            raise UnsafePickleError("its bytes claim to be larger than the file")
+        self._count(text)
         return text.encode("latin1")
+
+    def path(self, *parts: str) -> str:
+        """A path as text; of Windows its first part ends with a backslash."""
+        self._count(*parts)
+        return "/".join(part.rstrip("\\/") for part in parts)
+
+    def _count(self, *texts: str) -> None:
+        self.text_left -= sum(len(text) + 1 for text in texts)
+        if self.text_left < 0:
+            raise UnsafePickleError("its text claims to be larger than the file")
 
     def pending(self, _class: Any, _shape: Any, _code: Any) -> Pending:
         """An array whose shape, type and numbers follow as its state."""

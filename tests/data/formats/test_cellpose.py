@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import pytest
@@ -63,6 +64,19 @@ def test_the_name_in_the_file_finds_the_image(tmp_path):
     assert read_one(tmp_path)[0]["file_name"] == str(tmp_path / "images" / "one.tif")
     (tmp_path / "images" / "one.tif").unlink()
     assert "1 of 1 images that are annotated are not there" in read(tmp_path).problems[0]
+
+
+@pytest.mark.parametrize("kind", [PurePosixPath, PureWindowsPath, Path])
+def test_a_path_is_the_name_of_the_image(tmp_path, kind):
+    """Cellpose writes what its function was called with."""
+    write(tmp_path)
+    (tmp_path / "one.tif").rename(tmp_path / "other.tif")
+    saved = content()
+    saved["filename"] = kind("/data/cells/other.tif")
+    np.save(tmp_path / "one_seg.npy", saved)
+    record, data = read_one(tmp_path)
+    assert Path(record["file_name"]).name == "other.tif"
+    assert not data.problems
 
 
 class Hostile:
