@@ -27,7 +27,7 @@ IMAGE_FOLDER = re.compile(r"image|img|picture|photo|raw|original|input", re.IGNO
 """Names of folders of images, where several folders hold files of the same names."""
 
 _SEVERAL = "of several files with the name of an image, all with the same content, one was taken"
-_EXTENSION = "images that are there with another extension than the annotations say"
+_EXTENSION = "images that are there with another extension or other capitals than the annotations say"
 
 
 class ImageFinder:
@@ -44,9 +44,11 @@ class ImageFinder:
         self.data = data
         self._by_name: dict[str, list[Path]] = defaultdict(list)
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
+        self._by_letters: dict[str, list[Path]] = defaultdict(list)  # of a stem, small or capital
         for file in self.files:
             self._by_name[same_text(file.name)].append(file)
             self._by_stem[same_text(file.stem)].append(file)
+            self._by_letters[same_text(file.stem).casefold()].append(file)
 
     def note_left_out(self, why: str, images: Sequence[Path] | None = None) -> None:
         """Note the images that no annotation file is of.
@@ -80,8 +82,8 @@ class ImageFinder:
             if same_text(base) in self._by_name:
                 return self._choose(self._by_name[same_text(base)], plain, say, size)
         for plain in _spellings(name):
-            stem = plain.rpartition("/")[2].rpartition(".")[0]
-            if len(files := self._by_stem.get(same_text(stem), ())) == 1:
+            stem = same_text(plain.rpartition("/")[2].rpartition(".")[0])
+            if len(files := self._by_stem.get(stem) or self._by_letters.get(stem.casefold(), ())) == 1:
                 self.data.assume(_EXTENSION, name)
                 return files[0]
         near = [file for file in self._by_stem.get(same_text(beside.stem), ()) if file.parent == beside.parent]
@@ -103,8 +105,8 @@ class ImageFinder:
         """
         files = self._by_name.get(same_text(name)) or self._by_stem.get(same_text(name), [])
         stem, suffix = os.path.splitext(same_text(name))
-        if not files and suffix.lower() in IMAGE_SUFFIXES and stem in self._by_stem:
-            files = self._by_stem[stem]
+        stem = stem if suffix.lower() in IMAGE_SUFFIXES else same_text(name)
+        if not files and (files := self._by_stem.get(stem) or self._by_letters.get(stem.casefold(), [])):
             self.data.assume(_EXTENSION, name)
         near = [file for file in files if file.parent == folder]
         named = [file for file in files if IMAGE_FOLDER.search(file.parent.name)]

@@ -46,6 +46,20 @@ def test_another_extension_is_said(tmp_path):
     assert any("another extension" in note and "a.jpg" in note for note in data.notes)
 
 
+def test_other_capitals_are_said_and_those_as_written_come_first(tmp_path):
+    """A disk of Windows or a Mac takes them for one."""
+    write_image(tmp_path / "IMG_1.JPG")
+    found, data = find(tmp_path, "img_1.jpg")
+    data.finish(tmp_path)
+    assert found == tmp_path / "IMG_1.JPG"
+    assert any("other capitals" in note for note in data.notes)
+    assert ImageFinder(tmp_path, Annotated()).find_stem("Img_1", tmp_path) == tmp_path / "IMG_1.JPG"
+    write_image(tmp_path / "a" / "img_1.png")
+    assert find(tmp_path, "img_1.jpg")[0] == tmp_path / "a" / "img_1.png"
+    write_image(tmp_path / "a" / "Img_1.png")
+    assert find(tmp_path, "iMG_1.jpg")[0] is None
+
+
 def test_pictures_of_labels_with_the_names_of_images(tmp_path):
     image = write_image(tmp_path / "train_images" / "a.png", 10)
     write_image(tmp_path / "train_masks" / "a.png", 20)
