@@ -29,6 +29,7 @@ import maskrcnn_plus  # noqa: F401  # first: without the warnings of Detectron2'
 # isort: split
 
 from detectron2.engine import default_argument_parser
+from omegaconf import DictConfig
 
 from maskrcnn_plus.config import find_config, load_config
 from maskrcnn_plus.errors import run_tool
@@ -52,11 +53,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def train(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace, loaded: DictConfig | None) -> None:
     """Train or evaluate in this process; what goes wrong ends it with a line."""
 
     def work() -> None:
-        cfg = load_config(args.config_file, args.opts)
+        cfg = load_config(args.config_file, args.opts) if loaded is None else loaded
         keep_memory_on_cpu(cfg.train.device)
         run(args, cfg)
 
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def start() -> None:
         args.config_file = find_config(args.config_file)
         cfg = load_config(args.config_file, args.opts)  # a misspelt key ends here, before anything starts
-        launch(train, args, cfg.train.device)
+        launch(train, args, cfg)
 
     return run_tool("train_net", start, overrides=args.opts, failure=1)
 

@@ -11,33 +11,38 @@ import torch
 import torch.distributed as dist
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
+from omegaconf import DictConfig
 
 from maskrcnn_plus.device import named_device
 
 
-def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace, device: str = "auto") -> None:
-    """Run `main(args)` in this process, or in each of several.
+def launch(
+    main: Callable[[argparse.Namespace, DictConfig | None], object], args: argparse.Namespace, cfg: DictConfig
+) -> None:
+    """Run `main(args, cfg)` in this process, or `main(args, None)` in each of several that are started.
 
     Under `torchrun` the processes exist already; `--num-gpus N` starts N of them (CUDA).
 
     Args:
-        main: what each process runs.
+        main: what each process runs. One that is started loads the config itself, which may hold what cannot be sent
+            there; this process has loaded it, and a module that a config file changes would be changed twice.
         args: of `detectron2.engine.default_argument_parser`.
-        device: the config's `train.device`: several processes on CPUs talk by gloo, on GPUs by NCCL.
+        cfg: its `train.device` says how several processes talk: on CPUs by gloo, on GPUs by NCCL.
 
     Raises:
         ValueError: `--num-gpus` or torchrun asks for more devices than there are, or for several processes on one; or a
             restart of torchrun that cannot work, see `_check_restart`.
     """
-    kind = named_device(device)  # a tensor there now would be on the first GPU in each process
+    kind = named_device(cfg.train.device)  # a tensor there now would be on the first GPU in each process
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _join_torchrun(kind)
         try:
-            main(args)
+            main(args, cfg)
         finally:
             dist.destroy_process_group()
         return
-    if args.num_gpus * args.num_machines > 1:
+    several = args.num_gpus * args.num_machines > 1
+    if several:
         _check_devices(kind, args.num_gpus, f"--num-gpus {args.num_gpus}")
     detectron2_launch(
         main,
@@ -45,7 +50,7 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace,
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,
-        args=(args,),
+        args=(args, None if several else cfg),
     )
 
 

@@ -1,6 +1,7 @@
 """The command line of tools/train_net.py: options before, between and after key=value."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,17 @@ def test_what_no_run_can_start_with_ends_with_1_and_a_line(tool, arguments, mess
     monkeypatch.setattr(tool, "launch", lambda *_: pytest.fail("something was started"))
     assert tool.main(["--config-file", *arguments]) == 1
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_config_is_loaded_once_in_a_process(tool, tmp_path, monkeypatch):
+    """A module that it imports and changes would be changed twice."""
+    base = "from maskrcnn_plus.configs.demo.mask_rcnn_lite0_fpn import dataloader, dataset, model, optimizer, train\n"
+    (tmp_path / "base_of_config.py").write_text(base)
+    config = tmp_path / "config.py"
+    config.write_text("from base_of_config import *\n\ndataset.thing_classes.append('star')\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    seen = []
+    monkeypatch.setattr(tool, "run", lambda args, cfg: seen.append(list(cfg.dataset.thing_classes)))
+    assert tool.main(["--config-file", str(config), "train.device=cpu"]) == 0
+    assert seen == [["round", "spindle", "lobed", "star"]]
+    sys.modules.pop("base_of_config")

@@ -18,6 +18,7 @@ import detectron2.engine.defaults
 import tiny
 import torch
 from detectron2.utils import comm
+from omegaconf import DictConfig
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from maskrcnn_plus.training import launch
@@ -40,12 +41,12 @@ def train(folder: str, kill_rank: int, kill_at: int) -> None:
 
     tiny.Stream.__iter__ = iterate
 
-    def main(args: argparse.Namespace) -> None:
+    def main(_: argparse.Namespace, cfg: DictConfig) -> None:
         Path(folder, f"world-{time.time_ns()}-{comm.get_rank()}").write_text(str(comm.get_world_size()))
-        cfg = tiny.config(folder, max_iter=ITERATIONS, eval_period=6, checkpointer={"period": 3, "max_to_keep": 2})
         tiny.execute(cfg, resume=True)
 
-    launch(main, argparse.Namespace(num_gpus=1, num_machines=1, machine_rank=0, dist_url="auto"), "cpu")
+    cfg = tiny.config(folder, max_iter=ITERATIONS, eval_period=6, checkpointer={"period": 3, "max_to_keep": 2})
+    launch(main, argparse.Namespace(num_gpus=1, num_machines=1, machine_rank=0, dist_url="auto"), cfg)
 
 
 def agent(folder: str, kill_rank: int, kill_at: int) -> None:

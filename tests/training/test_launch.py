@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
+from omegaconf import OmegaConf
 
 from maskrcnn_plus.training.launch import launch
 
@@ -29,6 +30,10 @@ def arguments(num_gpus=1):
     return argparse.Namespace(num_gpus=num_gpus, num_machines=1, machine_rank=0, dist_url="auto")
 
 
+def on(device):
+    return OmegaConf.create({"train": {"device": device}})
+
+
 def under_torchrun(monkeypatch, processes=2):
     for name, value in (("TORCHELASTIC_RUN_ID", "none"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", str(processes))):
         monkeypatch.setenv(name, value)
@@ -44,7 +49,7 @@ def under_torchrun(monkeypatch, processes=2):
 )
 def test_processes_of_torchrun_talk_by_the_device_of_the_training(machine, monkeypatch, device, expected):
     under_torchrun(monkeypatch)
-    launch(lambda args: None, arguments(), device)
+    launch(lambda args, cfg: None, arguments(), on(device))
     assert machine == expected
 
 
@@ -58,7 +63,7 @@ def test_processes_of_torchrun_talk_by_the_device_of_the_training(machine, monke
 def test_torchrun_needs_a_device_a_process(machine, monkeypatch, device, processes, message):
     under_torchrun(monkeypatch, processes)
     with pytest.raises(ValueError, match=message):
-        launch(lambda args: None, arguments(), device)
+        launch(lambda args, cfg: None, arguments(), on(device))
     assert machine == {}
 
 
@@ -72,13 +77,13 @@ def test_torchrun_needs_a_device_a_process(machine, monkeypatch, device, process
 )
 def test_num_gpus_needs_gpus(machine, device, gpus, message):
     with pytest.raises(ValueError, match=message):
-        launch(lambda args: None, arguments(gpus), device)
+        launch(lambda args, cfg: None, arguments(gpus), on(device))
     assert machine == {}
 
 
 @pytest.mark.parametrize(("device", "gpus"), [("cpu", 1), ("cuda:1", 1), ("cuda", 2), ("auto", 2)])
 def test_num_gpus_starts_detectron2s_processes(machine, device, gpus):
-    launch(lambda args: None, arguments(gpus), device)
+    launch(lambda args, cfg: None, arguments(gpus), on(device))
     assert machine == {"gpus": gpus}
 
 
@@ -93,7 +98,7 @@ def test_a_restart_that_would_wait_for_ever_is_refused(machine, monkeypatch, cap
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
     if outcome == "refused":
         with pytest.raises(ValueError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
-            launch(lambda args: None, arguments(), "cpu")
+            launch(lambda args, cfg: None, arguments(), on("cpu"))
         return
-    launch(lambda args: None, arguments(), "cpu")
+    launch(lambda args, cfg: None, arguments(), on("cpu"))
     assert ("will not work: start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in caplog.text) == bool(outcome)

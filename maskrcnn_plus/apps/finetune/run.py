@@ -160,7 +160,7 @@ def train(config: Path | str, resume: bool = False, overrides: Sequence[str] = (
     cfg = load_config(path, overrides)
     if output is not None:
         cfg.train.output_dir = str(output)
-    launch(lambda each: run(each, cfg), args, cfg.train.device)
+    launch(run, args, cfg)
 
 
 def _cut_images(request: Request, say: Callable[[str], None]) -> Request:
