@@ -105,8 +105,10 @@ class PointRendHead(NotScriptable, PointRendMaskHead):
         super().__init__(cfg, input_shape)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec] | ShapeSpec) -> dict[str, Any]:
         """Arguments from the keys of `detectron2.projects.point_rend.add_pointrend_config`."""
+        if isinstance(input_shape, ShapeSpec):  # of a pooler's maps
+            raise ValueError('PointRendHead reads the levels itself: set MODEL.ROI_MASK_HEAD.POOLER_TYPE to "".')
         cfg = with_defaults(cfg, add_pointrend_config)
         coarse, points = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.POINT_HEAD
         return {

@@ -61,6 +61,11 @@ def yacs_config(name):
     return cfg
 
 
+def test_the_pooler_that_yacs_configs_have_is_refused_with_its_key():
+    with pytest.raises(ValueError, match=r'set MODEL\.ROI_MASK_HEAD\.POOLER_TYPE to ""'):
+        build_mask_head(yacs_config("PointRendHead"), ShapeSpec(channels=16, width=14, height=14))
+
+
 @pytest.mark.parametrize("train", [True, False])
 def test_is_detectron2s_head_by_keywords_and_by_name(train):
     heads = [make()]
