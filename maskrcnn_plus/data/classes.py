@@ -7,6 +7,7 @@ files number the classes otherwise are matched by name.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -185,7 +186,9 @@ def _data_sets(cfg: DictConfig, split: str) -> Iterator[_CocoData | _RegisteredD
 
 def _is_register_coco(node: Any) -> bool:
     target = node.get("_target_") if isinstance(node, DictConfig) else None
-    return (locate(target) if isinstance(target, str) else target) is register_coco
+    with contextlib.suppress(ImportError):  # it is told with its key where it is built
+        return (locate(target) if isinstance(target, str) else target) is register_coco
+    return False
 
 
 def _get_data_names(

@@ -275,6 +275,12 @@ def test_a_missing_file_is_named_before_anything_is_built(coco_config):
     assert str(raised.value).count("Data set") == 1
 
 
+def test_a_target_that_cannot_be_imported_is_left_to_what_builds_it(coco_config):
+    config = coco_config(TWO)
+    config.model.backbone.bottom_up._target_ = "no.such.module.Thing"
+    assert resolve_classes(config).names
+
+
 def test_without_names_the_number_is_refused_by_name(coco_config):
     config = coco_config(TWO, None, "dataset.thing_classes=null")
     with pytest.raises(OmegaConfBaseException, match=r"dataset\.thing_classes names no classes"):
