@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 from maskrcnn_plus.errors import ConfigError, first_line
 
 MAX_DEPTH = 20
+_PLAIN = re.compile(
+    r"""[^\[\](){}'",~=][^\[\](){}'",]*"""
+)  # text that means nothing else: a path with letters of any language
 
 
 def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -24,8 +29,8 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     Args:
         cfg: a LazyConfig.
         overrides: "a.b=c" strings. A key must exist in the config, or be an argument of the callable that its parent
-            describes (`model.roi_heads.mask_on=...`). A mapping changes those keys that it
-            has: `train.amp={enabled: true}`.
+            describes (`model.roi_heads.mask_on=...`), of the one that overrides before it have put there. A mapping
+            changes those keys that it has: `train.amp={enabled: true}`.
 
     Raises:
         ConfigError: for an entry without "=", with an unknown key (with the nearest valid ones), a malformed value, or
@@ -33,8 +38,8 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
             unchanged then. Also for a reference to nothing (`train.seed=${nothing}`).
     """
     changes = find_changes(cfg, overrides)
-    for key, value in changes:
-        OmegaConf.update(cfg, key, value, merge=isinstance(value, Mapping))
+    for change in changes:
+        _update(cfg, *change)
     for key, value in changes:
         try:
             OmegaConf.select(cfg, key, throw_on_missing=True)
@@ -45,28 +50,37 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 def find_changes(cfg: DictConfig, overrides: Sequence[str]) -> list[tuple[str, Any]]:
     """The keys and values that overrides change in `cfg`, which stays as it is; see `apply_overrides`."""
-    changes = []
+    changes, changed = [], copy.deepcopy(cfg)
     for entry in overrides:
         key, equals, _ = entry.partition("=")
         key = key.strip()
         if not equals:
             raise ConfigError(f"Override {entry!r} has no '=': write key=value, e.g. train.max_iter=1000.")
         try:
-            _check_key(cfg, key)
-            value = _parse(entry)
-            changes += _changes(cfg, key, value)
+            _check_key(changed, key)
+            for change in _changes(changed, key, _parse(entry)):
+                _update(changed, *change)
+                changes.append(change)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{shortened(entry)}: {first_line(error)}", key) from error
     return changes
 
 
+def _update(cfg: DictConfig, key: str, value: Any) -> None:
+    OmegaConf.update(cfg, key, value, merge=isinstance(value, Mapping))
+
+
 def _parse(entry: str) -> Any:
     """The value of "key=value"."""
-    key = entry.partition("=")[0]
+    key, _, text = (part.strip() for part in entry.partition("="))
+    if text == "None":
+        return None
     try:
-        override = OverridesParser.create().parse_override(entry)
+        override = OverridesParser.create().parse_override(f"key={text}")  # its own may be one that Hydra cannot read
         value = override.value()
     except (HydraException, RecursionError) as error:
+        if _PLAIN.fullmatch(text):
+            return text
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else first_line(error)[:120]
         raise ConfigError(
             f"{shortened(entry)}: the value cannot be read ({reason}). Quote text that has spaces, commas, brackets or "
@@ -80,7 +94,7 @@ def _parse(entry: str) -> Any:
     return value
 
 
-def _changes(cfg: DictConfig, key: str, value: Any) -> list[tuple[str, Any]]:
+def _changes(cfg: DictConfig, key: str, value: Any) -> Iterator[tuple[str, Any]]:
     """The changes of an override: one, or one a key where a mapping changes a mapping."""
     _check_key(cfg, key)
     parent, _, last = key.rpartition(".")
@@ -92,12 +106,14 @@ def _changes(cfg: DictConfig, key: str, value: Any) -> list[tuple[str, Any]]:
         if isinstance(old, ListConfig):
             raise ConfigError(f"{key}={shortened(value)}: a list is needed, as the config has: {shortened(old)}.", key)
         if isinstance(old, DictConfig) and ("_target_" in old or _is_group(cfg, key)):
-            return [change for name in value for change in _changes(cfg, f"{key}.{name}", value[name])]
+            for name in sorted(value, key=lambda name: name != "_target_"):  # first, as the others are arguments of it
+                yield from _changes(cfg, f"{key}.{name}", value[name])
+            return
     elif isinstance(old, DictConfig) and "_target_" in old and isinstance(value, int | float):
         raise ConfigError(f"{key}={shortened(value)}: a component is needed, or one of its keys: {key}.KEY=...", key)
     elif isinstance(old, DictConfig) and _is_group(cfg, key):
         raise ConfigError(f"{key}={shortened(value)}: {key} is a group of keys: {', '.join(map(str, old))}.", key)
-    return [(key, value)]
+    yield key, value
 
 
 def _is_group(cfg: DictConfig, key: str) -> bool:
@@ -122,16 +138,25 @@ def _check_key(cfg: DictConfig, key: str) -> None:
 
 
 def _arguments(node: DictConfig) -> list[str]:
-    """Names of the keyword arguments of the callable that a LazyCall node describes."""
+    """Names of the keyword arguments of the callable that a LazyCall node describes.
+
+    Those that a constructor takes as `**kwargs` are taken to be for that of the next class.
+    """
     target = node.get("_target_")
     if target is None:
         return []
-    function: Callable = locate(target) if isinstance(target, str) else target
+    names = []
     try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return []
-    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        function: Callable = locate(target) if isinstance(target, str) else target
+        bases = function.__mro__[1:] if inspect.isclass(function) else ()
+        for each in (function, *(base.__init__ for base in bases)):
+            parameters = inspect.signature(each).parameters.values()
+            names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+            if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+                break
+    except (TypeError, ValueError, ImportError):
+        pass
+    return [name for name in names if name != "self"]
 
 
 def _unknown(cfg: DictConfig, key: str) -> str:

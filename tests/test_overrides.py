@@ -37,6 +37,52 @@ def test_an_argument_of_the_target_may_be_added():
     assert apply_overrides(_config(), ["model.bias=false"]).model.bias is False
 
 
+def test_an_argument_of_a_base_class_may_be_added_where_the_constructor_hands_it_on():
+    class Given(nn.Linear):
+        def __init__(self, *, depth=1, **kwargs):
+            super().__init__(**kwargs)
+
+    class Closed(nn.Linear):
+        def __init__(self, in_features):
+            super().__init__(in_features, 1)
+
+    cfg = _config()
+    cfg.model._target_ = Given
+    assert apply_overrides(cfg, ["model.bias=false", "model.depth=2"]).model.bias is False
+    cfg = _config()
+    cfg.model._target_ = Closed
+    for name in ("bias", "self"):
+        with pytest.raises(ValueError, match=f"Unknown config key 'model.{name}'"):
+            apply_overrides(cfg, [f"model.{name}=false"])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model._target_=torch.nn.Dropout", "model.p=0.25"],
+        ["model={p: 0.25, _target_: torch.nn.Dropout}"],
+        ["model={_target_: torch.nn.Dropout}", "model={p: 0.25}"],
+    ],
+)
+def test_an_argument_of_a_component_that_an_override_puts_there_may_be_added(overrides):
+    assert apply_overrides(_config(), overrides).model.p == 0.25
+    cfg = _config()
+    with pytest.raises(ValueError, match=r"model\.nothing"):
+        apply_overrides(cfg, [*overrides, "model.nothing=1"])
+    assert cfg == _config()
+
+
+@pytest.mark.parametrize("path", ["daten/Zellkörper 2", "/データ/細胞", "a=b/c#1", "run;2&3"])
+def test_text_of_any_language_needs_no_quotes(path):
+    cfg = apply_overrides(_config(), [f"train.max_iter={path}", f"steps.0.size ={path}"])
+    assert (cfg.train.max_iter, cfg.steps[0].size) == (path, path)
+
+
+def test_pythons_none_is_null():
+    cfg = apply_overrides(_config(), ["train.max_iter=None", "steps.0.size='None'"])
+    assert (cfg.train.max_iter, cfg.steps[0].size) == (None, "None")
+
+
 def test_an_interpolated_key_can_be_replaced():
     assert apply_overrides(_config(), ["model.out_features=3"]).model.out_features == 3
 
@@ -92,6 +138,9 @@ def test_deeply_nested_values_are_refused_in_a_short_line(value):
         ("train.max_iter=range(3)", "one value is needed"),
         ("train.max_iter=${nothing}", "'nothing' not found"),
         ("train.max_iter='a", "cannot be read"),
+        ("train.max_iter=~/a", "cannot be read"),  # which no shell has made a home of
+        ("train.max_iter==5", "cannot be read"),
+        ("steps=(1,2)", "cannot be read"),
         ("train={max_iter: 3, amp: {enabld: true}}", "Unknown config key 'train.amp.enabld'"),
         ("model={biass: true}", "Unknown config key 'model.biass'"),
     ],
