@@ -14,7 +14,7 @@ from detectron2.engine import default_setup, hooks
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from maskrcnn_plus.atomic import TEMPORARY, write_atomically
@@ -96,6 +96,10 @@ def set_up(args: argparse.Namespace, cfg: DictConfig, folder: str) -> None:
     """Seeds, and log and config in `folder`, by Detectron2's `default_setup`; channels by `dataset`."""
     changed = cfg.copy()
     changed.train.output_dir = folder
+    dataset = changed.get("dataset")
+    unnamed = OmegaConf.is_dict(dataset) and dataset.get("thing_classes", "") is None
+    if unnamed and OmegaConf.is_interpolation(dataset, "num_classes"):
+        dataset.num_classes = None  # follows from the data; Detectron2 reads all values as it saves the config
     default_setup(changed, args)
     setup_logger(folder, distributed_rank=comm.get_rank(), name="maskrcnn_plus")
     follow_dataset_channels(cfg)

@@ -109,6 +109,14 @@ def test_a_training_drops_dummies_and_is_evaluated_by_the_names(trained):
     assert (saved["class_names"], saved["category_ids"]) == (["cell", "dust"], [3, 5])
 
 
+def test_names_that_a_config_leaves_out_are_those_of_the_data(tmp_path):
+    config = coco_config(tmp_path, TRAIN, TRAIN)
+    config.dataset.thing_classes = None
+    execute(config)
+    assert built == [2]
+    assert torch.load(tmp_path / "out/model_final.pth", weights_only=True)["class_names"] == ["cell", "dust"]
+
+
 def test_a_later_evaluation_takes_the_classes_of_the_weights(trained):
     folder, _ = trained
     config = coco_config(folder, TRAIN, OTHER_NUMBERS, init_checkpoint=str(folder / "out/model_final.pth"))
