@@ -43,7 +43,7 @@ def launch(
         return
     several = args.num_gpus * args.num_machines > 1
     if several:
-        _check_devices(kind, args.num_gpus, f"--num-gpus {args.num_gpus}")
+        _check_devices(kind, args.num_gpus, f"--num-gpus {args.num_gpus}", args.num_machines)
     detectron2_launch(
         main,
         args.num_gpus,
@@ -54,7 +54,7 @@ def launch(
     )
 
 
-def _check_devices(device: torch.device, processes: int, asked_by: str) -> None:
+def _check_devices(device: torch.device, processes: int, asked_by: str, machines: int = 1) -> None:
     """Refuse what Detectron2 or CUDA would end with an assertion, in each process."""
     devices = torch.cuda.device_count() if device.type == "cuda" else 0
     if device.index is not None and processes > 1:
@@ -63,9 +63,10 @@ def _check_devices(device: torch.device, processes: int, asked_by: str) -> None:
         )
     if processes > devices:
         reason = f"this machine has {devices} CUDA devices" if device.type == "cuda" else f"train.device is {device}"
+        nodes = f"--nnodes {machines} --node-rank N --master-addr ADDRESS " if machines > 1 else ""
         raise ValueError(
-            f"{asked_by}: {reason}. To train with several processes on CPUs: torchrun --nproc-per-node {processes} "
-            "tools/train_net.py ... train.device=cpu"
+            f"{asked_by}: {reason}. To train with several processes on CPUs: torchrun {nodes}--nproc-per-node "
+            f"{processes} tools/train_net.py ... train.device=cpu"
         )
 
 

@@ -81,6 +81,14 @@ def test_num_gpus_needs_gpus(machine, device, gpus, message):
     assert machine == {}
 
 
+def test_several_machines_without_gpus_are_told_how(machine):
+    args = arguments()
+    args.num_machines = 2
+    with pytest.raises(ValueError, match=r"torchrun --nnodes 2 --node-rank N .*--nproc-per-node 1 tools/train_net"):
+        launch(lambda args, cfg: None, args, on("cpu"))
+    assert machine == {}
+
+
 @pytest.mark.parametrize(("device", "gpus"), [("cpu", 1), ("cuda:1", 1), ("cuda", 2), ("auto", 2)])
 def test_num_gpus_starts_detectron2s_processes(machine, device, gpus):
     launch(lambda args, cfg: None, arguments(gpus), on(device))
