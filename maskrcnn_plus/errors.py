@@ -13,8 +13,9 @@ import re
 import select
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from maskrcnn_plus.logs import log_to_file
@@ -60,11 +61,13 @@ def run_tool(name: str, main: Callable[[], int | None], *, overrides: Sequence[s
         failure: exit code after an error.
 
     Returns:
-        The exit code: that of `main`, `failure`, 130 after Ctrl-C, or 141 where nobody reads the output any more.
+        The exit code: that of `main`, `failure`, 130 after Ctrl-C and a job scheduler's SIGTERM, or 141 where nobody
+        reads the output any more.
     """
     _make_streams_usable()
     try:
-        return main() or 0
+        with _sigterm_like_ctrl_c():
+            return main() or 0
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
@@ -85,6 +88,20 @@ def run_tool(name: str, main: Callable[[], int | None], *, overrides: Sequence[s
             print(text, end="", file=sys.stderr)
         print(f"{name}: {line}", file=sys.stderr)
         return failure
+
+
+@contextlib.contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM, which would end the process at once and leave temporary files, raise KeyboardInterrupt."""
+    here = threading.current_thread() is threading.main_thread()  # handlers are set nowhere else
+    if not here or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _make_streams_usable() -> None:

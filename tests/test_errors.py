@@ -7,6 +7,8 @@ import logging
 import os
 import signal
 import sys
+import tempfile
+import time
 
 import pytest
 import torch
@@ -119,6 +121,27 @@ def test_too_little_memory_has_a_remedy(error, capsys):
     assert len(text.splitlines()) == 1
     assert "not enough memory" in text
     assert "total_batch_size" in text
+
+
+def test_sigterm_ends_a_tool_as_ctrl_c_does(tmp_path, capsys):
+    """Temporary files are removed; handlers of whoever calls are theirs."""
+    got = []
+
+    def write():
+        with tempfile.TemporaryDirectory(dir=tmp_path):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    assert run_tool("tool", lambda: run_tool("tool", write)) == 130
+    assert capsys.readouterr().err == "tool: interrupted\n"
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    previous = signal.signal(signal.SIGTERM, lambda *_: got.append("theirs"))
+    try:
+        assert run_tool("tool", lambda: os.kill(os.getpid(), signal.SIGTERM)) == 0
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert got == ["theirs"]
 
 
 class _Images(Dataset):

@@ -26,7 +26,6 @@ Exit code: 0 all finished, 1 some failed, 2 nothing could be started or written,
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,5 +114,4 @@ def write_document(plan: Plan, table: Path) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job scheduler's stop ends cleanly as Ctrl-C does
     sys.exit(main())

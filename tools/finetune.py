@@ -19,7 +19,6 @@ be understood, 128 + N stopped by signal N after a checkpoint was written (130 f
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,8 +97,6 @@ def finetune(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    if argv is None:  # a program of its own; the training has handlers of its own
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
     return run_tool("finetune", lambda: finetune(args), overrides=args.opts, failure=1)
 
 

@@ -53,7 +53,6 @@ Exit code: 0 all predicted, 1 some failed, 2 none could be predicted or nothing 
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -194,8 +193,6 @@ _roi.__name__ = "X,Y,WIDTH,HEIGHT"  # how argparse calls it in an error
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    if argv is None:  # a program of its own
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job scheduler's stop keeps results as Ctrl-C does
     return run_tool("predict", lambda: predict(args), overrides=args.opts)
 
 

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -88,8 +87,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    if argv is None:  # a program of its own
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = run_tool("predict_cluster", lambda: predict(args), overrides=args.opts)
     if code == 130:
         print("The same command goes on with the shards that are missing.", file=sys.stderr)

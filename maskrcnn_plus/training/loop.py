@@ -157,7 +157,7 @@ class Trainer(TrainerBase):
         names = ", ".join(str(entry.get("file_name", entry.get("image_id", "?"))) for entry in batch)
         return (
             f"Training diverged at iteration {self.iter}: {what.rstrip('.')}. Images of the batch: {names}. "
-            "The weights were not changed by it and the last checkpoint is intact; look at these images and their "
+            "Neither the weights nor earlier checkpoints were changed by it; look at these images and their "
             "annotations, lower optimizer.lr, or set train.clip_grad_norm."
         )
 
