@@ -110,6 +110,8 @@ def test_what_cannot_be_joined_is_named(run, tool, tmp_path, capsys):
         assert "another run is writing to this folder" in refusal()
     (tmp_path / "out/.records/shards/2-of-3.json").write_text("{}")
     assert "2-of-3.json is damaged" in refusal()
+    (tmp_path / "out/.records/settings.json").write_text('{"a":')
+    assert "settings.json is damaged" in refusal()
 
 
 def test_shards_share_the_folder_with_each_other_alone(run, tmp_path, capsys):

@@ -80,6 +80,11 @@ class Manifest:
     class_names: tuple[str, ...]
     category_ids: tuple[int | float | str, ...] | None
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that no plan has."""
+        if self.files < 0 or self.shard_size < 1:
+            raise ValueError(f"{self.files} files in shards of {self.shard_size} are no plan")
+
     @property
     def shards(self) -> int:
         """Their number."""

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from maskrcnn_plus.apps.predict_files.file_predictor import RunSummary, result_kinds
 from maskrcnn_plus.apps.predict_files.inputs import InputFile
@@ -22,6 +23,8 @@ from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.errors import UserError, listed
 from maskrcnn_plus.plain_data import from_plain
 from maskrcnn_plus.results import FORMATS
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -106,8 +109,8 @@ def merge_shards(output: str | Path) -> RunSummary:
     place = folder / ".records"
     if not (place / "shards").is_dir():
         raise UserError(f"{folder} has no shards: run tools/predict.py --shard 1/N ... --shard N/N first")
-    settings = json.loads((place / "settings.json").read_bytes())
-    shards = _check([_read(path) for path in sorted((place / "shards").glob("*.json"))], folder)
+    settings = _read(place / "settings.json", dict[str, Any])
+    shards = _check([_read(path, ShardRecord) for path in sorted((place / "shards").glob("*.json"))], folder)
     first = shards[0]
     total = RunSummary()
     for shard in shards:
@@ -128,11 +131,12 @@ def merge_shards(output: str | Path) -> RunSummary:
     return total
 
 
-def _read(path: Path) -> ShardRecord:
+def _read(path: Path, kind: type[T]) -> T:
     try:
-        return from_plain(json.loads(path.read_bytes()), ShardRecord)
+        return from_plain(json.loads(path.read_bytes()), kind)
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): run this shard again") from error
+        again = "this shard" if kind is ShardRecord else "the shards"
+        raise UserError(f"{path} is damaged ({error}): run {again} again") from error
 
 
 def _check(shards: Sequence[ShardRecord], folder: Path) -> list[ShardRecord]:

@@ -1,5 +1,6 @@
 """What an actor does, without Ray: tables of shards, huge images by tiles, attempts that ended, and the plan."""
 
+import dataclasses
 import json
 import os
 
@@ -233,9 +234,11 @@ def test_a_plan_of_other_inputs_or_settings_is_refused_by_name(folder):
     store.write("images/shard-000000.parquet", b"")
     plan_job(store, changed, {"tile": "off"}, 5, classes, overwrite=True)
     assert store.list("images") == []
-    store.write("manifest.json", b"{}")
-    with pytest.raises(UserError, match=r"manifest.json is damaged"):
-        read_manifest(store)
+    forged = json.dumps({**dataclasses.asdict(plan), "shard_size": 0}).encode()
+    for content in (b"{}", forged):
+        store.write("manifest.json", content)
+        with pytest.raises(UserError, match=r"manifest.json is damaged"):
+            read_manifest(store)
     store.delete("manifest.json")
     store.write("images/shard-000000.parquet", b"")
     with pytest.raises(UserError, match="has tables but no plan"):
