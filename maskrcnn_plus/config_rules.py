@@ -26,6 +26,7 @@ from maskrcnn_plus.value_rules import (
     mapping,
     number,
     optional,
+    part,
     sequence,
     text,
 )
@@ -45,6 +46,13 @@ RULES: dict[str, Rule] = {
     "dataloader.train": component(),
     "dataloader.test": component(),
     "dataloader.proposal_evaluator": component(),
+    "dataloader.*.mapper": part(),
+    "model.backbone": part(),
+    "model.proposal_generator": part(),
+    "model.*.anchor_generator": part(),
+    "model.*box2box_transform": part(),
+    "model.roi_heads": part(),
+    "model.*.mask_head": part(),
     # how to train
     "train.output_dir": filled(),
     "train.init_checkpoint": optional(text()),

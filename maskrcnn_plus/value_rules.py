@@ -107,6 +107,11 @@ def component() -> Rule:
     return Rule("a component (_target_ and its arguments)", lambda value: _accept(value, isinstance(value, DictConfig)))
 
 
+def part() -> Rule:
+    """What `component` takes, None, or an object of the user's: no number or text."""
+    return Rule(component().wanted, lambda value: _accept(value, not isinstance(value, int | float | str)))
+
+
 def _accept(value: Any, accepted: bool) -> Any:
     if not accepted:
         raise ValueError(value)

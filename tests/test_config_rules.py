@@ -94,6 +94,25 @@ def test_wrong_values_are_refused_with_their_key(name, key, value, loaded):
 
 
 @pytest.mark.parametrize(
+    "key",
+    [
+        *("model.backbone", "model.proposal_generator", "model.proposal_generator.anchor_generator"),
+        *("model.proposal_generator.box2box_transform", "model.roi_heads", "model.roi_heads.mask_head"),
+        "dataloader.test.mapper",
+    ],
+)
+def test_a_number_in_place_of_a_part_is_refused(key, loaded):
+    """As a description of weights may have one; the model would be built, and fail at the first image."""
+    cfg = loaded(NUCLEI, [])
+    for value in (3, True, "text"):
+        OmegaConf.update(cfg, key, value)
+        with pytest.raises(ValueError, match=f"{key}={value}: a component"):
+            check_config(cfg)
+    OmegaConf.update(cfg, key, None)
+    check_config(cfg)
+
+
+@pytest.mark.parametrize(
     ("key", "value", "understood"),
     [
         ("train.max_iter", "1e4", 10000),
