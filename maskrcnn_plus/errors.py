@@ -93,11 +93,17 @@ def run_tool(name: str, main: Callable[[], int | None], *, overrides: Sequence[s
 @contextlib.contextmanager
 def _sigterm_like_ctrl_c() -> Iterator[None]:
     """Let SIGTERM, which would end the process at once and leave temporary files, raise KeyboardInterrupt."""
-    here = threading.current_thread() is threading.main_thread()  # handlers are set nowhere else
+    pid, here = os.getpid(), threading.current_thread() is threading.main_thread()  # handlers are set nowhere else
+
+    def interrupt(*_: object) -> None:
+        if os.getpid() != pid:  # a forked process inherited the handler
+            os._exit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt
+
     if not here or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:

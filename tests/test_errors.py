@@ -136,6 +136,17 @@ def test_sigterm_ends_a_tool_as_ctrl_c_does(tmp_path, capsys):
     assert capsys.readouterr().err == "tool: interrupted\n"
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+    def fork():
+        if (child := os.fork()) == 0:
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+            finally:
+                os._exit(0)  # never reached: this process has nothing to remove
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    assert run_tool("tool", fork) == 143
     previous = signal.signal(signal.SIGTERM, lambda *_: got.append("theirs"))
     try:
         assert run_tool("tool", lambda: os.kill(os.getpid(), signal.SIGTERM)) == 0

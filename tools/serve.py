@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -107,6 +108,7 @@ def run(args: argparse.Namespace) -> None:
             f"serve: everybody who reaches this machine may use the model; set {TOKEN} to ask for a token.",
             file=sys.stderr,
         )
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which the server takes, and ends the process by when it has closed
     serve(
         predictor,
         settings,

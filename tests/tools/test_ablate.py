@@ -104,7 +104,6 @@ for line in sys.stdin:
     if child == 0:
         os.dup2(2, 1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         os._exit(ablate.main(line.split(), train, figures))
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
