@@ -161,8 +161,9 @@ def export_model(
             timed = [record["file_name"] for record in data.records[:_TIMED]]
             times = time_in_turn([original, exported], timed)
             facts["latency_ms"] = dict(zip(("original", "exported"), times, strict=True))
+        (folder / FILE_NAME).unlink(missing_ok=True)  # from here on the folder holds no whole model
+        write_reports(folder, facts, judge.comparison)
         _move(Path(place), folder, passed)
-    write_reports(folder, facts, judge.comparison)
     return ExportResult(folder, facts["passed"], facts["gate"], judge.comparison, facts["notes"])
 
 
@@ -258,7 +259,5 @@ def _verdict(judge: Judge, why: str, passed: bool) -> str:
 
 def _move(place: Path, folder: Path, passed: bool) -> None:
     """Put a model that passed into its folder, `model.json` last; of one that failed nothing stays."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE_NAME).unlink(missing_ok=True)
     for path in sorted(place.iterdir(), key=lambda path: path.name == FILE_NAME) if passed else ():
         shutil.move(path, folder / path.name)

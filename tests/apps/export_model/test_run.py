@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from maskrcnn_plus.data.diameter import ScaleToDiameter
 from maskrcnn_plus.device import SATURATES, saturates
 from maskrcnn_plus.errors import UserError
 from maskrcnn_plus.inference.predictor import Predictor
+from maskrcnn_plus.model_folder import is_model_folder
 
 openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'maskrcnn_plus[export]'")
 
@@ -168,6 +170,22 @@ def test_one_graph_passes_the_same_gate(trained, tmp_path):
     assert (tmp_path / "onnx" / "model.onnx").exists()
     with pytest.raises(UserError, match="int8 is for OpenVINO"):
         run.export_model(weights, tmp_path / "onnx", to="onnx", precision="int8")
+
+
+def test_an_export_that_was_stopped_while_it_filled_its_folder_is_made_again(trained, tool, tmp_path, monkeypatch):
+    moved = shutil.move
+
+    def stop(source, target):
+        moved(source, target)
+        raise KeyboardInterrupt
+
+    arguments = ["--weights", trained[0], "--output", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        patch.setattr(run.shutil, "move", stop)
+        assert tool.main(arguments) == 130
+    assert not is_model_folder(tmp_path / "out")
+    assert tool.main(arguments) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_outputs_and_arguments_that_cannot_be(trained, tmp_path, tool, capsys):
