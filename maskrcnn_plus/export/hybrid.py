@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from maskrcnn_plus.atomic import write_atomically
 from maskrcnn_plus.export.describe import describe_model
 from maskrcnn_plus.export.hybrid_parts import Candidate, convert, find_parts
 from maskrcnn_plus.inference.exported import REST, open_tensors
@@ -87,7 +88,8 @@ class HybridModel:
             openvino.save_model(self.graphs[name] if graph is None else graph, path, compress_to_fp16=kind == "fp16")
             files += [path.name, path.with_suffix(".bin").name]
             parts.append(replace(candidate.part, precision=kind))
-        safetensors.torch.save_file({key: value.contiguous() for key, value in self._rest.items()}, folder / REST)
+        rest = {key: value.contiguous() for key, value in self._rest.items()}
+        write_atomically(folder / REST, safetensors.torch.save(rest))  # `save_file` lets nobody else read it
         hybrid = {
             "parts": [asdict(part) for part in parts],
             "description": json.dumps(self.description),

@@ -102,6 +102,7 @@ def test_500_detections_and_none_and_batches(exported):
 
 def test_the_folder_describes_itself_as_the_checkpoint_does(exported):
     weights, folder = map(str, exported)
+    assert len({path.stat().st_mode for path in exported[1].iterdir()}) == 1  # who may read one may read all
     assert read_description(folder) == read_description(weights)
     changed = described_config(folder, ["dataset.score_threshold=0.9"])
     assert Predictor(changed, folder).score_threshold == 0.9
