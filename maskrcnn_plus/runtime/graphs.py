@@ -41,7 +41,7 @@ def load_graph(path: Path, threads: int | None = None, runtime: str | None = Non
     except ModuleNotFoundError as error:
         raise UserError(f"{path} needs the package {package}, which is not installed: pip install {package}") from error
     except Exception as error:  # of both packages' own classes
-        reason = first_line(error)[:300]
+        reason = (str(error).strip() or first_line(error)).splitlines()[-1][:300]  # OpenVINO begins with where it was
         raise ModelFolderError(
             f"{package} cannot load {path}: {reason} It is damaged, or made for another version: update {package}, or "
             "export the model again."

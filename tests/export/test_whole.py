@@ -188,6 +188,9 @@ def test_graphs_that_cannot_be_loaded_are_named(exported, tmp_path, capsys):
     write_model_folder(folder, description, ["model.onnx"])
     with pytest.raises(ModelFolderError, match="onnxruntime cannot load"):
         ExportedModel(folder)
+    pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'maskrcnn_plus[export]'")
+    with pytest.raises(ModelFolderError, match=r"openvino cannot load .*model\.onnx: (?!Exception from)"):
+        ExportedModel(folder, runtime="openvino")
     write_model_folder(folder, description, [])
     with pytest.raises(ModelFolderError, match="files are missing"):
         ExportedModel(folder)
