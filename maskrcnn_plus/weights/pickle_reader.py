@@ -28,6 +28,9 @@ MAX_BITS = 256
 """Of an integer."""
 
 
+_LONGEST = 200  # characters of a name in a message
+
+
 class UnsafePickleError(ValueError):
     """The file asks for something else than data."""
 
@@ -265,4 +268,5 @@ def _target(value: Any, *kinds: type) -> Any:
 
 
 def _refers_to(module: str, name: str) -> str:
-    return f"it refers to {module}.{name}, which is not plain data; nothing of it was run"
+    shown = repr(f"{module}.{name}"[:_LONGEST])[1:-1]  # the file chose it: it may be long, or of several lines
+    return f"it refers to {shown}, which is not plain data; nothing of it was run"

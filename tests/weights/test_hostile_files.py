@@ -144,6 +144,7 @@ HOSTILE = {
     "2 GB of an integer": b"\x80\x02\x8b" + struct.pack("<i", (1 << 31) - 1) + b".",
     "long integer as a name": b"\x80\x02}(\x8b" + struct.pack("<i", 4000) + b"\x7f" * 4000 + _float_type() + b"0"
     + _array(1, _bytes(b"\0" * 4)) + b"u.",
+    "long name of several lines": _named(_text("os") + _text("fine\n" * 9999) + b"\x93"),
     "hash of nested tuples": b"\x80\x02}" + _doubled(60, "tuple by memo") + b"Ns.",
     "hash of doubled tuples": b"\x80\x02}" + _doubled(60, "tuple by dup") + b"Ns.",
     "hash in a set": b"\x80\x04\x8f(" + _doubled(60, "tuple by dup") + b"\x90.",
@@ -278,6 +279,8 @@ def test_it_is_refused_by_name_in_no_time(outcomes, name):
     assert outcomes[name].startswith("refused: ")
     assert name in outcomes[name]
     assert "MemoryError" not in outcomes[name]
+    assert "\n" not in outcomes[name]
+    assert len(outcomes[name]) < 3000
 
 
 @pytest.mark.parametrize("name", SOUND)
