@@ -18,9 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from maskrcnn_plus.errors import ConfigError, first_line
 
 MAX_DEPTH = 20
-_PLAIN = re.compile(
-    r"""[^\[\](){}'",~=][^\[\](){}'",]*"""
-)  # text that means nothing else: a path with letters of any language
+# Text that means nothing else: a path with letters of any language.
+_PLAIN = re.compile(r"""[^\[\](){}'",~=][^\[\](){}'",]*""")
 
 
 def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:

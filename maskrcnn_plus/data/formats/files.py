@@ -189,6 +189,11 @@ def read_lines(path: Path) -> list[str]:
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
+def csv_delimiter(header: str) -> str:
+    """What parts the cells of a table with this first line: spreadsheets of some languages write semicolons."""
+    return max(",;\t", key=header.count)
+
+
 def split_of(file: Path, root: Path) -> str:
     """Split that a folder between `root` and a file is named after, or `WHOLE`: val, train2017, test_images."""
     parts = file.relative_to(root).parts[:-1] if file.is_relative_to(root) else ()

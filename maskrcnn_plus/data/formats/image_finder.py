@@ -83,7 +83,7 @@ class ImageFinder:
                 return self._choose(self._by_name[same_text(base)], plain, say, size)
         for plain in _spellings(name):
             stem = same_text(plain.rpartition("/")[2].rpartition(".")[0])
-            if len(files := self._by_stem.get(stem) or self._by_letters.get(stem.casefold(), ())) == 1:
+            if len(files := self._of_stem(stem)) == 1:
                 self.data.assume(_EXTENSION, name)
                 return files[0]
         near = [file for file in self._by_stem.get(same_text(beside.stem), ()) if file.parent == beside.parent]
@@ -106,7 +106,7 @@ class ImageFinder:
         files = self._by_name.get(same_text(name)) or self._by_stem.get(same_text(name), [])
         stem, suffix = os.path.splitext(same_text(name))
         stem = stem if suffix.lower() in IMAGE_SUFFIXES else same_text(name)
-        if not files and (files := self._by_stem.get(stem) or self._by_letters.get(stem.casefold(), [])):
+        if not files and (files := self._of_stem(stem)):
             self.data.assume(_EXTENSION, name)
         near = [file for file in files if file.parent == folder]
         named = [file for file in files if IMAGE_FOLDER.search(file.parent.name)]
@@ -115,6 +115,10 @@ class ImageFinder:
         if say:
             self.data.missing.append(name)
         return None
+
+    def _of_stem(self, stem: str) -> list[Path]:
+        """Files of a name without extension, as written, else in other capitals."""
+        return self._by_stem.get(stem) or self._by_letters.get(stem.casefold(), [])
 
     def _choose(self, files: list[Path], name: str, say: bool, size: tuple[int, int] | None = None) -> Path | None:
         """The file whose folders are most like those of a name; None where nobody can tell.

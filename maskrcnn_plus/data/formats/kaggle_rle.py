@@ -17,7 +17,7 @@ import numpy as np
 
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.annotated import UNUSED_ONLY, Annotated
-from maskrcnn_plus.data.formats.files import list_tree, split_of
+from maskrcnn_plus.data.formats.files import csv_delimiter, list_tree, split_of
 from maskrcnn_plus.data.formats.image_finder import ImageFinder
 from maskrcnn_plus.data.formats.masks import rle_annotation
 from maskrcnn_plus.data.formats.options import ReadOptions
@@ -149,7 +149,7 @@ def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
         with open(file, encoding="utf-8-sig", newline="") as opened:
             header = opened.readline(_LINE)
             opened.seek(0)
-            reader = csv.reader(opened, delimiter=_delimiter(header))
+            reader = csv.reader(opened, delimiter=csv_delimiter(header))
             next(reader, None)
             rows = [(reader.line_num, row) for row in reader if row]
     except (csv.Error, ValueError) as error:
@@ -165,7 +165,7 @@ def _find_columns(file: Path) -> _Columns | None:
         refuse_special_file(file)
         with open(file, encoding="utf-8-sig", newline="") as opened:
             header, first_row = opened.readline(_LINE), opened.readline(_LINE)
-        line, first = (next(csv.reader([text], delimiter=_delimiter(header)), []) for text in (header, first_row))
+        line, first = (next(csv.reader([text], delimiter=csv_delimiter(header)), []) for text in (header, first_row))
     except (OSError, ValueError, csv.Error):
         return None
     names = ["".join(letter for letter in name.lower() if letter.isalnum()) for name in line]
@@ -174,11 +174,6 @@ def _find_columns(file: Path) -> _Columns | None:
     if image is None or runs is None or (first and not _looks_like_runs(first, runs)):
         return None
     return _Columns(image, category, runs, names[image] in _WITH_CLASS, names[runs] in _BY_ROWS)
-
-
-def _delimiter(header: str) -> str:
-    """What parts the cells of a table: spreadsheets of some languages write semicolons."""
-    return max(",;\t", key=header.count)
 
 
 def _looks_like_runs(row: list[str], column: int) -> bool:

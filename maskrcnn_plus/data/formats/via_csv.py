@@ -10,6 +10,7 @@ from typing import Any
 
 from maskrcnn_plus.data.check import DataError
 from maskrcnn_plus.data.formats.annotated import Annotated
+from maskrcnn_plus.data.formats.files import csv_delimiter
 from maskrcnn_plus.special_files import refuse_special_file
 
 _COLUMNS = ("filename", "region_shape_attributes", "region_attributes")
@@ -45,8 +46,7 @@ def read_via_csv(file: Path, data: Annotated) -> dict[str, list[Any]]:
         with file.open(encoding="utf-8-sig", newline="") as text:
             header = text.readline()
             text.seek(0)
-            delimiter = max(",;\t", key=header.count)
-            for number, row in enumerate(csv.DictReader(text, delimiter=delimiter), start=2):
+            for number, row in enumerate(csv.DictReader(text, delimiter=csv_delimiter(header)), start=2):
                 row = {str(key).lstrip("#").strip(): value for key, value in row.items()}
                 name = row.get("filename")
                 if not name:
