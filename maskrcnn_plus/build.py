@@ -53,6 +53,6 @@ def _build(node: Any, key: str, extra: Mapping[str, Any] | None = None) -> Any:
         raise
     except Exception as error:  # whatever a constructor makes of the config's values
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-        text = " ".join(str(error).split()) if isinstance(error, ImportError) else str(error)  # `locate` takes lines
+        text = " ".join(line.strip() for line in str(error).splitlines())  # Detectron2's and OmegaConf's have several
         detail = f"{kind}{text}".rstrip(": ")
         raise ConfigError(f"config key `{key}` cannot be built: {detail}", key) from error
