@@ -1,14 +1,31 @@
-"""A model whose objects are known beforehand: for each grey value above 0 of its input, the bounding box of that value.
+"""Pictures of grey rectangles, and a model whose objects are known: for each grey value above 0, its bounding box.
 
-Its score is value / 255: pictures of rectangles have exact expectations, overlaps included. `SOURCE` is the start of
+Its score is value / 255, so that the pictures have exact expectations, overlaps included. `SOURCE` is the start of
 a config with it, for other processes.
 """
 
 import inspect
+import json
 
+import cv2
+import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
 from torch import nn
+
+
+def draw(path, *rectangles, height=40, width=60):
+    """PNG with rectangles (value, y0, y1, x0, x1), later ones on top."""
+    image = np.zeros((height, width), dtype=np.uint8)
+    for value, y0, y1, x0, x1 in rectangles:
+        image[y0:y1, x0:x1] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+
+
+def results(folder):
+    """The objects that tools/predict.py found with the model, below a folder."""
+    return json.loads((folder / "out/predictions.json").read_text())
 
 
 class GreyValues(nn.Module):
